@@ -1,0 +1,111 @@
+"""A file -> raw tensors, with the names and dtypes the file has. Nothing in a file is ever run."""
+
+import dataclasses
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16', which safetensors asks for
+import numpy as np
+
+from convert.errors import ConversionError
+
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.ckpt')
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Raw tensors of one file.
+
+    Attributes:
+        path: where it came from.
+        container: 'safetensors' or 'torch'.
+        tensors: name -> array of the stored shape and dtype (bfloat16 is ml_dtypes').
+        metadata: what a safetensors header says; empty for torch files.
+    """
+
+    path: Path
+    container: str
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a `.safetensors` file, which needs no torch, or a torch file, which does.
+
+    Raises:
+        ConversionError: no such file, an empty, truncated or corrupt one, one that wants to run code, one with
+            nothing in it that looks like a state dict, or a torch file where torch is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConversionError(f'{path}: no such file')
+    if not path.is_file():
+        raise ConversionError(f'{path}: not a file; give the checkpoint itself')
+    if path.stat().st_size == 0:
+        raise ConversionError(f'{path}: the file is empty; fetch it again')
+    with path.open('rb') as file:
+        head = file.read(9)
+    if path.suffix == '.safetensors' or head[8:9] == b'{':
+        return _read_safetensors(path)
+    if zipfile.is_zipfile(path) or head[:1] == b'\x80':  # torch's zip format, or a pickle: its older one
+        return _read_torch(path)
+    raise ConversionError(
+        f'{path}: neither a safetensors file nor one that torch.save wrote (a cut download, or another kind of file?); '
+        f'known suffixes are {", ".join(SUFFIXES)}'
+    )
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework='np') as file:
+            return Checkpoint(path, 'safetensors', file.get_tensors(), dict(file.metadata() or {}))
+    except (safetensors.SafetensorError, TypeError, OSError) as error:
+        raise ConversionError(f'{path}: cannot be read as safetensors, {error}; fetch it again') from error
+
+
+def _read_torch(path: Path) -> Checkpoint:
+    try:
+        import torch
+    except ImportError:
+        raise ConversionError(
+            f'{path}: a torch file, and reading it needs torch: pip install torch (or use the .safetensors file)'
+        ) from None
+    try:
+        loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds: UnpicklingError, RuntimeError, EOFError, KeyError, ...
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(f'{path}: torch cannot load it as plain weights: {reason}') from error
+    state = _state_dict(loaded)
+    if state is None:
+        raise ConversionError(f'{path}: loads, but holds no state dict of tensors')
+    return Checkpoint(path, 'torch', {key: to_numpy(value) for key, value in state.items()}, {})
+
+
+def _state_dict(loaded: Any) -> Mapping[str, Any] | None:
+    """The dict of tensors in what torch.load gave, if there is one."""
+    import torch
+
+    if not isinstance(loaded, Mapping) or not loaded:
+        return None
+    return loaded if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()) else None
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A torch tensor as an array of the same dtype, bfloat16 included, sharing its memory where it can."""
+    import torch
+
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with Path(path).open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,54 @@
+"""What a conversion did, for people."""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `to_flax` found and did.
+
+    Attributes:
+        path: the file.
+        layout: 'timm' or 'flax'.
+        architecture, tag: what it is; the tag is None where nobody said.
+        num_classes, in_chans: of the trees that were made.
+        global_pool: 'catavgmax' where the classifier is twice as wide as the features, else None.
+        tensors: how many tensors went into the trees.
+        parameters: how many numbers are parameters (running statistics not counted).
+        dropped: (key, why) of what did not go in.
+        adapted: (key, how) of what was changed on the way.
+        source_dtypes: timm key -> dtype in the file, of the tensors that went in.
+        counters: timm key -> `num_batches_tracked`.
+        seconds: how long it took.
+    """
+
+    path: Path
+    layout: str
+    architecture: str
+    tag: str | None
+    num_classes: int
+    in_chans: int
+    global_pool: str | None
+    tensors: int
+    parameters: int
+    dropped: tuple[tuple[str, str], ...]
+    adapted: tuple[tuple[str, str], ...]
+    source_dtypes: dict[str, str]
+    counters: dict[str, int]
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return f'{self.architecture}.{self.tag}' if self.tag else self.architecture
+
+    def __str__(self) -> str:
+        dtypes = ', '.join(sorted(set(self.source_dtypes.values())))
+        lines = [
+            f'{self.path}: {self.layout} layout of {self.name}, {self.num_classes} classes, {self.in_chans} channels',
+            f'  {self.tensors} tensors ({dtypes}), {self.parameters:,} parameters, '
+            f'{len(self.counters)} counters of batch norm, {self.seconds:.2f} s',
+            *(f'  dropped {key}: {why}' for key, why in self.dropped),
+            *(f'  adapted {key}: {how}' for key, how in self.adapted),
+        ]
+        return '\n'.join(lines)

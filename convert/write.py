@@ -1,0 +1,114 @@
+"""Trees or tensors -> a file, written beside its place and then renamed: whole or not at all."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from convert.errors import ConversionError
+from convert.layouts import COUNTER, FLAX_FORMAT
+from convert.names import Tree, flatten
+from convert.report import Report
+
+TORCH_SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` at the end, and goes if anything fails.
+
+    Raises:
+        ConversionError: the folder is missing or cannot be written, or the disk is full.
+    """
+    if not path.parent.is_dir():
+        raise ConversionError(f'{path}: the folder {path.parent} does not exist; make it first')
+    if path.is_dir():
+        raise ConversionError(f'{path}: is a folder; give a file name')
+    beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        yield beside
+        mask = os.umask(0)
+        os.umask(mask)
+        beside.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
+        with beside.open('rb') as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except ConversionError:
+        raise
+    except Exception as error:  # safetensors and torch wrap the system's errors in classes of their own
+        raise ConversionError(f'{path}: cannot be written: {error}') from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write arrays as one safetensors file.
+
+    Raises:
+        ConversionError: it cannot be written.
+    """
+    import safetensors.numpy
+
+    # safetensors writes the memory as it lies: a transposed view would be written in the wrong order.
+    tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    with written_beside(path) as beside:
+        safetensors.numpy.save_file(tensors, beside, metadata)
+
+
+def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report, source_sha256: str = '') -> None:
+    """Write trees as one flat safetensors file, ``params.layer1.0.conv1.kernel``, and what is known of them.
+
+    Raises:
+        ConversionError: it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        raise ConversionError(f'{path}: a Flax file is a .safetensors file; name it {path.with_suffix(".safetensors")}')
+    tensors = {f'params.{key}': np.asarray(value) for key, value in flatten(params).items()}
+    tensors |= {f'batch_stats.{key}': np.asarray(value) for key, value in flatten(batch_stats).items()}
+    packages = ('tresnet_jax', 'flax', 'jax', 'numpy')
+    metadata = {
+        'format': FLAX_FORMAT,
+        'architecture': report.architecture,
+        'tag': report.tag or '',
+        'num_classes': str(report.num_classes),
+        'in_chans': str(report.in_chans),
+        'source': report.path.name,
+        'source_sha256': source_sha256,
+        'source_dtypes': json.dumps(report.source_dtypes),
+        COUNTER: json.dumps(report.counters),
+        'versions': json.dumps({name: importlib.metadata.version(name) for name in packages}),
+    }
+    save_safetensors(path, tensors, metadata)
+
+
+def save_torch(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write timm's tensors as `.safetensors`, or as `.pth` for ``torch.load``, which needs torch.
+
+    Raises:
+        ConversionError: an unknown suffix, torch missing for a torch file, or it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in TORCH_SUFFIXES:
+        raise ConversionError(f'{path}: unknown suffix; use one of {", ".join(TORCH_SUFFIXES)}')
+    if path.suffix == '.safetensors':
+        return save_safetensors(path, tensors, {'format': 'pt'})
+    try:
+        import torch
+    except ImportError:
+        raise ConversionError(
+            f'{path}: writing a torch file needs torch: pip install torch (or name a .safetensors file)'
+        ) from None
+
+    def tensor(value: np.ndarray) -> torch.Tensor:
+        if value.dtype == ml_dtypes.bfloat16:  # torch takes no foreign dtype, but the bits are the same
+            return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(value)
+
+    with written_beside(path) as beside:
+        torch.save({key: tensor(np.require(value, requirements='CW')) for key, value in tensors.items()}, beside)

@@ -1,0 +1,14 @@
+"""TResNet and ResNet-D in JAX: timm's models, names and numbers.
+
+    import tresnet_jax
+    model = tresnet_jax.create_model('resnet50d', checkpoint='resnet50d.safetensors')
+    logits = model(images)
+"""
+
+from tresnet_jax.factory import create_model as create_model
+from tresnet_jax.labels import class_names as class_names
+from tresnet_jax.model import functional as functional
+from tresnet_jax.transforms import create_transform as create_transform
+from tresnet_jax.transforms import resolve_data_config as resolve_data_config
+from tresnet_jax.variants import list_models as list_models
+from tresnet_jax.variants import list_pretrained as list_pretrained

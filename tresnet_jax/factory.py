@@ -1,0 +1,187 @@
+"""`create_model`: a model by its name, with weights from a file, from this package, or drawn."""
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tresnet_jax.initializers import ShapesOnly
+from tresnet_jax.model import ImageModel, Tree
+from tresnet_jax.resnetd import ResNetD
+from tresnet_jax.tresnet import SLOPE, TResNet
+from tresnet_jax.variants import ARCHITECTURES, PretrainedConfig, TResNetConfig, pretrained_config, split_name
+
+DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    global_pool: str | None = None,
+    output_stride: int = 32,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    abn_slope: float = SLOPE,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    remat: bool = False,
+    features_only: bool = False,
+    out_indices: tuple[int, ...] | int | None = None,
+    rngs: nnx.Rngs | None = None,
+) -> ImageModel:
+    """A TResNet or ResNet-D in evaluation mode.
+
+    Args:
+        name: an architecture ('resnet50d'), with a tag ('resnet50d.a1_in1k'), or one of timm's older names.
+        pretrained: take the weights of the tag.
+        checkpoint: take the weights of this file: timm's, or one that ``python -m convert`` wrote.
+        num_classes: None is the checkpoint's number, without one the tag's, and 1000 for a bare name. Another number
+            than the checkpoint's leaves its classifier out and starts a new one; 0 is no classifier.
+        in_chans: channels of the pictures; None is the checkpoint's, or 3. Another number than the checkpoint's
+            adapts the first convolution as timm does.
+        global_pool: 'avg', 'max', 'avgmax', 'catavgmax', any of these behind 'fast', or '' for none; None is timm's.
+        output_stride: 32, or 16 or 8 to dilate the last stages instead of striding; ResNet-D alone.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; earlier blocks have less, linearly.
+        abn_slope: of TResNet's leaky ReLUs; the original second version was trained with 1e-6.
+        dtype: of the computation: float32, bfloat16, float16, or float64 under ``jax_enable_x64``. Parameters are
+            float32 but for float64.
+        axis_name: the mapped axis over which batch norm in training mode is synchronised.
+        remat: compute each block again in the backward pass instead of keeping what is inside.
+        features_only: a backbone: a call gives the feature maps of `out_indices`, and layers behind them are gone.
+        out_indices: which maps; None is timm's: (1, 2, 3, 4) of a TResNet, all five of a ResNet-D; n is the last n.
+        rngs: for weights that are drawn; ``nnx.Rngs(0)`` if None.
+
+    Raises:
+        ValueError: an unknown name or option, or weights that are not there.
+        convert.ConversionError: (a ValueError) the checkpoint cannot be read or does not fit.
+    """
+    architecture, tagged = split_name(name)
+    if out_indices is not None and not features_only:
+        raise ValueError('out_indices is for features_only=True')
+    path = _weights_path(name, pretrained, checkpoint)
+    options = {
+        'global_pool': global_pool,
+        'output_stride': output_stride,
+        'drop_rate': drop_rate,
+        'drop_path_rate': drop_path_rate,
+        'abn_slope': abn_slope,
+        'dtype': dtype,
+        'axis_name': axis_name,
+        'remat': remat,
+    }
+    rngs = rngs or nnx.Rngs(0)
+    if path is None:
+        classes = num_classes if num_classes is not None else tagged.num_classes if tagged else 1000
+        model = build_model(architecture, num_classes=classes, in_chans=in_chans or 3, rngs=rngs, **options)
+    else:
+        model = _load(path, name, num_classes, in_chans, rngs, options)
+    model.pretrained_cfg = tagged or pretrained_config(architecture)
+    if features_only:
+        default = (1, 2, 3, 4) if isinstance(model, TResNet) else (0, 1, 2, 3, 4)
+        model.out_indices = tuple(model.prune_intermediate_layers(default if out_indices is None else out_indices))
+    return model
+
+
+def build_model(
+    architecture: str,
+    *,
+    num_classes: int,
+    in_chans: int,
+    rngs: nnx.Rngs,
+    global_pool: str | None = None,
+    output_stride: int = 32,
+    abn_slope: float = SLOPE,
+    dtype: Any = jnp.float32,
+    **options: Any,
+) -> ImageModel:
+    """The module tree of an architecture; with ``ShapesOnly()`` for `rngs` its drawn weights are shapes.
+
+    Raises:
+        ValueError: an option that the architecture does not have, or a dtype that is not computed in.
+    """
+    config = ARCHITECTURES[architecture]
+    dtype = _check_dtype(dtype)
+    if in_chans < 1 or num_classes < 0:
+        raise ValueError(f'in_chans must be positive and num_classes not negative, got {in_chans} and {num_classes}')
+    options |= {'num_classes': num_classes, 'in_chans': in_chans, 'dtype': dtype, 'rngs': rngs}
+    if global_pool is not None:
+        options['global_pool'] = global_pool
+    if isinstance(config, TResNetConfig):
+        if output_stride != 32:
+            raise ValueError(f'{architecture}: TResNet has no output_stride but 32, got {output_stride}')
+        model = TResNet(config, abn_slope=abn_slope, **options)
+    else:
+        if abn_slope != SLOPE:
+            raise ValueError(f'{architecture}: ResNet-D has ReLUs, abn_slope is for TResNet')
+        model = ResNetD(config, output_stride=output_stride, **options)
+    model.architecture = architecture
+    return model
+
+
+def _check_dtype(dtype: Any) -> jnp.dtype:
+    dtype = jnp.dtype(dtype)
+    if dtype.name not in DTYPES:
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype.name}')
+    if dtype.name == 'float64' and not jax.config.jax_enable_x64:
+        raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True) at the start of the program")
+    return dtype
+
+
+def _weights_path(name: str, pretrained: bool, checkpoint: str | Path | None) -> Path | None:
+    """The file to load, if any.
+
+    Raises:
+        ValueError: pretrained weights that this package does not carry.
+    """
+    if checkpoint is not None or not pretrained:
+        return None if checkpoint is None else Path(checkpoint)
+    config = pretrained_config(name)
+    if not config.embedded:
+        raise ValueError(
+            f'the weights of {config.name} do not come with this package: fetch model.safetensors of '
+            f'{config.hf_hub_id} from the Hugging Face hub and pass checkpoint=PATH'
+        )
+    return embedded_path(config)
+
+
+def embedded_path(config: PretrainedConfig) -> Path:
+    """The checkpoint of a tag whose weights come with this package."""
+    return Path(str(importlib.resources.files('tresnet_jax') / 'embedded' / f'{config.name}.safetensors'))
+
+
+def _load(
+    path: Path, name: str, num_classes: int | None, in_chans: int | None, rngs: nnx.Rngs, options: dict[str, Any]
+) -> ImageModel:
+    """Shapes first, then the file's values: nothing is compiled, and only a new classifier is drawn."""
+    # Here, not above: the converter needs this module, and importing the library should not import it.
+    from convert.params import match
+    from convert.read import read
+
+    def build(architecture: str, *, global_pool: str | None, **shape: Any) -> ImageModel:
+        asked = options['global_pool']
+        return build_model(architecture, **shape, **{**options, 'global_pool': global_pool if asked is None else asked})
+
+    model, params, batch_stats, report = match(read(path), name, num_classes, in_chans, build)
+    model = fill(model, params, batch_stats)
+    if num_classes is not None and num_classes != report.num_classes:
+        model.start_classifier(num_classes, rngs)
+    return model
+
+
+def fill(model: ImageModel, params: Tree, batch_stats: Tree) -> ImageModel:
+    """A model of the same structure with these values, cast to its parameters' dtype."""
+    graphdef, *wanted = nnx.split(model, nnx.Param, nnx.BatchStat)
+    given = [
+        jax.tree.map(lambda leaf, value: np.asarray(value, leaf.dtype), nnx.to_pure_dict(tree), values)
+        for tree, values in zip(wanted, (params, batch_stats), strict=True)
+    ]
+    return nnx.merge(graphdef, *jax.device_put(given))

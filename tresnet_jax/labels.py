@@ -1,0 +1,71 @@
+"""Class names: what index 258 means.
+
+The ImageNet tables are files in ``class_names/`` (from timm, ``timm/data/_info``), read when first asked for.
+"""
+
+import functools
+from importlib import resources
+from typing import Any
+
+from tresnet_jax.variants import PretrainedConfig, pretrained_config
+
+FASHION_MNIST = (
+    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
+)  # fmt: skip
+
+# timm too tells ImageNet's subsets by their size (timm/data/imagenet_info.py: infer_imagenet_subset).
+_TABLE_OF_SIZE = {1000: 'imagenet1k', 11221: 'imagenet21k_miil'}
+
+
+def class_names(source: Any) -> tuple[str, ...] | None:
+    """The name of each output of a classifier.
+
+    ImageNet's 1,000 names are those the model cards print ('Samoyed'); the 11,221 of the `miil_in21k` tags
+    are WordNet's lemmas ('person, individual, someone, ...').
+
+    Args:
+        source: a model, the name of one, its row of the table (`PretrainedConfig`), or a number of classes. A
+            model with another number of classes than its weights came with is known by that number alone.
+
+    Returns:
+        One name a class, in the order of the outputs; None when they are not known. Names can repeat.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if _is_fashion_mnist(source := _resolve(source)):
+        return FASHION_MNIST
+    table = _TABLE_OF_SIZE.get(_num_classes(source))
+    return tuple(name for _, name in _read(table)) if table else None
+
+
+def class_synsets(source: Any) -> tuple[str, ...] | None:
+    """The WordNet synset of each output of a classifier, such as 'n02111889'; unlike names they never repeat.
+
+    Takes and raises what `class_names` does; None when the classes are not known or not WordNet's.
+    """
+    if _is_fashion_mnist(source := _resolve(source)):
+        return None
+    table = _TABLE_OF_SIZE.get(_num_classes(source))
+    return tuple(synset for synset, _ in _read(table)) if table else None
+
+
+def _resolve(source: Any) -> Any:
+    return pretrained_config(source) if isinstance(source, str) else source
+
+
+def _num_classes(source: Any) -> int:
+    return source if isinstance(source, int) else source.num_classes
+
+
+def _is_fashion_mnist(source: Any) -> bool:
+    config = source if isinstance(source, PretrainedConfig) else getattr(source, 'pretrained_cfg', None)
+    return config is not None and config.tag == 'fashion_mnist' and _num_classes(source) == len(FASHION_MNIST)
+
+
+@functools.cache
+def _read(table: str) -> tuple[tuple[str, str], ...]:
+    """(synset, name) of each class."""
+    text = (resources.files('tresnet_jax') / 'class_names' / f'{table}.tsv').read_text(encoding='utf-8')
+    rows = (line.partition('\t') for line in text.splitlines())
+    return tuple((synset, name) for synset, _, name in rows)

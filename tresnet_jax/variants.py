@@ -1,0 +1,253 @@
+"""The table: one row an architecture, one row a pretrained tag.
+
+Architectures and tags are timm 1.0.31's (``timm/models/tresnet.py``, ``timm/models/resnet.py``); accuracies are
+those timm publishes (``results/results-imagenet.csv``). `test_tresnet` and the `fashion_mnist` tags are ours.
+"""
+
+import dataclasses
+import difflib
+import fnmatch
+from typing import NamedTuple
+
+BASIC, BOTTLENECK = 'basic', 'bottleneck'
+EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # a block's output channels over its planes
+
+
+@dataclasses.dataclass(frozen=True)
+class TResNetConfig:
+    """TResNet (Ridnik et al., arXiv:2003.13630): blocks a stage, width, and the all-bottleneck second version."""
+
+    layers: tuple[int, int, int, int]
+    width_factor: float = 1.0
+    v2: bool = False
+
+    @property
+    def planes(self) -> int:
+        """Channels of the stem and of layer1's convolutions; only version 2 rounds to a multiple of 8."""
+        planes = int(64 * self.width_factor)
+        return planes // 8 * 8 if self.v2 else planes
+
+    @property
+    def blocks(self) -> tuple[str, str, str, str]:
+        """The block of each stage."""
+        early = BOTTLENECK if self.v2 else BASIC
+        return (early, early, BOTTLENECK, BOTTLENECK)
+
+    @property
+    def channels(self) -> tuple[int, int, int, int]:
+        """Planes of each stage."""
+        p = self.planes
+        return (p, p * 2, p * 4, p * 8)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last feature map."""
+        return self.channels[3] * EXPANSION[self.blocks[3]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetDConfig:
+    """ResNet-D (He et al., arXiv:1812.01187): blocks a stage, the block of each stage, and widths."""
+
+    layers: tuple[int, int, int, int]
+    blocks: tuple[str, str, str, str]
+    stem_width: int = 32
+    channels: tuple[int, int, int, int] = (64, 128, 256, 512)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last feature map."""
+        return self.channels[3] * EXPANSION[self.blocks[3]]
+
+
+ArchitectureConfig = TResNetConfig | ResNetDConfig
+
+ARCHITECTURES: dict[str, ArchitectureConfig] = {
+    'tresnet_m': TResNetConfig((3, 4, 11, 3)),
+    'tresnet_l': TResNetConfig((4, 5, 18, 3), width_factor=1.2),
+    'tresnet_xl': TResNetConfig((4, 5, 24, 3), width_factor=1.3),
+    'tresnet_v2_l': TResNetConfig((3, 4, 23, 3), v2=True),
+    'test_tresnet': TResNetConfig((1, 1, 1, 1), width_factor=0.25),
+    'resnet18d': ResNetDConfig((2, 2, 2, 2), (BASIC,) * 4),
+    'resnet26d': ResNetDConfig((2, 2, 2, 2), (BOTTLENECK,) * 4),
+    'resnet34d': ResNetDConfig((3, 4, 6, 3), (BASIC,) * 4),
+    'resnet50d': ResNetDConfig((3, 4, 6, 3), (BOTTLENECK,) * 4),
+    'resnet101d': ResNetDConfig((3, 4, 23, 3), (BOTTLENECK,) * 4),
+    'resnet152d': ResNetDConfig((3, 8, 36, 3), (BOTTLENECK,) * 4),
+    'resnet200d': ResNetDConfig((3, 24, 36, 3), (BOTTLENECK,) * 4),
+    'test_resnet': ResNetDConfig((1, 1, 1, 1), (BASIC, BASIC, BOTTLENECK, BASIC), 16, (32, 48, 48, 96)),
+}
+
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+UNIT = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
+
+
+class Accuracy(NamedTuple):
+    """Published top-1 and top-5 accuracy in percent, on square pictures of `size` pixels."""
+
+    size: int
+    top1: float
+    top5: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedConfig:
+    """What comes with one set of pretrained weights; fields have timm's names and meaning.
+
+    Sizes are (channels, height, width) in pixels; mean and std are for pixels scaled to [0, 1].
+    """
+
+    architecture: str
+    tag: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    accuracies: tuple[Accuracy, ...] = ()
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    test_input_size: tuple[int, int, int] | None = None
+    crop_pct: float = 0.875
+    test_crop_pct: float | None = None
+    crop_mode: str = 'center'
+    num_classes: int = 1000
+    license: str = 'apache-2.0'
+    embedded: bool = False
+
+    @property
+    def name(self) -> str:
+        return f'{self.architecture}.{self.tag}'
+
+    @property
+    def hf_hub_id(self) -> str | None:
+        """The repository on the Hugging Face hub; None for weights that come with this package."""
+        return None if self.embedded else f'timm/{self.name}'
+
+    @property
+    def pool_size(self) -> tuple[int, int]:
+        """Height and width of the feature map before pooling."""
+        return self.input_size[1] // 32, self.input_size[2] // 32
+
+    @property
+    def first_conv(self) -> str:
+        """timm's name of the first convolution."""
+        return 'body.conv1.conv' if is_tresnet(self.architecture) else 'conv1.0'
+
+    @property
+    def classifier(self) -> str:
+        """timm's name of the last linear layer."""
+        return 'head.fc' if is_tresnet(self.architecture) else 'fc'
+
+
+def _size(pixels: int) -> tuple[int, int, int]:
+    return (3, pixels, pixels)
+
+
+def _miil(name: str, *accuracies: Accuracy, **fields) -> PretrainedConfig:
+    return PretrainedConfig(*name.split('.'), **UNIT, interpolation='bilinear', accuracies=accuracies, **fields)
+
+
+def _timm(name: str, *accuracies: Accuracy, train: int = 224, test: int = 0, **fields) -> PretrainedConfig:
+    fields = {**IMAGENET, 'interpolation': 'bicubic', 'input_size': _size(train), **fields}
+    return PretrainedConfig(
+        *name.split('.'), accuracies=accuracies, test_input_size=_size(test) if test else None, **fields
+    )
+
+
+def _fashion(architecture: str, top1: float, **fields) -> PretrainedConfig:
+    return PretrainedConfig(
+        architecture, 'fashion_mnist', interpolation='bilinear', input_size=_size(32), crop_pct=1.0, num_classes=10,
+        license='mit', embedded=True, accuracies=(Accuracy(32, top1, 100.0),), **fields,
+    )  # fmt: skip
+
+
+_A, _95_100 = Accuracy, {'crop_pct': 0.95, 'test_crop_pct': 1.0}
+
+# The first tag of an architecture is the one its bare name stands for, as in timm.
+PRETRAINED: dict[str, PretrainedConfig] = {row.name: row for row in (
+    _miil('tresnet_m.miil_in21k_ft_in1k', _A(224, 83.090, 96.112)),
+    _miil('tresnet_m.miil_in21k', num_classes=11221),
+    _miil('tresnet_m.miil_in1k', _A(224, 80.816, 94.862)),
+    _miil('tresnet_m.miil_in1k_448', _A(448, 81.710, 95.562), input_size=_size(448)),
+    _miil('tresnet_l.miil_in1k', _A(224, 81.498, 95.652)),
+    _miil('tresnet_l.miil_in1k_448', _A(448, 82.278, 95.988), input_size=_size(448)),
+    _miil('tresnet_xl.miil_in1k', _A(224, 82.060, 95.932)),
+    _miil('tresnet_xl.miil_in1k_448', _A(448, 83.066, 96.180), input_size=_size(448)),
+    _miil('tresnet_v2_l.miil_in21k_ft_in1k', _A(224, 83.910, 96.492)),
+    _miil('tresnet_v2_l.miil_in21k', num_classes=11221),
+    _timm('resnet18d.ra2_in1k', _A(224, 72.296, 90.682), _A(288, 73.790, 91.834), test=288, test_crop_pct=0.95),
+    _timm('resnet18d.ra4_e3600_r224_in1k', _A(224, 74.356, 91.826), _A(288, 76.012, 92.784), test=288,
+          crop_pct=0.9, test_crop_pct=1.0, **HALF),
+    _timm('resnet26d.bt_in1k', _A(224, 76.698, 93.156), _A(288, 77.422, 93.634), test=288, test_crop_pct=0.95),
+    _timm('resnet34d.ra2_in1k', _A(224, 77.108, 93.372), _A(288, 78.440, 94.348), test=288, test_crop_pct=0.95),
+    _timm('resnet50d.ra2_in1k', _A(224, 80.546, 95.160), _A(288, 81.354, 95.742), test=288, test_crop_pct=0.95),
+    _timm('resnet50d.ra4_e3600_r224_in1k', _A(224, 80.956, 95.380), _A(288, 81.840, 95.926), test=288,
+          **_95_100, **HALF),
+    _timm('resnet50d.a1_in1k', _A(224, 80.730, 94.678), _A(288, 81.466, 95.218), test=288, **_95_100),
+    _timm('resnet50d.a2_in1k', _A(224, 80.268, 94.642), _A(288, 81.164, 95.100), test=288, **_95_100),
+    _timm('resnet50d.a3_in1k', _A(160, 77.222, 93.256), _A(224, 78.742, 94.236), train=160, test=224,
+          crop_pct=0.95, test_crop_pct=0.95),
+    _timm('resnet50d.gluon_in1k', _A(224, 79.080, 94.458)),
+    _timm('resnet101d.ra2_in1k', _A(256, 82.254, 96.070), _A(320, 83.020, 96.456), train=256, test=320, **_95_100),
+    _timm('resnet101d.gluon_in1k', _A(224, 80.466, 95.034)),
+    _timm('resnet152d.ra2_in1k', _A(256, 83.160, 96.370), _A(320, 83.684, 96.750), train=256, test=320, **_95_100),
+    _timm('resnet152d.gluon_in1k', _A(224, 80.476, 95.194)),
+    _timm('resnet200d.ra2_in1k', _A(256, 83.250, 96.552), _A(320, 83.976, 96.820), train=256, test=320, **_95_100),
+    _timm('test_resnet.r160_in1k', _A(160, 41.602, 67.984), train=160, crop_pct=0.95, interpolation='bilinear', **HALF),
+    _fashion('test_resnet', 0.0, **HALF),
+    _fashion('test_tresnet', 0.0, **UNIT),
+)}  # fmt: skip
+
+# Names of timm before tags, the model cards' among them.
+ALIASES = {
+    'tresnet_m_miil_in21k': 'tresnet_m.miil_in21k',
+    'tresnet_m_448': 'tresnet_m.miil_in1k_448',
+    'tresnet_l_448': 'tresnet_l.miil_in1k_448',
+    'tresnet_xl_448': 'tresnet_xl.miil_in1k_448',
+    'gluon_resnet50_v1d': 'resnet50d.gluon_in1k',
+    'gluon_resnet101_v1d': 'resnet101d.gluon_in1k',
+    'gluon_resnet152_v1d': 'resnet152d.gluon_in1k',
+}
+
+
+def is_tresnet(architecture: str) -> bool:
+    return isinstance(ARCHITECTURES[architecture], TResNetConfig)
+
+
+def split_name(name: str) -> tuple[str, PretrainedConfig | None]:
+    """'resnet50d.a1_in1k' -> ('resnet50d', its row); 'resnet50d' -> ('resnet50d', None). Aliases resolve first.
+
+    Raises:
+        ValueError: the architecture or the tag is unknown; the message names the likeliest ones.
+    """
+    name = ALIASES.get(name, name)
+    architecture, _, tag = name.partition('.')
+    if architecture not in ARCHITECTURES:
+        known = [*ARCHITECTURES, *ALIASES]
+        close = difflib.get_close_matches(architecture, known, n=3) or list(ARCHITECTURES)
+        raise ValueError(f'unknown architecture {architecture!r}; did you mean {", ".join(close)}?')
+    if not tag:
+        return architecture, None
+    if name not in PRETRAINED:
+        raise ValueError(f'unknown tag {name!r}; {architecture} has {", ".join(list_pretrained(architecture + ".*"))}')
+    return architecture, PRETRAINED[name]
+
+
+def pretrained_config(name: str) -> PretrainedConfig:
+    """The row of a tagged name, or of the default tag of a bare one.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    architecture, config = split_name(name)
+    return config or next(row for row in PRETRAINED.values() if row.architecture == architecture)
+
+
+def list_models(pattern: str = '*') -> list[str]:
+    """The architectures whose names match a shell pattern, sorted: ``list_models('tresnet*')``."""
+    return sorted(fnmatch.filter(ARCHITECTURES, pattern))
+
+
+def list_pretrained(pattern: str = '*') -> list[str]:
+    """The tagged names that match a shell pattern, sorted; 'resnet50d' alone lists all its tags."""
+    pattern = pattern + '.*' if pattern in ARCHITECTURES else pattern
+    return sorted(fnmatch.filter(PRETRAINED, pattern))
