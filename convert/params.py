@@ -139,7 +139,7 @@ def to_torch(
     tensors: dict[str, np.ndarray] = {}
     for key, value in flat.items():
         name = flax_key_to_torch(key)
-        tensors[name] = np.ascontiguousarray(flax_to_torch_layout(key, np.asarray(value)))
+        tensors[name] = np.asarray(flax_to_torch_layout(key, np.asarray(value)), order='C')
         if name.endswith('.running_var'):
             counter = name.removesuffix('running_var') + COUNTER
             count = num_batches_tracked
@@ -166,10 +166,10 @@ def adapt_input(weight: np.ndarray, in_file: int, in_chans: int) -> np.ndarray:
 def widen(checkpoint: Checkpoint, key: str, value: np.ndarray) -> np.ndarray:
     """float16 and bfloat16 -> float32; contiguous."""
     if value.dtype.name in ('float16', 'bfloat16'):
-        return np.ascontiguousarray(value, np.float32)
+        return np.asarray(value, np.float32, order='C')
     if value.dtype.name not in ('float32', 'float64'):
         raise ConversionError(f'{checkpoint.path}: {flax_key_to_torch(key)} has dtype {value.dtype}, not a float')
-    return np.ascontiguousarray(value)
+    return np.asarray(value, order='C')
 
 
 def _name(checkpoint: Checkpoint, state: TimmState, model: str | None) -> tuple[str, str | None]:

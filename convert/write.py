@@ -1,15 +1,17 @@
 """Trees or tensors -> a file, written beside its place and then renamed: whole or not at all."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import flax
+import jax
 import ml_dtypes
 import numpy as np
 
+import tresnet_jax
 from convert.errors import ConversionError
 from convert.layouts import COUNTER, FLAX_FORMAT
 from convert.names import Tree, flatten
@@ -55,7 +57,7 @@ def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[
     import safetensors.numpy
 
     # safetensors writes the memory as it lies: a transposed view would be written in the wrong order.
-    tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    tensors = {key: np.asarray(value, order='C') for key, value in tensors.items()}
     with written_beside(path) as beside:
         safetensors.numpy.save_file(tensors, beside, metadata)
 
@@ -71,7 +73,7 @@ def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report,
         raise ConversionError(f'{path}: a Flax file is a .safetensors file; name it {path.with_suffix(".safetensors")}')
     tensors = {f'params.{key}': np.asarray(value) for key, value in flatten(params).items()}
     tensors |= {f'batch_stats.{key}': np.asarray(value) for key, value in flatten(batch_stats).items()}
-    packages = ('tresnet_jax', 'flax', 'jax', 'numpy')
+    versions = {package.__name__: package.__version__ for package in (tresnet_jax, flax, jax, np)}
     metadata = {
         'format': FLAX_FORMAT,
         'architecture': report.architecture,
@@ -82,7 +84,7 @@ def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report,
         'source_sha256': source_sha256,
         'source_dtypes': json.dumps(report.source_dtypes),
         COUNTER: json.dumps(report.counters),
-        'versions': json.dumps({name: importlib.metadata.version(name) for name in packages}),
+        'versions': json.dumps(versions),
     }
     save_safetensors(path, tensors, metadata)
 

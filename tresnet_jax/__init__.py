@@ -12,3 +12,5 @@ from tresnet_jax.transforms import create_transform as create_transform
 from tresnet_jax.transforms import resolve_data_config as resolve_data_config
 from tresnet_jax.variants import list_models as list_models
 from tresnet_jax.variants import list_pretrained as list_pretrained
+
+__version__ = '0.1.0'

@@ -110,10 +110,22 @@ class AvgPool(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.stride == 1:
-            return nnx.avg_pool(x, (2, 2), (1, 1), padding=((0, 1), (0, 1)), count_include_pad=True)
-        h, w = x.shape[1:3]
-        return nnx.avg_pool(x, (2, 2), (2, 2), padding=((0, h % 2), (0, w % 2)), count_include_pad=False)
+        return avg_pool_dilated(x) if self.stride == 1 else avg_pool(x)
+
+
+def avg_pool(x: jax.Array) -> jax.Array:
+    """2x2, stride 2: (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C), an odd border averaged over what is there."""
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+    rows, columns = (np.where(np.arange(0, n, 2) == n - 1, 1, 2) for n in (h, w))
+    sums = x.reshape(b, -(-h // 2), 2, -(-w // 2), 2, c).sum((2, 4))
+    return sums * jnp.asarray(1 / np.outer(rows, columns)[None, :, :, None], x.dtype)
+
+
+def avg_pool_dilated(x: jax.Array) -> jax.Array:
+    """2x2, stride 1, one row and one column of zeros behind, which count."""
+    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    return 0.25 * (x[:, :-1, :-1] + x[:, 1:, :-1] + x[:, :-1, 1:] + x[:, 1:, 1:])
 
 
 def max_pool(x: jax.Array) -> jax.Array:

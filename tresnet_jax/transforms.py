@@ -16,8 +16,7 @@ from tresnet_jax.variants import IMAGENET, PretrainedConfig, pretrained_config
 
 CROP_MODES = ('center', 'squash', 'border')
 INTERPOLATIONS = {
-    name: Image.Resampling[name.upper()]
-    for name in ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+    name: Image.Resampling[name.upper()] for name in ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 }
 
 

@@ -98,12 +98,13 @@ def nhwc(x: torch.Tensor) -> np.ndarray:
     return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy()
 
 
+def call(model: ImageModel, x, method: str = '__call__', **options):
+    """A method of a model under jit, in the model's present mode."""
+    return jax.jit(lambda m, x: getattr(m, method)(x, **options))(model, x)
+
+
 def pictures(batch: int, channels: int, height: int, width: int, seed: int = 1) -> torch.Tensor:
     """Seeded noise, (B, C, H, W) float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
 
-
-def cast(model: ImageModel, dtype) -> ImageModel:
-    """A copy whose parameters and statistics have another dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), model)

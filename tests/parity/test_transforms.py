@@ -15,7 +15,7 @@ from timm.data.transforms_factory import create_transform as timm_create_transfo
 
 from tresnet_jax import transforms, variants
 
-PHOTOS = ('astronaut.png', 'coffee.png', 'chelsea.png', 'rocket.jpg', 'camera.png', 'logo.png')
+PHOTOS = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'camera.png')
 # Width, height: single pixels, thin ones, exact crops and resizes, margins whose half rounds either way.
 SIZES = (
     (1, 1), (1, 2), (7, 300), (300, 7), (225, 313), (313, 225), (224, 224), (256, 256), (235, 236),
@@ -104,7 +104,7 @@ def test_interpolations(interpolation):
     check({**SQUARE, 'interpolation': interpolation})
 
 
-@pytest.mark.parametrize('crop_pct', [0.875, 1.0, 1.13])
+@pytest.mark.parametrize('crop_pct', [0.875, 1.13])
 @pytest.mark.parametrize('size', [(3, 224, 224), (3, 160, 225), (3, 225, 160), (3, 33, 32)])
 @pytest.mark.parametrize('crop_mode', transforms.CROP_MODES)
 def test_crop_modes(crop_mode, size, crop_pct):

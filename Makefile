@@ -1,0 +1,31 @@
+# Two commands are all a fresh machine needs: `make demo` and `make test`.
+PYTHON ?= python3
+
+.PHONY: demo test test-all check clean
+
+demo: .venv-demo/ready  ## convert, compare, classify: no torch, no network but for the installation
+	.venv-demo/bin/python scripts/demo.py --out demo_output
+
+test: .venv/ready  ## the suite against the real timm
+	.venv/bin/python -m pytest
+
+test-all: .venv/ready  ## what is marked slow as well
+	.venv/bin/python -m pytest -m ""
+
+check: .venv/ready  ## lint, format, types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+clean:
+	rm -rf .venv .venv-demo demo_output
+
+.venv-demo/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install --quiet --disable-pip-version-check .
+	touch $@
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@

@@ -1,0 +1,51 @@
+"""The main job in one run: carry timm checkpoints into Flax, hold them against timm's outputs, classify pictures.
+
+    python scripts/demo.py --out demo_output
+
+Works from what the package carries, without torch and without a network.
+"""
+
+import importlib.resources
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import tyro
+
+import tresnet_jax
+from convert.verify import compare_with_stored
+
+NAMES = ('test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist')
+
+
+def run(*command: str) -> None:
+    """Show a command and run it."""
+    print(f'\n$ python {shlex.join(command)}', flush=True)
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def main(out: Path = Path('demo_output')) -> None:
+    """Write the converted checkpoints and the contact sheets below OUT."""
+    out.mkdir(parents=True, exist_ok=True)
+    embedded = Path(str(importlib.resources.files('tresnet_jax') / 'embedded'))
+    worst = 0.0
+    for name in NAMES:
+        flax_file = str(out / f'{name}.safetensors')
+        run('-m', 'convert', str(embedded / f'{name}.safetensors'), flax_file, '--model', name)
+
+        model = tresnet_jax.create_model(name, checkpoint=flax_file)
+        print(f'\n{name}: largest difference from the outputs that timm gave, relative to the largest value')
+        for row in compare_with_stored(model, embedded / f'{name}.golden.safetensors'):
+            print(f'  {row.name:<11} {row.error:.1e}   (float32 noise of torch itself: {row.noise:.1e})')
+            worst = max(worst, row.error)
+
+        sheet = str(out / f'{name}.png')
+        pictures = str(embedded / 'pictures')
+        predict = ('-m', 'tresnet_jax.predict', pictures, '--model', name, '--checkpoint', flax_file)
+        run(*predict, '--topk', '3', '--plot', sheet)
+    print(f'\nLargest difference of all: {worst:.1e}. Contact sheets and Flax checkpoints are in {out}.')
+
+
+if __name__ == '__main__':
+    tyro.cli(main)
