@@ -81,7 +81,8 @@ def create_model(
     rngs = rngs or nnx.Rngs(0)
     if path is None:
         classes = num_classes if num_classes is not None else tagged.num_classes if tagged else 1000
-        model = build_model(architecture, num_classes=classes, in_chans=in_chans or 3, rngs=rngs, **options)
+        channels = 3 if in_chans is None else in_chans
+        model = build_model(architecture, num_classes=classes, in_chans=channels, rngs=rngs, **options)
     else:
         model = _load(path, name, num_classes, in_chans, rngs, options)
     model.pretrained_cfg = tagged or pretrained_config(architecture)

@@ -196,10 +196,10 @@ class Dropout(nnx.Module):
 
 
 def stagewise_drop_path_rates(rate: float, layers: Sequence[int]) -> list[float]:
-    """TResNet's rates, one a block: torch's float32 ``linspace``, which counts from the nearer end."""
+    """TResNet's rates, one a block: torch's float32 ``linspace``, which counts from the nearer end and rounds once."""
     n = sum(layers)
-    end, step = np.float32(rate), np.float32(rate) / np.float32(max(n - 1, 1))
-    return [float(step * np.float32(i) if i < n // 2 else end - step * np.float32(n - 1 - i)) for i in range(n)]
+    end, step = float(np.float32(rate)), float(np.float32(rate) / np.float32(max(n - 1, 1)))
+    return [float(np.float32(step * i if i < n // 2 else end - step * (n - 1 - i))) for i in range(n)]
 
 
 def check_pool_type(pool_type: str) -> str:

@@ -1,0 +1,161 @@
+"""Layers and blocks against torch and timm, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import timm.layers
+import torch
+from flax import nnx
+
+from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error
+from tresnet_jax import layers
+from tresnet_jax.abn import BatchNormAct
+
+pytestmark = pytest.mark.usefixtures('x64')
+TOLERANCE = 1e-13
+SIZES = [(8, 8), (7, 9), (2, 5), (3, 2), (25, 13)]
+
+
+def torch_gradient(function, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = function(x)
+    (y * weight[: y.shape[0], : y.shape[1], : y.shape[2], : y.shape[3]]).sum().backward()
+    return y, x.grad
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(
+    'our_layer, their_layer',
+    [
+        (layers.blur_pool, timm.layers.BlurPool2d(6).double()),
+        (layers.avg_pool, torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)),
+        (layers.avg_pool_dilated, timm.layers.AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)),
+        (layers.max_pool, torch.nn.MaxPool2d(3, 2, 1)),
+    ],
+    ids=['blur_pool', 'avg_pool', 'avg_pool_dilated', 'max_pool'],
+)
+def test_pooling(our_layer, their_layer, size):
+    """Values and gradients, even and odd sizes, negative values too (a border of zeros would win a maximum)."""
+    x, weight = pictures(2, 6, *size) - 3.0, pictures(2, 6, 25, 25, seed=4)
+    expected, gradient = torch_gradient(their_layer, x, weight)
+
+    def loss(x):
+        y = our_layer(x)
+        _, h, w, _ = y.shape
+        return (y * nhwc(weight)[:, :h, :w]).sum(), y
+
+    got_gradient, got = jax.jit(jax.grad(loss, has_aux=True))(nhwc(x))
+    assert relative_error(got, nhwc(expected)) <= TOLERANCE
+    assert relative_error(got_gradient, nhwc(gradient)) <= TOLERANCE
+
+
+@pytest.mark.parametrize('channels', [1, 3, 5])
+def test_space_to_depth(channels):
+    x = pictures(2, channels, 8, 20)
+    np.testing.assert_array_equal(layers.space_to_depth(jnp.asarray(nhwc(x))), nhwc(timm.layers.SpaceToDepth()(x)))
+
+
+def test_squeeze_excite():
+    theirs = timm.layers.SEModule(24, rd_channels=10).double()
+    mine = layers.SqueezeExcite(24, 10, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    for name in ('fc1', 'fc2'):
+        weight = getattr(theirs, name).weight.detach().numpy().transpose(2, 3, 1, 0)
+        getattr(mine, name).kernel[...] = jnp.asarray(weight)
+        getattr(mine, name).bias[...] = jnp.asarray(getattr(theirs, name).bias.detach().numpy())
+    x = pictures(2, 24, 5, 7)
+    assert relative_error(call(mine, nhwc(x)), nhwc(theirs(x))) <= TOLERANCE
+
+
+def batch_norms(slope: float | None, channels: int = 5) -> tuple[torch.nn.Module, BatchNormAct]:
+    """torch's pair of layers and ours, with the same random state and gammas of both signs."""
+    generator = torch.Generator().manual_seed(7)
+    norm = torch.nn.BatchNorm2d(channels).double()
+    values = torch.randn(4, channels, generator=generator, dtype=torch.float64)
+    mine = BatchNormAct(channels, slope=slope, dtype=jnp.float64, axis_name=None)
+    with torch.no_grad():
+        for ours_, theirs, value in (
+            (mine.scale, norm.weight, values[0]),
+            (mine.bias, norm.bias, values[1]),
+            (mine.mean, norm.running_mean, values[2]),
+            (mine.var, norm.running_var, values[3].exp()),
+        ):
+            theirs.copy_(value)
+            ours_[...] = jnp.asarray(value.numpy())
+    activation = torch.nn.Identity() if slope is None else torch.nn.LeakyReLU(slope) if slope else torch.nn.ReLU()
+    return torch.nn.Sequential(norm, activation), mine
+
+
+@pytest.mark.parametrize('slope', [None, 0.0, 1e-3, 1e-2])
+@pytest.mark.parametrize('shape', [(2, 5, 3, 4), (2, 5, 1, 1)], ids=str)
+def test_batch_norm(slope, shape):
+    """Evaluation, a training step, its running statistics (unbiased, n = 24 and n = 2) and its gradients."""
+    theirs, mine = batch_norms(slope)
+    x, weight = pictures(*shape) * 2 + 1, pictures(*shape, seed=3)
+    theirs.eval()
+    assert relative_error(call(mine, nhwc(x)), nhwc(theirs(x))) <= TOLERANCE
+
+    theirs.train()
+    mine.train()
+    expected, gradient = torch_gradient(theirs, x, weight)
+    graphdef, params, stats = nnx.split(mine, nnx.Param, nnx.BatchStat)
+
+    def loss(params, x):
+        layer = nnx.merge(graphdef, params, nnx.to_pure_dict(stats))
+        y = layer(x)
+        return (y * nhwc(weight)).sum(), (y, nnx.to_pure_dict(nnx.state(layer, nnx.BatchStat)))
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (got_params, got_gradient), (got, new) = grad(nnx.to_pure_dict(params), nhwc(x))
+    # With two values a channel the gradient is a difference of nearly equal numbers.
+    tolerance = TOLERANCE if shape[2] > 1 else 1e-9
+    assert relative_error(got, nhwc(expected)) <= TOLERANCE
+    assert relative_error(new['mean'], theirs[0].running_mean.numpy()) <= TOLERANCE
+    assert relative_error(new['var'], theirs[0].running_var.numpy()) <= TOLERANCE
+    assert relative_error(got_params['scale'], theirs[0].weight.grad.numpy()) <= tolerance
+    assert relative_error(got_params['bias'], theirs[0].bias.grad.numpy()) <= tolerance
+    assert relative_error(got_gradient, nhwc(gradient)) <= tolerance
+
+
+def test_one_value_per_channel_is_an_error_in_training_as_in_torch():
+    theirs, mine = batch_norms(0.0)
+    x = pictures(1, 5, 1, 1)
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        theirs.train()(x)
+    mine.train()
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        mine(nhwc(x))
+
+
+def test_a_large_mean_does_not_cancel():
+    """In float32, with a mean of 100 and a deviation of 0.01: E[x^2] - E[x]^2 would be off by hundreds of percent."""
+    x = (100 + 0.01 * pictures(8, 4, 9, 9)).float()
+    theirs = torch.nn.BatchNorm2d(4).train()
+    mine = BatchNormAct(4, slope=None, dtype=jnp.float32, axis_name=None)
+    mine.train()
+    exact = torch.nn.BatchNorm2d(4).double().train()(x.double())
+    noise = relative_error(nhwc(theirs(x)), nhwc(exact))
+    assert relative_error(mine(jnp.asarray(nhwc(x))), nhwc(exact)) <= 10 * noise
+
+
+@pytest.mark.parametrize('slope', [None, 0.0, 0.01])
+def test_activation_at_zero_has_torchs_derivative(slope):
+    from tresnet_jax.abn import activate
+
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    (x if slope is None else torch.nn.functional.leaky_relu(x, slope)).sum().backward()
+    assert jax.grad(lambda x: activate(x, slope))(0.0) == x.grad.item()
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_tresnet', 'resnet26d', 'tresnet_v2_l'])
+def test_first_block_of_every_stage(name):
+    """Each with its own projection, on an odd map."""
+    model = reference(name)
+    mine = ours(model, name, dtype='float64')
+    body = model.body if hasattr(model, 'body') else model
+    for index, stage in enumerate(mine._stages(), start=1):
+        theirs = getattr(body, f'layer{index}')[0]
+        first = stage[0].conv1
+        x = pictures(1, getattr(first, 'conv', first).in_features, 9, 6)
+        got = jax.jit(lambda block, x: block(x, None))(stage[0], nhwc(x))
+        assert relative_error(got, nhwc(theirs(x.clone()))) <= 1e-12

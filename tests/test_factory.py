@@ -1,0 +1,125 @@
+"""`create_model`: names, options, weights, and what an error says."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import convert
+import tresnet_jax
+from tresnet_jax.factory import embedded_path
+from tresnet_jax.variants import ALIASES, ARCHITECTURES, PRETRAINED
+
+FASHION = PRETRAINED['test_resnet.fashion_mnist']
+
+
+def test_importing_the_library_is_light():
+    """Neither torch nor anything else heavy comes with it, and the converter and command lines wait too."""
+    heavy = ['torch', 'timm', 'grain', 'tensorflow', 'huggingface_hub', 'matplotlib', 'tyro', 'tqdm', 'convert']
+    code = f'import sys, tresnet_jax; print([name for name in {heavy} if name in sys.modules])'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize(
+    'name, classes',
+    [('test_resnet', 1000), ('test_tresnet', 1000), ('test_tresnet.fashion_mnist', 10), ('test_resnet.r160_in1k', 1000)],
+)
+def test_number_of_classes_of_a_name(name, classes):
+    assert tresnet_jax.create_model(name).num_classes == classes
+
+
+def test_a_tag_brings_its_classes_and_its_row():
+    model = tresnet_jax.create_model('tresnet_m.miil_in21k')
+    assert model.num_classes == 11221
+    assert model.pretrained_cfg is PRETRAINED['tresnet_m.miil_in21k']
+    assert model.architecture == 'tresnet_m'
+
+
+@pytest.mark.parametrize('name', ['tresnet_m_448', 'gluon_resnet50_v1d'])
+def test_older_names_build(name):
+    model = tresnet_jax.create_model(name, num_classes=0)
+    assert model.pretrained_cfg.name == ALIASES[name]
+
+
+@pytest.mark.parametrize('name', ['test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist'])
+def test_embedded_weights(name):
+    model = tresnet_jax.create_model(name, pretrained=True)
+    assert model.num_classes == 10
+    assert not any(leaf.std() == 0 for leaf in jax.tree.leaves(model) if leaf.ndim > 1)
+
+
+def test_evaluation_mode_from_the_start():
+    model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+    x = jnp.ones((2, 32, 32, 3))
+    np.testing.assert_array_equal(model(x), model(x))
+    np.testing.assert_allclose(model(x), model.eval()(x), atol=0)
+
+
+def test_the_model_cards_line_works_as_written():
+    model = tresnet_jax.create_model('test_resnet', pretrained=False).reset_classifier(10)
+    assert model(jnp.zeros((1, 32, 32, 3))).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    'name, options, message',
+    [
+        ('tresnet_s', {}, 'did you mean tresnet_'),
+        ('resnet50', {}, 'did you mean resnet50d'),
+        ('resnet50d.a4_in1k', {}, 'resnet50d has resnet50d.a1_in1k'),
+        ('resnet50d', {'pretrained': True}, 'timm/resnet50d.ra2_in1k'),
+        ('test_resnet', {'global_pool': 'mean'}, 'unknown global_pool'),
+        ('test_resnet', {'global_pool': ''}, 'num_classes=0'),
+        ('test_resnet', {'output_stride': 4}, '8, 16 or 32'),
+        ('test_tresnet', {'output_stride': 16}, 'no output_stride'),
+        ('test_resnet', {'abn_slope': 1e-6}, 'abn_slope is for TResNet'),
+        ('test_resnet', {'dtype': 'int32'}, 'dtype must be one of'),
+        ('test_resnet', {'dtype': 'float64'}, 'jax_enable_x64'),
+        ('test_resnet', {'in_chans': 0}, 'in_chans must be positive'),
+        ('test_resnet', {'num_classes': -1}, 'num_classes not negative'),
+        ('test_resnet', {'out_indices': (1,)}, 'features_only=True'),
+        ('test_resnet', {'features_only': True, 'out_indices': (7,)}, 'out of range'),
+        ('test_resnet', {'checkpoint': 'nowhere.safetensors'}, 'no such file'),
+    ],
+)
+def test_errors_say_what_to_do(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        tresnet_jax.create_model(name, **options)
+
+
+def test_checkpoint_decides_the_number_of_classes():
+    path = embedded_path(FASHION)
+    assert tresnet_jax.create_model('test_resnet', checkpoint=path).num_classes == 10
+    other = tresnet_jax.create_model('test_resnet', checkpoint=path, num_classes=3)
+    assert other(jnp.zeros((1, 32, 32, 3))).shape == (1, 3)
+    kept, new = convert.to_torch(tresnet_jax.create_model('test_resnet', checkpoint=path)), convert.to_torch(other)
+    for key in kept:
+        same = np.array_equal(kept[key], new[key])
+        assert same != key.startswith('fc.'), key
+    assert tresnet_jax.create_model('test_resnet', checkpoint=path, num_classes=0).num_classes == 0
+
+
+def test_a_pooling_the_checkpoints_classifier_does_not_fit():
+    with pytest.raises(ValueError, match='fc.weight'):
+        tresnet_jax.create_model('test_resnet', checkpoint=embedded_path(FASHION), global_pool='catavgmax')
+
+
+def test_a_checkpoint_with_a_wide_classifier_brings_its_pooling(tmp_path):
+    source = tresnet_jax.create_model('test_tresnet', num_classes=5, global_pool='catavgmax')
+    file = tmp_path / 'wide.safetensors'
+    convert.save_torch(file, convert.to_torch(source))
+    loaded = tresnet_jax.create_model('test_tresnet', checkpoint=file)
+    assert loaded.global_pool == 'catavgmax'
+    x = jnp.ones((1, 32, 32, 3))
+    np.testing.assert_array_equal(loaded(x), source(x))
+
+
+def test_lists():
+    assert tresnet_jax.list_models('tresnet*') == ['tresnet_l', 'tresnet_m', 'tresnet_v2_l', 'tresnet_xl']
+    assert set(tresnet_jax.list_models()) == set(ARCHITECTURES)
+    assert len(tresnet_jax.list_pretrained('resnet50d*')) == 6
+    assert tresnet_jax.list_pretrained('resnet26d') == ['resnet26d.bt_in1k']
+    assert set(tresnet_jax.list_pretrained()) == set(PRETRAINED)
