@@ -15,7 +15,7 @@ test-all: .venv/ready  ## what is marked slow as well
 check: .venv/ready  ## lint, format, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 
 clean:
 	rm -rf .venv .venv-demo demo_output

@@ -24,7 +24,6 @@ from tresnet_jax.initializers import ShapesOnly
 from tresnet_jax.model import ImageModel
 from tresnet_jax.variants import ARCHITECTURES, is_tresnet, split_name
 
-
 Builder = Callable[..., ImageModel]
 
 
@@ -70,8 +69,9 @@ def match(
     in_made = in_file if in_chans is None else in_chans
 
     head = head_key(architecture)
-    weight = tensors.get(f'{head}.weight')
-    classes_in_file = 0 if weight is None or weight.ndim != 2 else weight.shape[0]
+    weight, bias = tensors.get(f'{head}.weight'), tensors.get(f'{head}.bias')
+    rows = next((t for t in (weight, bias) if t is not None and t.ndim), None)
+    classes_in_file = 0 if rows is None else rows.shape[0]
     keep_head = num_classes is None or num_classes == classes_in_file
     if not keep_head:
         for key in (f'{head}.weight', f'{head}.bias'):
@@ -79,7 +79,8 @@ def match(
                 dropped.append((key, f'{classes_in_file} classes in the file, {num_classes} asked for'))
 
     classes = classes_in_file if keep_head else 0
-    global_pool = 'catavgmax' if classes and weight is not None and weight.shape[1] == 2 * ARCHITECTURES[architecture].num_features else None
+    wide = weight is not None and weight.shape[-1:] == (2 * ARCHITECTURES[architecture].num_features,)
+    global_pool = 'catavgmax' if classes and wide else None
     shapes = build(architecture, num_classes=classes, in_chans=in_made, global_pool=global_pool, rngs=ShapesOnly())
     leaves = {'.'.join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(shapes))}
     flat = {}

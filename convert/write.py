@@ -113,4 +113,4 @@ def save_torch(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
         return torch.from_numpy(value)
 
     with written_beside(path) as beside:
-        torch.save({key: tensor(np.require(value, requirements='CW')) for key, value in tensors.items()}, beside)
+        torch.save({key: tensor(np.require(value, requirements=['C', 'W'])) for key, value in tensors.items()}, beside)

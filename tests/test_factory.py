@@ -26,7 +26,12 @@ def test_importing_the_library_is_light():
 
 @pytest.mark.parametrize(
     'name, classes',
-    [('test_resnet', 1000), ('test_tresnet', 1000), ('test_tresnet.fashion_mnist', 10), ('test_resnet.r160_in1k', 1000)],
+    [
+        ('test_resnet', 1000),
+        ('test_tresnet', 1000),
+        ('test_tresnet.fashion_mnist', 10),
+        ('test_resnet.r160_in1k', 1000),
+    ],
 )
 def test_number_of_classes_of_a_name(name, classes):
     assert tresnet_jax.create_model(name).num_classes == classes

@@ -1,8 +1,8 @@
 """TResNet and ResNet-D in JAX: timm's models, names and numbers.
 
-    import tresnet_jax
-    model = tresnet_jax.create_model('resnet50d', checkpoint='resnet50d.safetensors')
-    logits = model(images)
+import tresnet_jax
+model = tresnet_jax.create_model('resnet50d', checkpoint='resnet50d.safetensors')
+logits = model(images)
 """
 
 from tresnet_jax.factory import create_model as create_model

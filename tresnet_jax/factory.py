@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tresnet_jax.initializers import ShapesOnly
 from tresnet_jax.model import ImageModel, Tree
 from tresnet_jax.resnetd import ResNetD
 from tresnet_jax.tresnet import SLOPE, TResNet
@@ -132,7 +131,7 @@ def _check_dtype(dtype: Any) -> jnp.dtype:
     dtype = jnp.dtype(dtype)
     if dtype.name not in DTYPES:
         raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype.name}')
-    if dtype.name == 'float64' and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True) at the start of the program")
     return dtype
 

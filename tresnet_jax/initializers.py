@@ -7,6 +7,7 @@ from the key they are given, so the same key gives the same weights on every dev
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,7 +16,7 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 class ShapesOnly(nnx.Rngs):
-    """Stands in for ``nnx.Rngs`` where a model is to be filled from a file: its weights are shapes, nothing is drawn."""
+    """Stands in for ``nnx.Rngs`` where a model is to be filled from a file: its weights are shapes alone."""
 
     def params(self) -> None:
         return None

@@ -130,7 +130,8 @@ def avg_pool_dilated(x: jax.Array) -> jax.Array:
 
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3, stride 2, one pixel of -inf on every side, as torch's ``MaxPool2d(3, 2, 1)``."""
-    return nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    # Flax takes pairs too, but its annotation says str.
+    return nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
 
 class SqueezeExcite(nnx.Module):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tresnet_jax.features import FeatureInfo, take_indices
+from tresnet_jax.initializers import torch_uniform
 from tresnet_jax.layers import (
-    DropPath,
     Dropout,
+    DropPath,
     Identity,
     check_pool_type,
     draw_key,
@@ -18,7 +19,6 @@ from tresnet_jax.layers import (
     linear,
     pool_multiplier,
 )
-from tresnet_jax.initializers import torch_uniform
 from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 
 Tree = dict[Any, Any]

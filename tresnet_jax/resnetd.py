@@ -154,15 +154,17 @@ class ResNetD(ImageModel):
         norm = {'dtype': dtype, 'axis_name': axis_name}
         common = {**norm, 'rngs': rngs}
         stem = config.stem_width
-        self.conv1 = Stack([
-            conv(in_chans, stem, 3, stride=2, dtype=dtype, rngs=rngs),
-            BatchNormAct(stem, slope=RELU, **norm),
-            Identity(),  # torch's ReLU, which is in the batch norm here; the index stays
-            conv(stem, stem, 3, dtype=dtype, rngs=rngs),
-            BatchNormAct(stem, slope=RELU, **norm),
-            Identity(),  # torch's ReLU, which is in the batch norm here; the index stays
-            conv(stem, stem * 2, 3, dtype=dtype, rngs=rngs),
-        ])
+        self.conv1 = Stack(
+            [
+                conv(in_chans, stem, 3, stride=2, dtype=dtype, rngs=rngs),
+                BatchNormAct(stem, slope=RELU, **norm),
+                Identity(),  # torch's ReLU, which is in the batch norm here; the index stays
+                conv(stem, stem, 3, dtype=dtype, rngs=rngs),
+                BatchNormAct(stem, slope=RELU, **norm),
+                Identity(),  # torch's ReLU, which is in the batch norm here; the index stays
+                conv(stem, stem * 2, 3, dtype=dtype, rngs=rngs),
+            ]
+        )
         self.bn1 = BatchNormAct(stem * 2, slope=RELU, **norm)
 
         width, index, last_index, first_dilation = stem * 2, 0, sum(config.layers) - 1, 1
@@ -174,11 +176,13 @@ class ResNetD(ImageModel):
                 stride = stage_stride if i == 0 else 1
                 downsample = None
                 if i == 0 and (stride != 1 or width != out):
-                    downsample = Stack([
-                        Identity() if stride == dilation == 1 else AvgPool(stride),
-                        conv(width, out, 1, dtype=dtype, rngs=rngs),
-                        BatchNormAct(out, slope=LINEAR, **norm),
-                    ])
+                    downsample = Stack(
+                        [
+                            Identity() if stride == dilation == 1 else AvgPool(stride),
+                            conv(width, out, 1, dtype=dtype, rngs=rngs),
+                            BatchNormAct(out, slope=LINEAR, **norm),
+                        ]
+                    )
                 make = BasicBlock if kind == BASIC else Bottleneck
                 blocks.append(
                     make(

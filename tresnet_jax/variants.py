@@ -7,9 +7,10 @@ those timm publishes (``results/results-imagenet.csv``). `test_tresnet` and the 
 import dataclasses
 import difflib
 import fnmatch
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BASIC, BOTTLENECK = 'basic', 'bottleneck'
+ALL_BASIC, ALL_BOTTLENECK = (BASIC, BASIC, BASIC, BASIC), (BOTTLENECK, BOTTLENECK, BOTTLENECK, BOTTLENECK)
 EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # a block's output channels over its planes
 
 
@@ -68,19 +69,19 @@ ARCHITECTURES: dict[str, ArchitectureConfig] = {
     'tresnet_xl': TResNetConfig((4, 5, 24, 3), width_factor=1.3),
     'tresnet_v2_l': TResNetConfig((3, 4, 23, 3), v2=True),
     'test_tresnet': TResNetConfig((1, 1, 1, 1), width_factor=0.25),
-    'resnet18d': ResNetDConfig((2, 2, 2, 2), (BASIC,) * 4),
-    'resnet26d': ResNetDConfig((2, 2, 2, 2), (BOTTLENECK,) * 4),
-    'resnet34d': ResNetDConfig((3, 4, 6, 3), (BASIC,) * 4),
-    'resnet50d': ResNetDConfig((3, 4, 6, 3), (BOTTLENECK,) * 4),
-    'resnet101d': ResNetDConfig((3, 4, 23, 3), (BOTTLENECK,) * 4),
-    'resnet152d': ResNetDConfig((3, 8, 36, 3), (BOTTLENECK,) * 4),
-    'resnet200d': ResNetDConfig((3, 24, 36, 3), (BOTTLENECK,) * 4),
+    'resnet18d': ResNetDConfig((2, 2, 2, 2), ALL_BASIC),
+    'resnet26d': ResNetDConfig((2, 2, 2, 2), ALL_BOTTLENECK),
+    'resnet34d': ResNetDConfig((3, 4, 6, 3), ALL_BASIC),
+    'resnet50d': ResNetDConfig((3, 4, 6, 3), ALL_BOTTLENECK),
+    'resnet101d': ResNetDConfig((3, 4, 23, 3), ALL_BOTTLENECK),
+    'resnet152d': ResNetDConfig((3, 8, 36, 3), ALL_BOTTLENECK),
+    'resnet200d': ResNetDConfig((3, 24, 36, 3), ALL_BOTTLENECK),
     'test_resnet': ResNetDConfig((1, 1, 1, 1), (BASIC, BASIC, BOTTLENECK, BASIC), 16, (32, 48, 48, 96)),
 }
 
-IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
-HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
-UNIT = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
+IMAGENET: dict[str, Any] = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+HALF: dict[str, Any] = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+UNIT: dict[str, Any] = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
 
 
 class Accuracy(NamedTuple):
@@ -142,25 +143,30 @@ def _size(pixels: int) -> tuple[int, int, int]:
     return (3, pixels, pixels)
 
 
-def _miil(name: str, *accuracies: Accuracy, **fields) -> PretrainedConfig:
-    return PretrainedConfig(*name.split('.'), **UNIT, interpolation='bilinear', accuracies=accuracies, **fields)
+def _miil(name: str, *accuracies: Accuracy, **fields: Any) -> PretrainedConfig:
+    architecture, tag = name.split('.')
+    return PretrainedConfig(architecture, tag, interpolation='bilinear', accuracies=accuracies, **UNIT, **fields)
 
 
-def _timm(name: str, *accuracies: Accuracy, train: int = 224, test: int = 0, **fields) -> PretrainedConfig:
+def _timm(
+    name: str, *accuracies: Accuracy, train: int = 224, test: int | None = None, **fields: Any
+) -> PretrainedConfig:
+    architecture, tag = name.split('.')
     fields = {**IMAGENET, 'interpolation': 'bicubic', 'input_size': _size(train), **fields}
-    return PretrainedConfig(
-        *name.split('.'), accuracies=accuracies, test_input_size=_size(test) if test else None, **fields
-    )
+    if test:
+        fields['test_input_size'] = _size(test)
+    return PretrainedConfig(architecture, tag, accuracies=accuracies, **fields)
 
 
-def _fashion(architecture: str, top1: float, **fields) -> PretrainedConfig:
+def _fashion(architecture: str, top1: float, top5: float, **fields: Any) -> PretrainedConfig:
     return PretrainedConfig(
         architecture, 'fashion_mnist', interpolation='bilinear', input_size=_size(32), crop_pct=1.0, num_classes=10,
-        license='mit', embedded=True, accuracies=(Accuracy(32, top1, 100.0),), **fields,
+        license='mit', embedded=True, accuracies=(Accuracy(32, top1, top5),), **fields,
     )  # fmt: skip
 
 
-_A, _95_100 = Accuracy, {'crop_pct': 0.95, 'test_crop_pct': 1.0}
+_A = Accuracy
+_95_100: dict[str, Any] = {'crop_pct': 0.95, 'test_crop_pct': 1.0}
 
 # The first tag of an architecture is the one its bare name stands for, as in timm.
 PRETRAINED: dict[str, PretrainedConfig] = {row.name: row for row in (
@@ -193,8 +199,8 @@ PRETRAINED: dict[str, PretrainedConfig] = {row.name: row for row in (
     _timm('resnet152d.gluon_in1k', _A(224, 80.476, 95.194)),
     _timm('resnet200d.ra2_in1k', _A(256, 83.250, 96.552), _A(320, 83.976, 96.820), train=256, test=320, **_95_100),
     _timm('test_resnet.r160_in1k', _A(160, 41.602, 67.984), train=160, crop_pct=0.95, interpolation='bilinear', **HALF),
-    _fashion('test_resnet', 0.0, **HALF),
-    _fashion('test_tresnet', 0.0, **UNIT),
+    _fashion('test_resnet', 92.00, 99.91, **HALF),
+    _fashion('test_tresnet', 89.13, 99.88, **UNIT),
 )}  # fmt: skip
 
 # Names of timm before tags, the model cards' among them.

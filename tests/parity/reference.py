@@ -107,4 +107,3 @@ def pictures(batch: int, channels: int, height: int, width: int, seed: int = 1) 
     """Seeded noise, (B, C, H, W) float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
-

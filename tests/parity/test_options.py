@@ -146,9 +146,7 @@ def test_in_chans_of_a_resnet(in_chans, tmp_path):
     file = tmp_path / 'model.safetensors'
     convert.save_torch(file, state_of(source).tensors)
     overlay = {'file': str(file), 'hf_hub_id': None, 'url': ''}
-    theirs = timm.create_model(
-        'test_resnet', pretrained=True, pretrained_cfg_overlay=overlay, in_chans=in_chans
-    ).eval()
+    theirs = timm.create_model('test_resnet', pretrained=True, pretrained_cfg_overlay=overlay, in_chans=in_chans).eval()
     mine = tresnet_jax.create_model('test_resnet', checkpoint=file, in_chans=in_chans)
     stem = convert.to_torch(mine)['conv1.0.weight']
     np.testing.assert_array_equal(stem, theirs.state_dict()['conv1.0.weight'].numpy())
@@ -203,9 +201,7 @@ def test_drop_path_with_the_same_masks(name, remat, monkeypatch):
 
     monkeypatch.setattr(timm.layers.drop, 'drop_path', timm_drop_path)
     monkeypatch.setattr(jax.random, 'bernoulli', lambda key, p, shape: next(ours_masks).numpy() < p)
-    apply, params, stats = tresnet_jax.functional(
-        ours(model, name, dtype='float64', drop_path_rate=0.4, remat=remat)
-    )
+    apply, params, stats = tresnet_jax.functional(ours(model, name, dtype='float64', drop_path_rate=0.4, remat=remat))
     x = pictures(4, 3, 64, 64)
     step = jax.jit(lambda *args: apply(*args, train=True, rngs={'dropout': jax.random.key(0)}))
     got, _ = step(params, stats, nhwc(x))
@@ -219,9 +215,7 @@ def test_drop_path_rates(name, rate):
     """Equal to timm's to the last bit, block by block."""
     model = timm.create_model(name, drop_path_rate=rate)
     expected = [
-        getattr(block.drop_path, 'drop_prob', 0.0)
-        for _, block in model.named_modules()
-        if hasattr(block, 'drop_path')
+        getattr(block.drop_path, 'drop_prob', 0.0) for _, block in model.named_modules() if hasattr(block, 'drop_path')
     ]
     mine = build_model(name, num_classes=0, in_chans=3, drop_path_rate=rate, rngs=ShapesOnly())
     assert [block.drop_path.rate for stage in mine._stages() for block in stage] == expected
@@ -233,9 +227,7 @@ def test_dropout_keeps_the_mean_and_is_off_in_evaluation(name):
     features = np.ones((2, 3, 3, model.num_features))
     np.testing.assert_array_equal(model.forward_head(features, pre_logits=True), 1.0)
     apply, params, stats = tresnet_jax.functional(model)
-    run = functools.partial(
-        apply, params, stats, features, train=True, method='forward_head', pre_logits=True
-    )
+    run = functools.partial(apply, params, stats, features, train=True, method='forward_head', pre_logits=True)
     dropped, _ = run(rngs={'dropout': jax.random.key(0)})
     assert set(np.unique(dropped)) == {0.0, 2.0}
     with pytest.raises(ValueError, match='dropout'):

@@ -19,9 +19,7 @@ TIMM_ARCHITECTURES = sorted(name for name in ARCHITECTURES if name != 'test_tres
 
 
 def test_no_tag_is_missing():
-    theirs = {
-        name for architecture in TIMM_ARCHITECTURES for name in timm.list_pretrained(f'{architecture}.*')
-    }
+    theirs = {name for architecture in TIMM_ARCHITECTURES for name in timm.list_pretrained(f'{architecture}.*')}
     assert set(TIMM_TAGS) == theirs
     assert len(TIMM_TAGS) == 25 + 1  # and test_resnet's
 
@@ -85,7 +83,10 @@ def test_a_reset_classifier_starts_as_torchs():
     theirs = timm.create_model('tresnet_m')
     theirs.reset_classifier(500)
     mine = build_model('tresnet_m', num_classes=0, in_chans=3, rngs=ShapesOnly()).reset_classifier(500)
-    for ours, other in ((mine.get_classifier().kernel, theirs.head.fc.weight), (mine.get_classifier().bias, theirs.head.fc.bias)):
+    for ours, other in (
+        (mine.get_classifier().kernel, theirs.head.fc.weight),
+        (mine.get_classifier().bias, theirs.head.fc.bias),
+    ):
         ours, other = np.asarray(ours[...]), other.detach().numpy()
         assert abs(ours.std() / other.std() - 1) < 0.1
         assert np.abs(ours).max() <= 2048**-0.5

@@ -1,0 +1,122 @@
+"""The converter with torch on the other side: round trips, strict loading, training trees."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import timm
+import torch
+
+import convert
+import tresnet_jax
+from convert.__main__ import main
+from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error, timm_model
+from tresnet_jax.variants import ARCHITECTURES
+
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16, 'float64': torch.float64}
+
+
+def trained_state(name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A state dict with statistics and counters of its own, the counters differing."""
+    state = reference(name, num_classes=7).state_dict()
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    for i, key in enumerate(k for k in state if k.endswith('num_batches_tracked')):
+        state[key] = torch.tensor(1000 + i)
+    return state
+
+
+def assert_identical(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key].dtype == b[key].dtype and a[key].shape == b[key].shape, key
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('name', ['test_resnet', 'test_tresnet'])
+@pytest.mark.parametrize('source_suffix, target_suffix', [('.safetensors', '.pth'), ('.pth', '.safetensors')])
+def test_round_trip_is_bit_identical(name, dtype, source_suffix, target_suffix, tmp_path, capsys):
+    """torch -> flax -> torch on the command line: names, shapes, dtypes, values, counters."""
+    state = trained_state(name, DTYPES[dtype])
+    source, middle, target = tmp_path / f'a{source_suffix}', tmp_path / 'b.safetensors', tmp_path / f'c{target_suffix}'
+    torch.save(state, source) if source_suffix == '.pth' else safetensors.torch.save_file(state, source)
+    assert main([str(source), str(middle)]) == 0
+    assert main([str(middle), str(target), '--to', 'torch']) == 0
+    back = torch.load(target) if target_suffix == '.pth' else safetensors.torch.load_file(target)
+    assert_identical(back, state)
+    timm_model(name, num_classes=7).load_state_dict(back, strict=True)
+    assert name in capsys.readouterr().out
+
+    with safetensors.safe_open(middle, 'np') as file:
+        metadata, dtypes = file.metadata(), {file.get_tensor(key).dtype.name for key in file.keys()}  # noqa: SIM118
+    assert dtypes == {'float64' if dtype == 'float64' else 'float32'}
+    assert metadata['architecture'] == name and metadata['num_classes'] == '7' and metadata['in_chans'] == '3'
+    assert len(metadata['source_sha256']) == 64
+    assert set(json.loads(metadata['source_dtypes']).values()) == {dtype}
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_tresnet'])
+def test_a_source_without_counters_comes_back_without(name, tmp_path):
+    state = {k: v for k, v in trained_state(name, torch.float32).items() if not k.endswith('num_batches_tracked')}
+    torch.save(state, tmp_path / 'a.pt')
+    assert main([str(tmp_path / 'a.pt'), str(tmp_path / 'b.safetensors')]) == 0
+    assert main([str(tmp_path / 'b.safetensors'), str(tmp_path / 'c.pt')]) == 0
+    assert_identical(torch.load(tmp_path / 'c.pt'), state)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_tresnet', 'resnet18d', 'tresnet_m'])
+def test_a_flax_model_loads_into_timm(name):
+    """What `to_torch` gives of a model loads with strict=True and computes the same."""
+    mine = tresnet_jax.create_model(name, num_classes=5)
+    theirs = timm_model(name, num_classes=5)
+    theirs.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in convert.to_torch(mine).items()}, strict=True)
+    x = pictures(1, 3, 64, 64).float()
+    assert relative_error(call(mine, nhwc(x)), nhwc(theirs.eval()(x))) < 1e-5  # float32
+
+
+@pytest.mark.parametrize('name', sorted(ARCHITECTURES))
+def test_every_architecture_is_found_by_its_shapes(name, tmp_path):
+    """Without --model; on the meta device, so that no weight is drawn."""
+    with torch.device('meta'):
+        shapes = {k: tuple(v.shape) for k, v in timm_model(name).state_dict().items()}
+    tensors = {k: np.broadcast_to(np.int64(3) if shape == () else np.float32(0), shape) for k, shape in shapes.items()}
+    checkpoint = convert.Checkpoint(tmp_path / 'x', 'torch', tensors, {})
+    params, stats, report = convert.to_flax(checkpoint)
+    assert report.architecture == name
+    assert len(report.counters) + report.tensors == len(shapes)
+    back = convert.to_torch(params, stats, num_batches_tracked=3)
+    assert {k: v.shape for k, v in back.items()} == shapes
+
+
+def test_gradients_convert_like_parameters():
+    model = reference('test_resnet', num_classes=4).float()
+    apply, params, stats = tresnet_jax.functional(ours(model, 'test_resnet'))
+    grads = jax.grad(lambda p: apply(p, stats, np.ones((1, 32, 32, 3), np.float32)).sum())(params)
+    theirs = dict(model.named_parameters())
+    assert {k: v.shape for k, v in convert.to_torch(grads).items()} == {k: tuple(v.shape) for k, v in theirs.items()}
+
+
+def test_timm_loads_our_torch_file_as_a_checkpoint(tmp_path):
+    embedded = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+    file = tmp_path / 'model.safetensors'
+    convert.save_torch(file, convert.to_torch(embedded))
+    theirs = timm.create_model('test_resnet', num_classes=10, checkpoint_path=str(file)).eval()
+    x = pictures(2, 3, 32, 32).float()
+    assert relative_error(call(embedded, nhwc(x)), theirs(x).detach().numpy()) < 1e-5  # float32
+
+
+def test_torch_file_that_wants_code_is_not_run(tmp_path, capsys):
+    """A pickle with a reduce: refused by name, nothing written, nothing run."""
+    marker = tmp_path / 'ran'
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(marker), 'w'))
+
+    torch.save({'weight': Trap()}, tmp_path / 'trap.pth')
+    assert main([str(tmp_path / 'trap.pth'), str(tmp_path / 'out.safetensors')]) == 2
+    assert not marker.exists() and not (tmp_path / 'out.safetensors').exists()
+    assert 'torch cannot load it as plain weights' in capsys.readouterr().err
