@@ -13,9 +13,6 @@ from tresnet_jax.factory import build_model, fill
 from tresnet_jax.initializers import ShapesOnly
 from tresnet_jax.model import ImageModel
 
-# Relative error of float64 results: rounding of 1e-16 grows over up to two hundred layers.
-FLOAT64_TOLERANCE = 1e-10
-
 
 def relative_error(a, b) -> float:
     """max|a - b| / max|b|; where b is zero everywhere, a must be too."""

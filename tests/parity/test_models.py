@@ -10,11 +10,16 @@ import torch
 
 import convert
 import tresnet_jax
-from tests.parity.reference import FLOAT64_TOLERANCE, nhwc, ours, pictures, reference, relative_error, state_of
+from tests.parity.reference import nhwc, ours, pictures, reference, relative_error, state_of
 from tresnet_jax.variants import ARCHITECTURES, is_tresnet
 
 # A square whose maps get odd on the way, and a rectangle; TResNet takes multiples of 4 alone.
 SIZES = {True: ((100, 100), (72, 96)), False: ((100, 100), (97, 75))}
+
+
+# In float64 rounding of 1e-16 grows over up to two hundred layers; batch statistics of few values amplify it.
+EVALUATION_TOLERANCE = 1e-12
+TRAINING_TOLERANCE = 1e-10
 
 
 @pytest.fixture(scope='module', params=sorted(ARCHITECTURES))
@@ -29,9 +34,11 @@ def errors(a: dict, b: dict) -> dict[str, float]:
     return {key: relative_error(a[key], b[key]) for key in b}
 
 
-def assert_close(a: dict, b: dict, tolerance: float = FLOAT64_TOLERANCE) -> None:
+def largest(a: dict, b: dict, tolerance: float) -> float:
+    """The largest relative error, which must not be over the tolerance."""
     worst = sorted(errors(a, b).items(), key=lambda item: -item[1])[:3]
     assert worst[0][1] <= tolerance, f'largest relative errors: {worst}'
+    return worst[0][1]
 
 
 def timm_outputs(model: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -52,7 +59,7 @@ def to_numpy(outputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.usefixtures('x64')
-def test_evaluation_float64(pair):
+def test_evaluation_float64(pair, record_error):
     name, model = pair
     apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
     forward = jax.jit(functools.partial(our_outputs, apply))
@@ -60,11 +67,12 @@ def test_evaluation_float64(pair):
         x = pictures(2, 3, *size)
         with torch.no_grad():
             expected = to_numpy(timm_outputs(model, x))
-        assert_close(forward(params, batch_stats, nhwc(x))[0], expected)
+        error = largest(forward(params, batch_stats, nhwc(x))[0], expected, EVALUATION_TOLERANCE)
+        record_error(name, 'evaluation, f64', error)
 
 
 @pytest.mark.usefixtures('x64')
-def test_training_float64(pair):
+def test_training_float64(pair, record_error):
     """Outputs with batch statistics, running statistics after the step, and the gradient of every parameter."""
     name, model = pair
     apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
@@ -87,12 +95,13 @@ def test_training_float64(pair):
         return (outputs['logits'] * weights.numpy()).sum(), (outputs, stats)
 
     grads, (outputs, stats) = jax.jit(jax.grad(loss, has_aux=True))(params)
-    assert_close(outputs, to_numpy(expected))
-    assert_close(convert.to_torch(grads), gradients)
-    assert_close(convert.to_torch(params, stats, num_batches_tracked=2), after)
+    record_error(name, 'training, f64', largest(outputs, to_numpy(expected), TRAINING_TOLERANCE))
+    record_error(name, 'gradients, f64', largest(convert.to_torch(grads), gradients, TRAINING_TOLERANCE))
+    ours_after = convert.to_torch(params, stats, num_batches_tracked=2)
+    record_error(name, 'statistics, f64', largest(ours_after, after, TRAINING_TOLERANCE))
 
 
-def test_evaluation_float32(pair):
+def test_evaluation_float32(pair, record_error):
     """Within ten times the error that torch itself makes in float32."""
     name, model = pair
     x = pictures(1, 3, 224, 224)
@@ -104,3 +113,5 @@ def test_evaluation_float32(pair):
     got = jax.jit(functools.partial(our_outputs, apply))(params, batch_stats, jnp.asarray(nhwc(x), jnp.float32))[0]
     for key, error in errors(got, exact).items():
         assert error <= 10 * noise[key], f'{key}: {error:.1e} against torch {noise[key]:.1e}'
+        record_error(name, 'evaluation, f32', error)
+        record_error(name, "torch's own, f32", noise[key])

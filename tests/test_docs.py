@@ -1,0 +1,51 @@
+"""Every example of README and docs runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+
+
+def blocks(language: str) -> list:
+    """Each fenced block of a language, of every page."""
+    found = []
+    for page in PAGES:
+        texts = re.findall(rf'^```{language}\n(.*?)^```', page.read_text(encoding='utf-8'), re.M | re.S)
+        found += [pytest.param(text, id=f'{page.stem}-{i}') for i, text in enumerate(texts)]
+    return found
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A folder that looks like a clone, in which examples may write."""
+    for name in ('tresnet_jax', 'convert', 'scripts'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    return tmp_path
+
+
+@pytest.mark.parametrize('code', blocks('python'))
+def test_python_example(code, clone):
+    result = subprocess.run([sys.executable, '-c', code], cwd=clone, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for line in code.splitlines():  # `print(...)   # what it prints`
+        said = re.match(r'print\(.*\)\s+# (.*)', line)
+        if said:
+            assert said[1] in result.stdout
+
+
+def test_commands(clone):
+    """The commands run in the order of the page, those that call our scripts and modules."""
+    lines = [line for page in PAGES for line in page.read_text(encoding='utf-8').splitlines()]
+    commands = [line for line in lines if re.match(r'python (-m convert|scripts/)', line)]
+    assert len(commands) >= 4
+    for command in commands:
+        _, *words = shlex.split(command, comments=True)
+        result = subprocess.run([sys.executable, *words], cwd=clone, capture_output=True, text=True)
+        assert result.returncode == 0, f'{command}\n{result.stderr}'
