@@ -42,8 +42,8 @@ def main(out: Path = Path('demo_output')) -> None:
 
         sheet = str(out / f'{name}.png')
         pictures = str(embedded / 'pictures')
-        predict = ('-m', 'tresnet_jax.predict', pictures, '--model', name, '--checkpoint', flax_file)
-        run(*predict, '--topk', '3', '--plot', sheet)
+        predict = str(Path(__file__).with_name('predict.py'))
+        run(predict, pictures, '--model', name, '--checkpoint', flax_file, '--topk', '3', '--plot', sheet)
     print(f'\nLargest difference of all: {worst:.1e}. Contact sheets and Flax checkpoints are in {out}.')
 
 
