@@ -1,6 +1,12 @@
-"""The command line of the converter: ``python -m convert SOURCE TARGET``."""
+"""The command line of the converter.
+
+python -m convert SOURCE TARGET [--verify]
+python -m convert inspect FILE
+python -m convert golden NAME TARGET
+"""
 
 import dataclasses
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -11,9 +17,17 @@ import numpy as np
 import tyro
 
 from convert.errors import ConversionError
-from convert.params import to_flax, to_torch
+from convert.inspection import inspect
+from convert.names import Tree
+from convert.params import match, to_torch
 from convert.read import read, sha256
+from convert.report import Report
+from convert.stored import seeded_weights, timm_model, write_golden
+from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot, reference_state
 from convert.write import save_flax, save_torch
+from tresnet_jax.factory import build_model, embedded_path, fill
+from tresnet_jax.initializers import ShapesOnly
+from tresnet_jax.variants import PRETRAINED, pretrained_config, split_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +46,25 @@ class Arguments:
     to: Literal['flax', 'torch'] | None = None
     """What to write; the other side of what SOURCE is when left out."""
 
+    num_classes: int | None = None
+    """Keep the classifier if it has this many classes, and leave it out if not."""
+
+    drop_head: bool = False
+    """Leave the classifier out, of whatever kind it is."""
+
+    ema: bool = True
+    """Of a training checkpoint take the averaged weights where it has them, as timm does."""
+
+    abn_slope: float | None = None
+    """The slope of the leaky ReLUs it was trained with, kept for loading: 1e-6 for the original second version."""
+
+    verify: bool = False
+    """Hold the result against timm, stage by stage, before anything is written; without timm against the outputs
+    that come with an embedded tag."""
+
+    plot: Path | None = None
+    """With --verify: a bar chart of the errors, as PNG."""
+
 
 def convert(arguments: Arguments) -> None:
     """Read, convert, write, and print what was done.
@@ -41,7 +74,20 @@ def convert(arguments: Arguments) -> None:
     """
     start = time.monotonic()
     source, target = arguments.source, arguments.target
-    params, batch_stats, report = to_flax(read(source), arguments.model)
+    if arguments.drop_head and arguments.num_classes:
+        raise ConversionError('--drop-head and --num-classes contradict each other')
+    _, params, batch_stats, report = match(
+        read(source, ema=arguments.ema),
+        arguments.model,
+        0 if arguments.drop_head else arguments.num_classes,
+        None,
+        arguments.abn_slope,
+        build_model,
+        consume=True,
+        progress=True,
+    )
+    if arguments.verify:
+        verify(arguments, params, batch_stats, report)
     to = arguments.to or ('torch' if report.layout == 'flax' else 'flax')
     if to == 'flax':
         save_flax(target, params, batch_stats, report, sha256(source))
@@ -55,15 +101,116 @@ def convert(arguments: Arguments) -> None:
         }
         save_torch(target, tensors)
     print(report)
+    for warning in report.warnings:
+        print(f'warning: {source}: {warning}', file=sys.stderr)
     size = target.stat().st_size / 1e6
     print(f'{target}: {to} layout, {size:.1f} MB, {time.monotonic() - start:.2f} s in all')
 
 
+def verify(arguments: Arguments, params: Tree, batch_stats: Tree, report: Report) -> None:
+    """Print the largest relative error of each stage.
+
+    Raises:
+        ConversionError: one is beyond ten times float32's noise; the message names the layer where it begins.
+    """
+    model = build_model(
+        report.architecture,
+        num_classes=report.num_classes,
+        in_chans=report.in_chans,
+        global_pool=report.global_pool,
+        abn_slope=report.abn_slope,
+        rngs=ShapesOnly(),
+    )
+    model = fill(model, params, batch_stats)
+    config = PRETRAINED.get(report.name)
+    model.pretrained_cfg = config or pretrained_config(report.architecture)
+    state = None
+    if importlib.util.find_spec('timm') is not None:
+        state = reference_state(read(arguments.source, ema=arguments.ema), report)
+        rows, against = compare_with_timm(model, state), 'timm'
+    elif config is not None and config.embedded:
+        rows, against = compare_with_stored(model, embedded_path(config, 'golden.safetensors')), "timm's stored outputs"
+    else:
+        raise ConversionError('--verify compares with timm itself: pip install timm torch torchvision')
+    print(f'{arguments.source}: largest difference from {against}, relative to the largest value')
+    print('\n'.join(map(str, rows)))
+    if arguments.plot is not None:
+        plot(rows, f'{report.name}: Flax against timm', arguments.plot)
+    if not all(row.agrees for row in rows):
+        first = first_difference(model, state) if state is not None else None
+        where = f'; they part at {first.name} (relative error {first.error:.1e})' if first else ''
+        raise ConversionError(f'{arguments.source}: differs from {against}{where}; nothing was written')
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectArguments:
+    """What a checkpoint is: layout, architecture, tag, classes, dtypes, digest."""
+
+    file: tyro.conf.Positional[Path]
+    """A .safetensors or torch file."""
+
+    json: bool = False
+    """Print one JSON document."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenArguments:
+    """Store seeded pictures and timm's outputs on them in a small file, for checking a port without torch."""
+
+    name: tyro.conf.Positional[str]
+    """Architecture, with or without a tag."""
+
+    target: tyro.conf.Positional[Path]
+    """The .safetensors file to write."""
+
+    checkpoint: Path | None = None
+    """timm's weights; seeded ones that NumPy can draw again when left out."""
+
+    image_size: int = 64
+    """Height and width of the pictures."""
+
+    seed: int = 0
+    """Of the pictures, and of the weights where none are given."""
+
+
+def golden(arguments: GoldenArguments) -> None:
+    """Write a file of stored outputs.
+
+    Raises:
+        ConversionError: timm is missing, or something cannot be read or written.
+    """
+    if arguments.checkpoint is not None:
+        _, params, batch_stats, report = match(
+            read(arguments.checkpoint), arguments.name, None, None, None, build_model, consume=True
+        )
+        state = to_torch(params, batch_stats, num_batches_tracked=report.counters)
+        weights = sha256(arguments.checkpoint)
+    else:
+        try:
+            architecture, _ = split_name(arguments.name)
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
+        shapes = {key: tuple(value.shape) for key, value in timm_model(architecture).state_dict().items()}
+        state, weights = seeded_weights(shapes, arguments.seed), f'seeded_weights(shapes, {arguments.seed})'
+    write_golden(
+        arguments.target, arguments.name, state, image_size=arguments.image_size, seed=arguments.seed, weights=weights
+    )
+    print(f'{arguments.target}: {arguments.target.stat().st_size / 1e3:.0f} kB')
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 when a message on standard error says why not."""
-    arguments = tyro.cli(Arguments, args=argv, prog='python -m convert')
+    argv = sys.argv[1:] if argv is None else argv
+    config = (tyro.conf.FlagCreatePairsOff,)
     try:
-        convert(arguments)
+        if argv[:1] == ['inspect']:
+            asked = tyro.cli(InspectArguments, args=argv[1:], prog='python -m convert inspect', config=config)
+            inspection = inspect(asked.file)
+            print(inspection.to_json() if asked.json else inspection)
+        elif argv[:1] == ['golden']:
+            golden(tyro.cli(GoldenArguments, args=argv[1:], prog='python -m convert golden'))
+        else:
+            convert(tyro.cli(Arguments, args=argv, prog='python -m convert', description=Arguments.__doc__))
     except ConversionError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

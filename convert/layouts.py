@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,10 +10,37 @@ import numpy as np
 from convert.errors import ConversionError
 from convert.names import flax_key_to_torch, flax_to_torch_layout
 from convert.read import Checkpoint
-from tresnet_jax.variants import ARCHITECTURES, BASIC, BOTTLENECK, ResNetDConfig, TResNetConfig, is_tresnet
+from tresnet_jax.variants import (
+    ALL_BOTTLENECK,
+    ARCHITECTURES,
+    BASIC,
+    BOTTLENECK,
+    ResNetDConfig,
+    TResNetConfig,
+    is_tresnet,
+)
 
 FLAX_FORMAT = 'tresnet_jax'  # the 'format' in the metadata of our own files
 COUNTER = 'num_batches_tracked'
+
+
+WRAPPING_PREFIXES = ('module.', '_orig_mod.')  # of torch's DistributedDataParallel and torch.compile
+
+# The original TResNet repository and timm before 2023, whose convolution, in-place ABN and blur are nested Sequentials;
+# applied in this order, as timm/models/tresnet.py does.
+IABN_NAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r'conv(\d+)\.0\.0', r'conv\1.conv'),
+        (r'conv(\d+)\.0\.1', r'conv\1.bn'),
+        (r'conv(\d+)\.0', r'conv\1.conv'),
+        (r'conv(\d+)\.1', r'conv\1.bn'),
+        (r'downsample\.(\d+)\.0', r'downsample.\1.conv'),
+        (r'downsample\.(\d+)\.1', r'downsample.\1.bn'),
+    )
+)
+IABN_EPSILON = 1e-5  # in-place ABN scales by |gamma| + epsilon, never by gamma
+ORIGINAL_V2_SLOPE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +48,13 @@ class TimmState:
     """A checkpoint under timm's names, in torch's layouts.
 
     Attributes:
-        layout: 'timm' or 'flax', the layout it came in.
+        layout: 'timm', 'inplace_abn' or 'flax', the layout it came in.
         tensors: timm's keys, counters of batch norm left out.
         dtypes: what each tensor was stored as in the PyTorch checkpoint at the beginning of the chain.
         counters: the `num_batches_tracked` of each batch norm, by its whole key.
         metadata: what our own file says of itself; empty for others.
+        abn_slope: of the leaky ReLUs it was trained with, where that is known and not timm's.
+        notes: what was changed or left out on the way, one line each.
     """
 
     layout: str
@@ -32,6 +62,8 @@ class TimmState:
     dtypes: dict[str, str]
     counters: dict[str, int]
     metadata: dict[str, str]
+    abn_slope: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def to_timm(checkpoint: Checkpoint) -> TimmState:
@@ -41,22 +73,71 @@ def to_timm(checkpoint: Checkpoint) -> TimmState:
         ConversionError: a file of ours whose keys are not.
     """
     if checkpoint.metadata.get('format') == FLAX_FORMAT:
-        tensors = {}
-        for key, value in checkpoint.tensors.items():
-            collection, _, name = key.partition('.')
-            if collection not in ('params', 'batch_stats') or not name:
-                raise ConversionError(f'{checkpoint.path}: {key!r} is neither below params nor below batch_stats')
-            tensors[flax_key_to_torch(name)] = flax_to_torch_layout(name, value)
-        dtypes = {key: value.dtype.name for key, value in tensors.items()}
-        dtypes |= _json_dict(checkpoint, 'source_dtypes')
-        return TimmState('flax', tensors, dtypes, _json_dict(checkpoint, COUNTER), checkpoint.metadata)
+        return _from_flax(checkpoint)
+    notes = []
+    if checkpoint.wrapper is not None:
+        notes.append(f'took {checkpoint.wrapper!r} of the file')
     tensors, counters = {}, {}
     for key, value in checkpoint.tensors.items():
-        if key.endswith('.' + COUNTER):
-            counters[key] = int(value)
+        name = strip_prefixes(key)
+        if name.endswith('.' + COUNTER):
+            counters[name] = int(value)
         else:
-            tensors[key] = value
-    return TimmState('timm', tensors, {key: value.dtype.name for key, value in tensors.items()}, counters, {})
+            tensors[name] = value
+    dtypes = {key: value.dtype.name for key, value in tensors.items()}
+    # Old keys tell, and are gone afterwards: gammas that were converted once are not converted again.
+    if 'body.conv1.0.weight' not in tensors:
+        return TimmState('timm', tensors, dtypes, counters, {}, None, tuple(notes))
+    tensors, more = from_inplace_abn(tensors)
+    dtypes = {key: value.dtype.name for key, value in tensors.items()}
+    slope = None
+    if checkpoint.wrapper == 'model' and identify(tensors) == ('tresnet_v2_l', True):
+        slope = ORIGINAL_V2_SLOPE
+        more.append(f'second version of the original repository: leaky ReLUs of slope {slope:g}, kept in the metadata')
+    return TimmState('inplace_abn', tensors, dtypes, counters, {}, slope, (*notes, *more))
+
+
+def strip_prefixes(key: str) -> str:
+    """'module._orig_mod.fc.weight' -> 'fc.weight', in either order."""
+    while key.startswith(WRAPPING_PREFIXES):
+        key = key.partition('.')[2]
+    return key
+
+
+def from_inplace_abn(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The in-place ABN layout -> timm's: names, |gamma| + 1e-5 for gamma, blur filters left out; and notes."""
+    renamed, filters, norms, negative = {}, 0, 0, 0
+    for key, value in tensors.items():
+        if key.endswith('.filt'):  # the blur's weights, which are constants
+            filters += 1
+            continue
+        for pattern, replacement in IABN_NAMES:
+            key = pattern.sub(replacement, key)
+        if key.endswith('bn.weight'):
+            norms, negative = norms + 1, negative + int((value < 0).sum())
+            value = np.abs(value).astype(np.promote_types(value.dtype, np.float32))  # 1e-5 is nothing in 16 bits
+            value += value.dtype.type(IABN_EPSILON)
+        renamed[key] = value
+    notes = [f'gamma := |gamma| + {IABN_EPSILON:g} in {norms} batch norms ({negative} gammas were negative)']
+    if filters:
+        notes.append(f'left out {filters} blur filters, which are constants')
+    return renamed, notes
+
+
+def _from_flax(checkpoint: Checkpoint) -> TimmState:
+    tensors = {}
+    for key, value in checkpoint.tensors.items():
+        collection, _, name = key.partition('.')
+        if collection not in ('params', 'batch_stats') or not name:
+            raise ConversionError(f'{checkpoint.path}: {key!r} is neither below params nor below batch_stats')
+        tensors[flax_key_to_torch(name)] = flax_to_torch_layout(name, value)
+    dtypes = {key: value.dtype.name for key, value in tensors.items()} | _json_dict(checkpoint, 'source_dtypes')
+    slope = checkpoint.metadata.get('abn_slope')
+    try:
+        slope = float(slope) if slope else None
+    except ValueError as error:
+        raise ConversionError(f'{checkpoint.path}: metadata field abn_slope is no number: {slope!r}') from error
+    return TimmState('flax', tensors, dtypes, _json_dict(checkpoint, COUNTER), checkpoint.metadata, slope)
 
 
 def _json_dict(checkpoint: Checkpoint, field: str) -> dict:
@@ -115,6 +196,15 @@ def tensors_shape(tensors: Mapping[str, np.ndarray]) -> Shape | None:
     return Shape(family, tuple(layers), tuple(blocks), tensors[stem].shape[0], tuple(channels))
 
 
+# Networks in the wild that carry names of the table, or look like it, and are none of it.
+FOREIGN = {
+    Shape(
+        'tresnet', (3, 8, 34, 5), ALL_BOTTLENECK, 64, (64, 128, 256, 512)
+    ): "ML-Decoder's tresnet_xl, another network",
+    Shape('tresnet', (3, 4, 6, 3), ALL_BOTTLENECK, 64, (64, 128, 256, 512)): "ML-Decoder's tresnet_s",
+}
+
+
 def identify(tensors: Mapping[str, np.ndarray]) -> tuple[str | None, bool]:
     """The likeliest architecture of a state dict, and whether it is that one exactly; None if of neither family."""
     shape = tensors_shape(tensors)
@@ -122,6 +212,35 @@ def identify(tensors: Mapping[str, np.ndarray]) -> tuple[str | None, bool]:
         return None, False
     best = min(ARCHITECTURES, key=lambda name: shape.distance(architecture_shape(name)))
     return best, shape == architecture_shape(best)
+
+
+def describe(tensors: Mapping[str, np.ndarray]) -> str:
+    """What a state dict looks like, for a message."""
+    shape = tensors_shape(tensors)
+    if shape is None:
+        if getattr(tensors.get('conv1.weight'), 'ndim', 0) == 4:
+            return (
+                "a plain ResNet's stem; ResNet-D has three convolutions there (timm's resnet50.d_in1k is no ResNet-D)"
+            )
+        return f'neither a TResNet nor a ResNet-D (first keys: {", ".join(sorted(tensors)[:3]) or "none"})'
+    if shape in FOREIGN:
+        return f'{FOREIGN[shape]} that timm does not have'
+    best, exact = identify(tensors)
+    if exact:
+        return str(best)
+    return f'no known architecture; the nearest is {best} (blocks {shape.layers}, stem {shape.stem} wide)'
+
+
+def foreign_head(tensors: Mapping[str, np.ndarray], architecture: str) -> str | None:
+    """What kind of classifier it is, if it is not timm's."""
+    if any(key.startswith('head.decoder.') for key in tensors):
+        return 'an ML-Decoder head'
+    if any(key.startswith('head.fc.embedding_generator.') for key in tensors):
+        return "ASL's bottleneck head"
+    weight, width = tensors.get(f'{head_key(architecture)}.weight'), ARCHITECTURES[architecture].num_features
+    if weight is not None and weight.ndim == 2 and weight.shape[1] not in (width, 2 * width):
+        return f'a classifier that takes {weight.shape[1]} features instead of {width}'
+    return None
 
 
 def stem_key(architecture: str) -> str:

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+import tqdm
 from flax import nnx
 
 from convert.errors import ConversionError, listing
-from convert.layouts import COUNTER, TimmState, head_key, identify, stem_key, to_timm
+from convert.layouts import COUNTER, TimmState, describe, foreign_head, head_key, identify, stem_key, to_timm
 from convert.names import (
     Tree,
     flatten,
@@ -22,9 +22,10 @@ from convert.report import Report
 from tresnet_jax.factory import build_model
 from tresnet_jax.initializers import ShapesOnly
 from tresnet_jax.model import ImageModel
-from tresnet_jax.variants import ARCHITECTURES, is_tresnet, split_name
+from tresnet_jax.variants import ARCHITECTURES, PretrainedConfig, is_tresnet, split_name
 
 Builder = Callable[..., ImageModel]
+PROGRESS_FROM = 50_000_000  # bytes
 
 
 def to_flax(
@@ -33,6 +34,7 @@ def to_flax(
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    abn_slope: float | None = None,
 ) -> tuple[Tree, Tree, Report]:
     """``params, batch_stats, report`` of a checkpoint, as nested dicts of NumPy arrays.
 
@@ -41,81 +43,150 @@ def to_flax(
     Args:
         checkpoint: what `read` gave.
         model: the architecture, with or without a tag; found from the shapes when left out.
-        num_classes: leave the classifier out if the checkpoint has another number of classes; None keeps it.
+        num_classes: leave the classifier out if the checkpoint has another number of classes, or a head that is not
+            timm's; 0 leaves it out in any case; None keeps it.
         in_chans: adapt the first convolution to so many channels, as timm does; None keeps it.
+        abn_slope: of the leaky ReLUs it was trained with, for the report; None is what the checkpoint says.
 
     Raises:
         ConversionError: an unknown model or layout, or keys or shapes that do not fit: one message lists the
             missing, unexpected and misshapen ones and says which architecture it looks like.
     """
-    _, params, batch_stats, report = match(checkpoint, model, num_classes, in_chans, build_model)
+    _, params, batch_stats, report = match(checkpoint, model, num_classes, in_chans, abn_slope, build_model)
     return params, batch_stats, report
 
 
 def match(
-    checkpoint: Checkpoint, model: str | None, num_classes: int | None, in_chans: int | None, build: Builder
+    checkpoint: Checkpoint,
+    model: str | None,
+    num_classes: int | None,
+    in_chans: int | None,
+    abn_slope: float | None,
+    build: Builder,
+    *,
+    consume: bool = False,
+    progress: bool = False,
 ) -> tuple[ImageModel, Tree, Tree, Report]:
-    """`to_flax`, and the model of shapes, made by `build`, that the trees were held against."""
+    """`to_flax`, and the model of shapes, made by `build`, that the trees were held against.
+
+    With `consume` the checkpoint's own tensors are given up one by one, so that memory never holds both sides whole.
+    """
     start = time.monotonic()
     state = to_timm(checkpoint)
-    architecture, tag = _name(checkpoint, state, model)
-    tensors, dropped, adapted = dict(state.tensors), [], []
+    size = sum(value.nbytes for value in checkpoint.tensors.values())
+    if consume:
+        checkpoint.tensors.clear()
+    architecture, config = _name(checkpoint, state, model)
+    tensors = state.tensors
+    dropped, adapted = [], []
 
     stem = tensors.get(stem_key(architecture))
     in_file = 3 if stem is None or stem.ndim != 4 else stem.shape[1] // (16 if is_tresnet(architecture) else 1)
     if stem is not None and in_chans is not None and in_chans != in_file:
         tensors[stem_key(architecture)] = adapt_input(stem, in_file, in_chans)
         adapted.append((stem_key(architecture), f'{in_file} input channels to {in_chans}'))
-    in_made = in_file if in_chans is None else in_chans
 
-    head = head_key(architecture)
-    weight, bias = tensors.get(f'{head}.weight'), tensors.get(f'{head}.bias')
-    rows = next((t for t in (weight, bias) if t is not None and t.ndim), None)
-    classes_in_file = 0 if rows is None else rows.shape[0]
-    keep_head = num_classes is None or num_classes == classes_in_file
-    if not keep_head:
-        for key in (f'{head}.weight', f'{head}.bias'):
-            if tensors.pop(key, None) is not None:
-                dropped.append((key, f'{classes_in_file} classes in the file, {num_classes} asked for'))
-
-    classes = classes_in_file if keep_head else 0
-    wide = weight is not None and weight.shape[-1:] == (2 * ARCHITECTURES[architecture].num_features,)
-    global_pool = 'catavgmax' if classes and wide else None
-    shapes = build(architecture, num_classes=classes, in_chans=in_made, global_pool=global_pool, rngs=ShapesOnly())
+    classes, global_pool = _head(checkpoint, tensors, architecture, config, num_classes, dropped)
+    slope = state.abn_slope if abn_slope is None else abn_slope
+    shapes = build(
+        architecture,
+        num_classes=classes,
+        in_chans=in_file if in_chans is None else in_chans,
+        global_pool=global_pool,
+        abn_slope=slope,
+        rngs=ShapesOnly(),
+    )
     leaves = {'.'.join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(shapes))}
-    flat = {}
-    missing, misshapen = [], []
-    for key, shape in leaves.items():
-        name = flax_key_to_torch(key)
-        if name not in tensors:
-            missing.append(f'{name} {_torch_shape(key, shape)}')
-            continue
-        value = torch_to_flax_layout(key, tensors.pop(name))
-        if value.shape != shape:
-            misshapen.append(f'{name}: {_torch_shape(key, value.shape)} in the file, {_torch_shape(key, shape)} wanted')
-        flat[key] = value
-    if missing or misshapen or tensors:
-        raise ConversionError(_mismatch(checkpoint, state, architecture, missing, misshapen, tensors))
+    names = {flax_key_to_torch(key): (key, shape) for key, shape in leaves.items()}
+    missing = [f'{name} {_torch_shape(*leaf)}' for name, leaf in names.items() if name not in tensors]
+    unexpected = [f'{name} {value.shape}' for name, value in tensors.items() if name not in names]
+    misshapen = [
+        f'{name}: {tensors[name].shape} in the file, {_torch_shape(*leaf)} wanted'
+        for name, leaf in names.items()
+        if name in tensors and tensors[name].shape != _torch_shape(*leaf)
+    ]
+    if missing or unexpected or misshapen:
+        looks = '' if identify(tensors) == (architecture, True) else f'; it looks like {describe(tensors)}'
+        lists = (
+            listing('missing from the file', missing),
+            listing('unexpected in the file', unexpected),
+            listing('of another shape', misshapen),
+        )
+        raise ConversionError(
+            '\n'.join([f'{checkpoint.path}: does not fit {architecture}{looks}', *filter(None, lists)])
+        )
 
-    flat = {key: widen(checkpoint, key, value) for key, value in flat.items()}
+    flat, warnings = {}, []
+    silent = not progress or size < PROGRESS_FROM
+    for name, (key, _) in tqdm.tqdm(names.items(), desc=checkpoint.path.name, unit='tensor', disable=silent):
+        value = tensors.pop(name) if consume else tensors[name]
+        flat[key] = widen(checkpoint, key, torch_to_flax_layout(key, value))
+        if not np.isfinite(flat[key]).all():
+            warnings.append(f'{name} has values that are not finite')
     params, batch_stats = split_collections(flat)
     report = Report(
         path=checkpoint.path,
         layout=state.layout,
         architecture=architecture,
-        tag=tag,
+        tag=config.tag if config else None,
         num_classes=classes,
-        in_chans=in_made,
+        in_chans=shapes.in_chans,
         global_pool=global_pool,
+        abn_slope=slope,
         tensors=len(flat),
         parameters=sum(v.size for k, v in flat.items() if not k.endswith(('.mean', '.var'))),
+        notes=state.notes,
         dropped=tuple(dropped),
         adapted=tuple(adapted),
-        source_dtypes={name: state.dtypes[name] for name in map(flax_key_to_torch, flat)},
+        warnings=tuple(warnings),
+        source_dtypes={name: state.dtypes[name] for name in names},
         counters=state.counters,
         seconds=time.monotonic() - start,
     )
     return shapes, params, batch_stats, report
+
+
+def _head(
+    checkpoint: Checkpoint,
+    tensors: dict[str, np.ndarray],
+    architecture: str,
+    config: PretrainedConfig | None,
+    num_classes: int | None,
+    dropped: list[tuple[str, str]],
+) -> tuple[int, str | None]:
+    """The number of classes the trees will have, and the pooling that the classifier's width asks for.
+
+    Takes the classifier out of `tensors`, and into `dropped`, where it is not wanted.
+
+    Raises:
+        ConversionError: a head that is not timm's, or another number of classes than the tag has, and nobody said
+            what to do with it.
+    """
+    head = head_key(architecture)
+    weight, bias = tensors.get(f'{head}.weight'), tensors.get(f'{head}.bias')
+    rows = next((t for t in (weight, bias) if t is not None and t.ndim), None)
+    classes = 0 if rows is None else rows.shape[0]
+    foreign = foreign_head(tensors, architecture)
+    fits = identify(tensors) == (architecture, True)  # another body is the greater error, and is told first
+    if num_classes is None and fits and foreign:
+        raise ConversionError(
+            f'{checkpoint.path}: has {foreign}, which {architecture} of timm has not; --drop-head '
+            f'(num_classes=0) converts the body alone'
+        )
+    if num_classes is None and fits and classes and config is not None and config.num_classes != classes:
+        raise ConversionError(
+            f'{checkpoint.path}: has {classes} classes where {config.name} has {config.num_classes}; --num-classes '
+            f'{classes} keeps its classifier, --drop-head (num_classes=0) leaves it out'
+        )
+    if num_classes is not None and (foreign or num_classes != classes):
+        why = foreign or f'{classes} classes in the file, {num_classes} asked for'
+        prefix = head.partition('.')[0] + '.'
+        for key in [key for key in tensors if key.startswith(prefix)]:
+            del tensors[key]
+            dropped.append((key, why))
+        return 0, None
+    wide = weight is not None and weight.shape[-1:] == (2 * ARCHITECTURES[architecture].num_features,)
+    return classes, 'catavgmax' if classes and wide else None
 
 
 def to_torch(
@@ -173,53 +244,23 @@ def widen(checkpoint: Checkpoint, key: str, value: np.ndarray) -> np.ndarray:
     return np.asarray(value, order='C')
 
 
-def _name(checkpoint: Checkpoint, state: TimmState, model: str | None) -> tuple[str, str | None]:
-    """The architecture and tag: as asked for, else as our own file says, else as the shapes say."""
+def _name(checkpoint: Checkpoint, state: TimmState, model: str | None) -> tuple[str, PretrainedConfig | None]:
+    """The architecture and the row of its tag: as asked for, else as our own file says, else as the shapes say."""
     if model is None and state.metadata.get('architecture'):
         model = '.'.join(filter(None, [state.metadata['architecture'], state.metadata.get('tag')]))
     if model is not None:
         try:
-            architecture, config = split_name(model)
+            return split_name(model)
         except ValueError as error:
             raise ConversionError(f'{checkpoint.path}: {error}') from error
-        return architecture, config.tag if config else None
     found, exact = identify(state.tensors)
-    if found is None:
-        keys = ', '.join(sorted(state.tensors)[:3]) or 'none'
+    if found is None or not exact:
         raise ConversionError(
-            f'{checkpoint.path}: neither a TResNet nor a ResNet-D under a known layout (first keys: {keys}); '
-            f'name the architecture to see what is missing'
+            f'{checkpoint.path}: looks like {describe(state.tensors)}; --model NAME lists what is missing'
         )
-    if not exact:
-        raise ConversionError(f'{checkpoint.path}: of no known architecture; nearest is {found}: name one to compare')
     return found, None
 
 
 def _torch_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape under torch's layout of a Flax leaf of this shape."""
     return flax_to_torch_layout(key, np.empty(shape, np.bool_) if 0 in shape else np.broadcast_to(False, shape)).shape
-
-
-def _mismatch(
-    checkpoint: Checkpoint,
-    state: TimmState,
-    architecture: str,
-    missing: list[str],
-    misshapen: list[str],
-    unexpected: dict[str, Any],
-) -> str:
-    found, exact = identify(state.tensors)
-    hint = ''
-    if found is not None and found != architecture:
-        hint = f'; {"these shapes are" if exact else "the nearest architecture is"} {found}'
-    return '\n'.join(
-        filter(
-            None,
-            [
-                f'{checkpoint.path}: does not fit {architecture}{hint}',
-                listing('missing from the file', missing),
-                listing('unexpected in the file', [f'{k} {v.shape}' for k, v in unexpected.items()]),
-                listing('of another shape', misshapen),
-            ],
-        )
-    )

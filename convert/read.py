@@ -1,5 +1,6 @@
 """A file -> raw tensors, with the names and dtypes the file has. Nothing in a file is ever run."""
 
+import argparse
 import dataclasses
 import hashlib
 import zipfile
@@ -12,6 +13,10 @@ import numpy as np
 
 from convert.errors import ConversionError
 
+# In timm's order (timm/models/_helpers.py): averaged weights first.
+EMA_KEYS = ('state_dict_ema', 'model_ema')
+STATE_KEYS = ('state_dict', 'model')
+TRAINING_KEYS = ('epoch', 'metric', 'arch')
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.ckpt')
 
 
@@ -24,16 +29,26 @@ class Checkpoint:
         container: 'safetensors' or 'torch'.
         tensors: name -> array of the stored shape and dtype (bfloat16 is ml_dtypes').
         metadata: what a safetensors header says; empty for torch files.
+        wrapper: the key the state dict was under ('state_dict_ema', 'state_dict', 'model', ...); None for a bare one.
+        has_ema: whether the file holds averaged weights.
+        training: what a training script kept beside: epoch, metric, arch.
     """
 
     path: Path
     container: str
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
+    wrapper: str | None = None
+    has_ema: bool = False
+    training: dict[str, str | int | float] = dataclasses.field(default_factory=dict)
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, *, ema: bool = True) -> Checkpoint:
     """Read a `.safetensors` file, which needs no torch, or a torch file, which does.
+
+    Args:
+        path: the file.
+        ema: of a training checkpoint take the averaged weights where it has them, as timm does.
 
     Raises:
         ConversionError: no such file, an empty, truncated or corrupt one, one that wants to run code, one with
@@ -51,7 +66,7 @@ def read(path: str | Path) -> Checkpoint:
     if path.suffix == '.safetensors' or head[8:9] == b'{':
         return _read_safetensors(path)
     if zipfile.is_zipfile(path) or head[:1] == b'\x80':  # torch's zip format, or a pickle: its older one
-        return _read_torch(path)
+        return _read_torch(path, ema)
     raise ConversionError(
         f'{path}: neither a safetensors file nor one that torch.save wrote (a cut download, or another kind of file?); '
         f'known suffixes are {", ".join(SUFFIXES)}'
@@ -68,7 +83,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         raise ConversionError(f'{path}: cannot be read as safetensors, {error}; fetch it again') from error
 
 
-def _read_torch(path: Path) -> Checkpoint:
+def _read_torch(path: Path, ema: bool) -> Checkpoint:
     try:
         import torch
     except ImportError:
@@ -76,23 +91,38 @@ def _read_torch(path: Path) -> Checkpoint:
             f'{path}: a torch file, and reading it needs torch: pip install torch (or use the .safetensors file)'
         ) from None
     try:
-        loaded = torch.load(path, map_location='cpu', weights_only=True)
+        # timm's training script stores its command line, a Namespace: named, so that nothing else is let in.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds: UnpicklingError, RuntimeError, EOFError, KeyError, ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(f'{path}: torch cannot load it as plain weights: {reason}') from error
-    state = _state_dict(loaded)
-    if state is None:
-        raise ConversionError(f'{path}: loads, but holds no state dict of tensors')
-    return Checkpoint(path, 'torch', {key: to_numpy(value) for key, value in state.items()}, {})
+    if not isinstance(loaded, Mapping):
+        raise ConversionError(f'{path}: holds a {type(loaded).__name__}, not a state dict of tensors')
+    wrapper = next((key for key in (*(EMA_KEYS if ema else ()), *STATE_KEYS) if _is_state_dict(loaded.get(key))), None)
+    state = loaded if wrapper is None else loaded[wrapper]
+    if not _is_state_dict(state):
+        found = ', '.join(map(str, list(loaded)[:5])) or 'nothing'
+        raise ConversionError(f'{path}: loads, but holds no state dict of tensors (it has {found})')
+    return Checkpoint(
+        path,
+        'torch',
+        {key: to_numpy(value) for key, value in state.items()},
+        {},
+        wrapper,
+        any(_is_state_dict(loaded.get(key)) for key in EMA_KEYS),
+        {key: loaded[key] for key in TRAINING_KEYS if isinstance(loaded.get(key), str | int | float)},
+    )
 
 
-def _state_dict(loaded: Any) -> Mapping[str, Any] | None:
-    """The dict of tensors in what torch.load gave, if there is one."""
+def _is_state_dict(value: Any) -> bool:
     import torch
 
-    if not isinstance(loaded, Mapping) or not loaded:
-        return None
-    return loaded if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()) else None
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+    )
 
 
 def to_numpy(tensor: Any) -> np.ndarray:

@@ -10,14 +10,17 @@ class Report:
 
     Attributes:
         path: the file.
-        layout: 'timm' or 'flax'.
+        layout: 'timm', 'inplace_abn' or 'flax'.
         architecture, tag: what it is; the tag is None where nobody said.
         num_classes, in_chans: of the trees that were made.
         global_pool: 'catavgmax' where the classifier is twice as wide as the features, else None.
+        abn_slope: of the leaky ReLUs it was trained with, where it is not timm's.
         tensors: how many tensors went into the trees.
         parameters: how many numbers are parameters (running statistics not counted).
+        notes: what the layout asked for, one line each.
         dropped: (key, why) of what did not go in.
         adapted: (key, how) of what was changed on the way.
+        warnings: what looks wrong in the values, one line each.
         source_dtypes: timm key -> dtype in the file, of the tensors that went in.
         counters: timm key -> `num_batches_tracked`.
         seconds: how long it took.
@@ -30,10 +33,13 @@ class Report:
     num_classes: int
     in_chans: int
     global_pool: str | None
+    abn_slope: float | None
     tensors: int
     parameters: int
+    notes: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...]
     adapted: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
     source_dtypes: dict[str, str]
     counters: dict[str, int]
     seconds: float
@@ -48,6 +54,7 @@ class Report:
             f'{self.path}: {self.layout} layout of {self.name}, {self.num_classes} classes, {self.in_chans} channels',
             f'  {self.tensors} tensors ({dtypes}), {self.parameters:,} parameters, '
             f'{len(self.counters)} counters of batch norm, {self.seconds:.2f} s',
+            *(f'  {note}' for note in self.notes),
             *(f'  dropped {key}: {why}' for key, why in self.dropped),
             *(f'  adapted {key}: {how}' for key, how in self.adapted),
         ]

@@ -1,15 +1,26 @@
-"""Holding a model against outputs that timm gave: the proof that needs no torch."""
+"""Holding a converted model against timm: its stored outputs, or timm itself, layer by layer where they part."""
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import safetensors
+from flax import nnx
 
 from convert.errors import ConversionError
+from convert.layouts import strip_prefixes, to_timm
+from convert.read import Checkpoint
+from convert.report import Report
+from convert.stored import timm_model, timm_outputs
+from convert.write import written_beside
+from tresnet_jax.abn import BatchNormAct
+from tresnet_jax.listening import listen
 from tresnet_jax.model import ImageModel
+from tresnet_jax.tresnet import STEM_SLOPE, TResNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +28,7 @@ class Comparison:
     """One tensor of ours beside timm's.
 
     Attributes:
-        name: 'features.0' (the stem) to 'features.4', or 'logits'.
+        name: 'features.0' (the stem) to 'features.4', or 'logits'; or timm's name of a layer.
         error: max|ours - timm's| / max|timm's|.
         noise: the same of torch's own float32 against its float64.
     """
@@ -25,6 +36,15 @@ class Comparison:
     name: str
     error: float
     noise: float
+
+    @property
+    def agrees(self) -> bool:
+        """Within ten times torch's own noise; where that is exactly nothing, within float32's rounding."""
+        return self.error <= 10 * max(self.noise, 1e-7)
+
+    def __str__(self) -> str:
+        parted = '' if self.agrees else '   <- differs'
+        return f'  {self.name:<24} {self.error:.1e}   (float32 noise of torch itself: {self.noise:.1e}){parted}'
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,18 +73,161 @@ def compare_with_stored(model: ImageModel, path: str | Path) -> list[Comparison]
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise ConversionError(f'{path}: not a file of stored outputs: {error}') from error
 
+    ours = our_outputs(model, images)
+    if ours.keys() != stored.keys():
+        raise ConversionError(f'{path}: has {", ".join(sorted(stored))}; the model gives {", ".join(sorted(ours))}')
+    for name, theirs in stored.items():
+        if theirs.shape != ours[name].shape:
+            raise ConversionError(f'{path}: {name} has shape {theirs.shape}, the model gives {ours[name].shape}')
+    return [Comparison(name, relative_error(ours[name], stored[name]), noise[name]) for name in sorted(stored)]
+
+
+def our_outputs(model: ImageModel, images: np.ndarray) -> dict[str, np.ndarray]:
+    """`features.0` (the stem) to `features.4` and `logits` of ours, for pictures and in maps of torch's layout."""
+
     @jax.jit
-    def outputs(model: ImageModel, x: jax.Array) -> dict[str, jax.Array]:
+    def run(model: ImageModel, x: jax.Array) -> dict[str, jax.Array]:
         last, maps = model.forward_intermediates(x)
         return {f'features.{i}': m for i, m in enumerate(maps)} | {'logits': model.forward_head(last)}
 
-    ours = outputs(model, images.transpose(0, 2, 3, 1))
-    if ours.keys() != stored.keys():
-        raise ConversionError(f'{path}: has {", ".join(sorted(stored))}; the model gives {", ".join(sorted(ours))}')
-    comparisons = []
-    for name, theirs in sorted(stored.items()):
-        theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
-        if theirs.shape != ours[name].shape:
-            raise ConversionError(f'{path}: {name} has shape {theirs.shape}, the model gives {ours[name].shape}')
-        comparisons.append(Comparison(name, relative_error(np.asarray(ours[name]), theirs), noise[name]))
-    return comparisons
+    return {name: to_nchw(value) for name, value in run(model, images.transpose(0, 2, 3, 1)).items()}
+
+
+def to_nchw(value: jax.Array) -> np.ndarray:
+    array = np.asarray(value)
+    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+
+
+def compare_with_timm(model: ImageModel, state: Mapping[str, np.ndarray], seed: int = 0) -> list[Comparison]:
+    """Run ours and timm's model on the same seeded picture, stage by stage.
+
+    Args:
+        model: ours, in evaluation mode and float32.
+        state: what timm is to load: the source under timm's names by timm's own rules, not by ours.
+        seed: of a standard normal picture of the size the tag was trained at.
+
+    Raises:
+        ConversionError: torch or timm is missing, or timm cannot load the state.
+    """
+    return _compare(model, state, seed, our_outputs, timm_outputs)
+
+
+def first_difference(model: ImageModel, state: Mapping[str, np.ndarray], seed: int = 0) -> Comparison | None:
+    """The first layer, in timm's order of execution, whose output differs by more than float32's noise."""
+    layers = _compare(model, state, seed, _our_layers, _timm_layers)
+    return next((layer for layer in layers if not layer.agrees), None)
+
+
+def reference_state(checkpoint: Checkpoint, report: Report) -> dict[str, np.ndarray]:
+    """The source under timm's names: by timm's own rules, so that an error in ours shows; of a file of ours by ours."""
+    if report.layout == 'flax':
+        state = to_timm(checkpoint).tensors
+    else:
+        state = {strip_prefixes(key): value for key, value in checkpoint.tensors.items() if not key.endswith('.filt')}
+    if report.layout == 'inplace_abn':
+        import torch
+        from timm.models.tresnet import checkpoint_filter_fn
+
+        tensors = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in state.items()}
+        state = {key: value.numpy() for key, value in checkpoint_filter_fn(tensors, None).items()}
+    return {key: np.asarray(value, np.float32) for key, value in state.items() if key not in dict(report.dropped)}
+
+
+Outputs = dict[str, np.ndarray]
+
+
+def _compare(
+    model: ImageModel,
+    state: Mapping[str, np.ndarray],
+    seed: int,
+    run_ours: Callable[[ImageModel, np.ndarray], Outputs],
+    run_timm: Callable[[Any, np.ndarray], Outputs],
+) -> list[Comparison]:
+    theirs = timm_model(
+        model.architecture, num_classes=model.num_classes, in_chans=model.in_chans, global_pool=model.global_pool
+    )
+    import torch
+
+    try:
+        theirs.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, strict=True)
+    except (RuntimeError, TypeError) as error:
+        raise ConversionError(f'timm cannot load this checkpoint: {str(error).splitlines()[0]}') from error
+    slope = model.body.conv1.bn.slope or STEM_SLOPE if isinstance(model, TResNet) else STEM_SLOPE
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.LeakyReLU) and slope != STEM_SLOPE:
+            module.negative_slope = slope  # timm has no option for it
+    height, width = model.pretrained_cfg.input_size[1:] if model.pretrained_cfg else (224, 224)
+    images = np.random.default_rng(seed).standard_normal((1, model.in_chans, height, width)).astype(np.float32)
+    ours, single = run_ours(model, images), run_timm(theirs.float(), images)
+    double = run_timm(theirs.double(), images)
+    for name in double.keys() & _activated(model):  # in a ResNet the ReLU is a layer of its own, in ours it is not
+        single[name], double[name] = np.maximum(single[name], 0), np.maximum(double[name], 0)
+    return [
+        Comparison(name, relative_error(ours[name], double[name]), relative_error(single[name], double[name]))
+        for name in double
+    ]
+
+
+def _activated(model: ImageModel) -> set[str]:
+    """timm's names of the batch norms that timm follows by a ReLU and ours contains."""
+    named = {'.'.join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    return {name for name, module in named.items() if isinstance(module, BatchNormAct) and module.slope == 0}
+
+
+def _timm_layers(model: Any, images: np.ndarray) -> Outputs:
+    """The output of every convolution, batch norm (with its activation) and linear layer, in order of execution."""
+    import torch
+
+    outputs: Outputs = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            outputs[name] = output.detach().clone().numpy()  # a copy: an activation behind it works in place
+
+        return hook
+
+    kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear)
+    handles = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
+    with torch.no_grad():
+        model(torch.from_numpy(images).to(next(model.parameters()).dtype))
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def _our_layers(model: ImageModel, images: np.ndarray) -> Outputs:
+    """The same of ours, by timm's names."""
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: nnx.State, x: jax.Array) -> dict[str, jax.Array]:
+        outputs: dict[str, jax.Array] = {}
+        copy = nnx.merge(graphdef, state)
+        copy.remat = False
+        listen(copy, lambda path, layer, x, y: outputs.update({'.'.join(map(str, path)): y}))
+        copy(x)
+        return outputs
+
+    return {name: to_nchw(value) for name, value in run(state, images.transpose(0, 2, 3, 1)).items()}
+
+
+def plot(comparisons: Sequence[Comparison], title: str, path: Path) -> None:
+    """A bar chart on a logarithmic axis: our error beside float32's noise, for each tensor.
+
+    Raises:
+        ConversionError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + len(comparisons), 4), layout='constrained')
+    axes = figure.subplots()
+    places, floor = np.arange(len(comparisons)), 1e-9  # a logarithm shows no zero
+    axes.bar(places - 0.2, [max(c.error, floor) for c in comparisons], 0.4, label='Flax against timm in float64')
+    axes.bar(places + 0.2, [max(c.noise, floor) for c in comparisons], 0.4, label='torch float32 against float64')
+    axes.set_yscale('log')
+    axes.set_xticks(places, [c.name for c in comparisons])
+    axes.set_ylabel('largest relative error')
+    axes.set_title(title)
+    axes.legend()
+    with written_beside(path) as beside:
+        figure.savefig(beside, format='png', dpi=100)

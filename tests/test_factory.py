@@ -75,7 +75,6 @@ def test_the_model_cards_line_works_as_written():
         ('tresnet_s', {}, 'did you mean tresnet_'),
         ('resnet50', {}, 'did you mean resnet50d'),
         ('resnet50d.a4_in1k', {}, 'resnet50d has resnet50d.a1_in1k'),
-        ('resnet50d', {'pretrained': True}, 'timm/resnet50d.ra2_in1k'),
         ('test_resnet', {'global_pool': 'mean'}, 'unknown global_pool'),
         ('test_resnet', {'global_pool': ''}, 'num_classes=0'),
         ('test_resnet', {'output_stride': 4}, '8, 16 or 32'),

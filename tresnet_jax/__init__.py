@@ -6,8 +6,12 @@ logits = model(images)
 """
 
 from tresnet_jax.factory import create_model as create_model
+from tresnet_jax.hub import HubError as HubError
+from tresnet_jax.hub_config import save_pretrained as save_pretrained
 from tresnet_jax.labels import class_names as class_names
 from tresnet_jax.model import functional as functional
+from tresnet_jax.profiling import card_image_size as card_image_size
+from tresnet_jax.profiling import profile as profile
 from tresnet_jax.transforms import create_transform as create_transform
 from tresnet_jax.transforms import resolve_data_config as resolve_data_config
 from tresnet_jax.variants import list_models as list_models

@@ -1,6 +1,7 @@
-"""`create_model`: a model by its name, with weights from a file, from this package, or drawn."""
+"""`create_model`: a model by its name, with weights from a file, this package, a folder, the hub, or drawn."""
 
 import importlib.resources
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tresnet_jax.hub import WEIGHTS, HubError, find, split_source
+from tresnet_jax.hub_config import SavedConfig, read_config
 from tresnet_jax.model import ImageModel, Tree
 from tresnet_jax.resnetd import ResNetD
 from tresnet_jax.tresnet import SLOPE, TResNet
@@ -28,7 +31,7 @@ def create_model(
     output_stride: int = 32,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-    abn_slope: float = SLOPE,
+    abn_slope: float | None = None,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     remat: bool = False,
@@ -39,8 +42,9 @@ def create_model(
     """A TResNet or ResNet-D in evaluation mode.
 
     Args:
-        name: an architecture ('resnet50d'), with a tag ('resnet50d.a1_in1k'), or one of timm's older names.
-        pretrained: take the weights of the tag.
+        name: an architecture ('resnet50d'), with a tag ('resnet50d.a1_in1k'), or one of timm's older names; or
+            'hf-hub:org/name' or 'local-dir:FOLDER', whose ``config.json`` says what it is.
+        pretrained: take the weights of the tag, which come from the Hugging Face hub, or those of the source.
         checkpoint: take the weights of this file: timm's, or one that ``python -m convert`` wrote.
         num_classes: None is the checkpoint's number, without one the tag's, and 1000 for a bare name. Another number
             than the checkpoint's leaves its classifier out and starts a new one; 0 is no classifier.
@@ -50,7 +54,8 @@ def create_model(
         output_stride: 32, or 16 or 8 to dilate the last stages instead of striding; ResNet-D alone.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; earlier blocks have less, linearly.
-        abn_slope: of TResNet's leaky ReLUs; the original second version was trained with 1e-6.
+        abn_slope: of TResNet's leaky ReLUs; None is the checkpoint's, or timm's 1e-3. The original second version was
+            trained with 1e-6.
         dtype: of the computation: float32, bfloat16, float16, or float64 under ``jax_enable_x64``. Parameters are
             float32 but for float64.
         axis_name: the mapped axis over which batch norm in training mode is synchronised.
@@ -60,13 +65,18 @@ def create_model(
         rngs: for weights that are drawn; ``nnx.Rngs(0)`` if None.
 
     Raises:
-        ValueError: an unknown name or option, or weights that are not there.
+        ValueError: an unknown name or option.
+        HubError: (a ValueError) the hub or a folder does not give what it was asked for.
         convert.ConversionError: (a ValueError) the checkpoint cannot be read or does not fit.
     """
-    architecture, tagged = split_name(name)
+    saved = read_config(name) if split_source(name) else None
+    architecture, tagged = (saved.architecture, saved) if saved else split_name(name)
     if out_indices is not None and not features_only:
         raise ValueError('out_indices is for features_only=True')
-    path = _weights_path(name, pretrained, checkpoint)
+    path = _weights_path(tagged or pretrained_config(architecture), pretrained, checkpoint)
+    if saved:  # what is asked for here goes before what the model was saved with
+        global_pool = saved.global_pool if global_pool is None else global_pool
+        output_stride = saved.output_stride if output_stride == 32 else output_stride
     options = {
         'global_pool': global_pool,
         'output_stride': output_stride,
@@ -80,10 +90,12 @@ def create_model(
     rngs = rngs or nnx.Rngs(0)
     if path is None:
         classes = num_classes if num_classes is not None else tagged.num_classes if tagged else 1000
-        channels = 3 if in_chans is None else in_chans
+        channels = in_chans if in_chans is not None else tagged.input_size[0] if tagged else 3
         model = build_model(architecture, num_classes=classes, in_chans=channels, rngs=rngs, **options)
     else:
-        model = _load(path, name, num_classes, in_chans, rngs, options)
+        model = _load(path, architecture if saved else name, num_classes, in_chans, rngs, options)
+        if saved and checkpoint is None:
+            _check_saved(saved, model, path, num_classes, in_chans)
     model.pretrained_cfg = tagged or pretrained_config(architecture)
     if features_only:
         default = (1, 2, 3, 4) if isinstance(model, TResNet) else (0, 1, 2, 3, 4)
@@ -99,7 +111,7 @@ def build_model(
     rngs: nnx.Rngs,
     global_pool: str | None = None,
     output_stride: int = 32,
-    abn_slope: float = SLOPE,
+    abn_slope: float | None = None,
     dtype: Any = jnp.float32,
     **options: Any,
 ) -> ImageModel:
@@ -118,9 +130,9 @@ def build_model(
     if isinstance(config, TResNetConfig):
         if output_stride != 32:
             raise ValueError(f'{architecture}: TResNet has no output_stride but 32, got {output_stride}')
-        model = TResNet(config, abn_slope=abn_slope, **options)
+        model = TResNet(config, abn_slope=SLOPE if abn_slope is None else abn_slope, **options)
     else:
-        if abn_slope != SLOPE:
+        if abn_slope is not None:
             raise ValueError(f'{architecture}: ResNet-D has ReLUs, abn_slope is for TResNet')
         model = ResNetD(config, output_stride=output_stride, **options)
     model.architecture = architecture
@@ -136,26 +148,34 @@ def _check_dtype(dtype: Any) -> jnp.dtype:
     return dtype
 
 
-def _weights_path(name: str, pretrained: bool, checkpoint: str | Path | None) -> Path | None:
+def _weights_path(config: PretrainedConfig, pretrained: bool, checkpoint: str | Path | None) -> Path | None:
     """The file to load, if any.
 
     Raises:
-        ValueError: pretrained weights that this package does not carry.
+        HubError: pretrained weights that are not to be had.
     """
     if checkpoint is not None or not pretrained:
         return None if checkpoint is None else Path(checkpoint)
-    config = pretrained_config(name)
-    if not config.embedded:
-        raise ValueError(
-            f'the weights of {config.name} do not come with this package: fetch model.safetensors of '
-            f'{config.hf_hub_id} from the Hugging Face hub and pass checkpoint=PATH'
-        )
-    return embedded_path(config)
+    if config.embedded:
+        return embedded_path(config)
+    return find(config.source if isinstance(config, SavedConfig) else f'hf-hub:{config.hf_hub_id}', WEIGHTS)
 
 
-def embedded_path(config: PretrainedConfig) -> Path:
-    """The checkpoint of a tag whose weights come with this package."""
-    return Path(str(importlib.resources.files('tresnet_jax') / 'embedded' / f'{config.name}.safetensors'))
+def _check_saved(
+    saved: SavedConfig, model: ImageModel, path: Path, num_classes: int | None, in_chans: int | None
+) -> None:
+    """Raises HubError where the weights have other classes or channels than their config.json says."""
+    for what, asked, found, said in (
+        ('classes', num_classes, model.num_classes, saved.num_classes),
+        ('channels', in_chans, model.in_chans, saved.input_size[0]),
+    ):
+        if asked is None and found != said:
+            raise HubError(f'{path}: has {found} {what}, but its config.json says {said}')
+
+
+def embedded_path(config: PretrainedConfig, suffix: str = 'safetensors') -> Path:
+    """The checkpoint of a tag whose weights come with this package, or timm's stored outputs ('golden.safetensors')."""
+    return Path(str(importlib.resources.files('tresnet_jax') / 'embedded' / f'{config.name}.{suffix}'))
 
 
 def _load(
@@ -166,11 +186,15 @@ def _load(
     from convert.params import match
     from convert.read import read
 
-    def build(architecture: str, *, global_pool: str | None, **shape: Any) -> ImageModel:
-        asked = options['global_pool']
-        return build_model(architecture, **shape, **{**options, 'global_pool': global_pool if asked is None else asked})
+    def build(architecture: str, **found: Any) -> ImageModel:
+        asked = {key: value for key, value in options.items() if value is not None}
+        return build_model(architecture, **{**found, **asked})
 
-    model, params, batch_stats, report = match(read(path), name, num_classes, in_chans, build)
+    model, params, batch_stats, report = match(
+        read(path), name, num_classes, in_chans, options['abn_slope'], build, consume=True
+    )
+    for warning in report.warnings:
+        warnings.warn(f'{path}: {warning}', stacklevel=3)
     model = fill(model, params, batch_stats)
     if num_classes is not None and num_classes != report.num_classes:
         model.start_classifier(num_classes, rngs)

@@ -1,31 +1,15 @@
-"""Keeps the largest relative error of every comparison of whole models, and prints the table at the end."""
+"""The comparisons with timm: torch beside JAX."""
 
-from collections.abc import Callable
-
+import jax
 import pytest
+import torch
 
-LARGEST = pytest.StashKey[dict[tuple[str, str], float]]()
-
-
-@pytest.fixture
-def record_error(request) -> Callable[[str, str, float], None]:
-    """record_error(architecture, what was compared, relative error)."""
-    table = request.config.stash.setdefault(LARGEST, {})
-
-    def record(architecture: str, what: str, error: float) -> None:
-        table[architecture, what] = max(error, table.get((architecture, what), 0.0))
-
-    return record
+# The suite runs in two processes; torch's threads of one would wait for those of the other.
+torch.set_num_threads(1)
 
 
-def pytest_terminal_summary(terminalreporter, config) -> None:
-    table = config.stash.get(LARGEST, {})
-    if not table:
-        return
-    columns = sorted({what for _, what in table})
-    terminalreporter.section('largest relative errors against timm')
-    terminalreporter.write_line(' ' * 14 + ''.join(f'{column:>22}' for column in columns))
-    for architecture in sorted({name for name, _ in table}):
-        cells = (table.get((architecture, column)) for column in columns)
-        line = ''.join(f'{"":>22}' if error is None else f'{error:>22.1e}' for error in cells)
-        terminalreporter.write_line(f'{architecture:<14}{line}')
+@pytest.fixture(autouse=True, scope='module')
+def _free_programs():
+    """Compiled programs of two hundred layers are gigabytes together, and no other module calls them."""
+    yield
+    jax.clear_caches()

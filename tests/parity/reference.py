@@ -57,9 +57,16 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
         return torch.where(torch.rand(like.shape, generator=generator) < 0.3, -1.0, 1.0).to(like.dtype)
 
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    last = {id(getattr(block, 'bn3', None) or getattr(block, 'bn2', None)) for block in model.modules()} | {
+        id(getattr(getattr(block, 'conv3', None) or getattr(block, 'conv2', None), 'bn', None))
+        for block in model.modules()
+    }
     with torch.no_grad():
         for m in norms:
-            m.weight.copy_(uniform(m.weight, 0.4, 1.2) * signs(m.weight))
+            # Those before a residual sum are smaller, as training leaves them. Were they not, the difference between
+            # two roundings would grow from block to block until float32 says nothing.
+            low, high = (0.1, 0.3) if id(m) in last else (0.4, 1.2)
+            m.weight.copy_(uniform(m.weight, low, high) * signs(m.weight))
             m.bias.copy_(uniform(m.bias, -0.3, 0.3))
             m.momentum = None  # the average of all batches since the reset
             m.reset_running_stats()

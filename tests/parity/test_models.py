@@ -25,7 +25,8 @@ TRAINING_TOLERANCE = 1e-10
 @pytest.fixture(scope='module', params=sorted(ARCHITECTURES))
 def pair(request):
     """An architecture's name and timm's model of it."""
-    return request.param, reference(request.param)
+    yield request.param, reference(request.param)
+    jax.clear_caches()  # a program of two hundred layers is large, and is not called again
 
 
 def errors(a: dict, b: dict) -> dict[str, float]:

@@ -1,0 +1,145 @@
+"""A Hugging Face hub on 127.0.0.1: what huggingface_hub's client asks when it downloads a file, and what can go wrong.
+
+As on the real one, small files come from the hub itself, and weights by a redirect to a storage host, here another
+port, with the SHA-256 as the ETag.
+"""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+TOKEN = 'hf_right'
+
+# What a repository does when it is not well. At the hub:
+PRIVATE, GATED, DOWN, SILENT = 'private', 'gated', 'down', 'silent'
+PORTAL, TRAVERSAL = 'portal', 'traversal'  # an answer that is no hub's, an ETag that is a path
+# At the storage:
+CUT_ONCE, CUT, CUT_AFRESH = 'cut once', 'cut', 'cut afresh'  # the last one ignores ranges
+WRONG_SIZE, WRONG_BYTES, STORAGE_DOWN = 'wrong size', 'wrong bytes', 'storage down'
+
+
+class Hub:
+    """``with Hub() as hub:`` serves ``hub.repositories`` at ``hub.endpoint``.
+
+    Attributes:
+        repositories: 'org/name' -> file name -> bytes; may be changed at any time.
+        faults: 'org/name' -> one of the constants above.
+        renamed: 'org/old' -> 'org/new'.
+        requests: 'HEAD org/name config.json' of each request, 'STORAGE org/name model.safetensors' at the storage.
+        tokens: the Authorization header of each request, likewise.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.faults: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
+        self.requests: list[str] = []
+        self.tokens: list[str | None] = []
+        self.released = threading.Event()
+
+    def __enter__(self) -> 'Hub':
+        self._servers = [self._serve(_HubHandler), self._serve(_StorageHandler)]
+        self.endpoint, self.storage = (f'http://127.0.0.1:{server.server_port}' for server in self._servers)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.released.set()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+    def _serve(self, handler: type['_Handler']) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(('127.0.0.1', 0), type(handler.__name__, (handler,), {'hub': self}))
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
+        return server
+
+    def commit(self, repository: str) -> str:
+        """Changes with the files, as git's does."""
+        return hashlib.sha1(repr(sorted(self.repositories[repository].items())).encode()).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def note(self, what: str, repository: str, filename: str) -> None:
+        self.hub.requests.append(f'{what} {repository} {filename}')
+        self.hub.tokens.append(self.headers.get('Authorization'))
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes = b'', announced: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header('Content-Length', str(len(body) if announced is None else announced))
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(body)
+        if announced is not None and announced > len(body):
+            self.close_connection = True
+
+
+class _HubHandler(_Handler):
+    def do_HEAD(self) -> None:
+        hub = self.hub
+        organisation, name, _, revision, filename = unquote(self.path).lstrip('/').split('/', 4)
+        repository = f'{organisation}/{name}'
+        self.note(self.command, repository, filename)
+        fault = hub.faults.get(repository)
+        if repository in hub.renamed:
+            new = f'/{hub.renamed[repository]}/resolve/{revision}/{filename}'
+            return self.answer(307, {'Location': new})
+        if fault == SILENT:
+            hub.released.wait()
+            return None
+        if fault == DOWN:
+            return self.answer(503, {})
+        if fault == PORTAL:
+            return self.answer(200, {'Content-Type': 'text/html'}, b'<p>Please log in to the wireless network</p>')
+        if fault == PRIVATE and self.headers.get('Authorization') != f'Bearer {TOKEN}':
+            return self.answer(401, {'X-Error-Message': 'Invalid username or password.'})
+        if fault == GATED:
+            return self.answer(403, {'X-Error-Code': 'GatedRepo', 'X-Error-Message': 'Access is restricted.'})
+        if repository not in hub.repositories:
+            return self.answer(404, {'X-Error-Code': 'RepoNotFound', 'X-Error-Message': 'Repository not found'})
+        commit = {'X-Repo-Commit': hub.commit(repository)}
+        if revision not in ('main', commit['X-Repo-Commit']):
+            return self.answer(404, {'X-Error-Code': 'RevisionNotFound'})
+        body = hub.repositories[repository].get(filename)
+        if body is None:
+            return self.answer(404, {**commit, 'X-Error-Code': 'EntryNotFound', 'X-Error-Message': 'Entry not found'})
+        if filename == 'config.json':
+            git = hashlib.sha1(b'blob %d\0' % len(body) + body).hexdigest()
+            return self.answer(200, {**commit, 'ETag': f'"{git}"'}, body)
+        sha256 = '../../../../escaped' if fault == TRAVERSAL else hashlib.sha256(body).hexdigest()
+        linked = {'X-Linked-Size': str(len(body)), 'X-Linked-Etag': f'"{sha256}"'}
+        return self.answer(302, {**commit, **linked, 'Location': f'{hub.storage}/{repository}/{filename}'})
+
+    do_GET = do_HEAD
+
+
+class _StorageHandler(_Handler):
+    def do_GET(self) -> None:
+        repository, _, filename = unquote(self.path).lstrip('/').rpartition('/')
+        self.note('STORAGE', repository, filename)
+        body, fault = self.hub.repositories[repository][filename], self.hub.faults.get(repository)
+        if fault == STORAGE_DOWN:
+            return self.answer(503, {})
+        if fault == WRONG_SIZE:
+            return self.answer(200, {}, body[:-10])
+        if fault == WRONG_BYTES:
+            return self.answer(200, {}, body[:-1] + bytes([body[-1] ^ 1]))
+        if fault == CUT_AFRESH:
+            return self.answer(200, {}, body[: len(body) // 2], announced=len(body))
+        start = int(self.headers.get('Range', 'bytes=0-').removeprefix('bytes=').partition('-')[0])
+        status, headers = 200, {}
+        if start:
+            status, headers = 206, {'Content-Range': f'bytes {start}-{len(body) - 1}/{len(body)}'}
+        rest, announced = body[start:], len(body) - start
+        if fault == CUT or fault == CUT_ONCE and not start:
+            rest = rest[: max(len(body) // 2 - start, 0)]
+        return self.answer(status, headers, rest, announced)

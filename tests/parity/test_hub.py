@@ -1,0 +1,119 @@
+"""Folders and repositories between timm and us, both ways."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from timm.models._hub import save_config_for_hf, save_for_hf
+
+import convert
+import tresnet_jax
+from tests.hub_server import Hub
+from tests.parity.reference import call, nhwc, ours, pictures, randomise, reference, relative_error
+from tests.test_hub import environment
+from tresnet_jax.factory import build_model
+from tresnet_jax.hub_config import to_config
+from tresnet_jax.initializers import ShapesOnly
+from tresnet_jax.variants import pretrained_config
+
+FLOAT32 = 1e-5
+
+MODELS = [
+    ('test_resnet', {'num_classes': 7}),
+    ('test_resnet', {'num_classes': 4, 'in_chans': 1}),
+    ('test_resnet', {'num_classes': 0, 'global_pool': ''}),
+    ('test_resnet', {'num_classes': 4, 'global_pool': 'catavgmax', 'output_stride': 16}),
+    ('resnet18d', {'num_classes': 3, 'in_chans': 4}),
+]
+# What timm keeps of where its own weights came from.
+ORIGIN = {'origin_url', 'paper_ids', 'paper_name', 'notes'}
+
+
+def assert_equal_outputs(mine, theirs, channels):
+    x = pictures(2, channels, 64, 64).float()
+    with torch.no_grad():
+        assert relative_error(call(mine, nhwc(x)), nhwc(theirs.eval()(x))) < FLOAT32
+
+
+@pytest.mark.parametrize('name, options', MODELS)
+def test_timm_loads_what_we_save(name, options, tmp_path):
+    """And its own config.json of this model says the same, field by field."""
+    source = reference(name, **options).float()
+    kept = {key: options[key] for key in ('global_pool', 'output_stride') if key in options}
+    mine = ours(source, name, **kept)
+    mine.pretrained_cfg = pretrained_config(name)
+    tresnet_jax.save_pretrained(mine, tmp_path / 'ours')
+    theirs = timm.create_model(f'local-dir:{tmp_path}/ours', pretrained=True)
+    for key, value in source.state_dict().items():
+        if not key.endswith('num_batches_tracked'):
+            assert torch.equal(value, theirs.state_dict()[key]), key
+    assert_equal_outputs(mine, theirs, options.get('in_chans', 3))
+
+    save_for_hf(source, tmp_path / 'timm', safe_serialization=True)
+    mine, timms = (json.loads((tmp_path / who / 'config.json').read_text()) for who in ('ours', 'timm'))
+    for key in ORIGIN:
+        timms['pretrained_cfg'].pop(key, None)
+    assert mine == timms
+
+
+@pytest.mark.parametrize('name', ['tresnet_m.miil_in1k_448', 'resnet50d.a3_in1k', 'resnet101d.ra2_in1k'])
+def test_config_of_a_tag(name, tmp_path):
+    """Of models that are shapes alone."""
+    with torch.device('meta'):
+        theirs = timm.create_model(name)
+    save_config_for_hf(theirs, str(tmp_path / 'config.json'))
+    timms = json.loads((tmp_path / 'config.json').read_text())
+    for key in ORIGIN:
+        timms['pretrained_cfg'].pop(key, None)
+    row = pretrained_config(name)
+    mine = build_model(row.architecture, num_classes=row.num_classes, in_chans=3, rngs=ShapesOnly())
+    mine.pretrained_cfg = row
+    assert json.loads(json.dumps(to_config(mine))) == timms
+
+
+@pytest.mark.parametrize('safe', [True, False])
+@pytest.mark.parametrize('name, options', MODELS[:4])
+def test_we_load_what_timm_saves(name, options, safe, tmp_path):
+    """model.safetensors, and pytorch_model.bin."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, **options)
+    randomise(theirs.double(), seed=1)
+    save_for_hf(theirs.float(), tmp_path, safe_serialization=safe)
+    assert (tmp_path / 'pytorch_model.bin').exists() != safe
+    mine = tresnet_jax.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert mine.global_pool == options.get('global_pool', 'avg')
+    assert_equal_outputs(mine, theirs, options.get('in_chans', 3))
+
+
+def test_a_bin_that_wants_code_is_not_run(tmp_path):
+    marker = tmp_path / 'ran'
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(marker), 'w'))
+
+    save_for_hf(timm.create_model('test_resnet'), tmp_path, safe_serialization=False)
+    torch.save({'fc.weight': Trap()}, tmp_path / 'pytorch_model.bin')
+    with pytest.raises(convert.ConversionError, match='torch cannot load it as plain weights'):
+        tresnet_jax.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert not marker.exists()
+
+
+def test_one_cache_for_both(tmp_path):
+    """What timm has downloaded is what we load, and it is not downloaded again."""
+    model = timm.create_model('test_resnet', num_classes=4)
+    save_for_hf(model, tmp_path / 'saved', safe_serialization=True)
+    code = """
+import numpy as np, timm, tresnet_jax
+theirs = timm.create_model('hf-hub:org/name', pretrained=True)
+ours = tresnet_jax.create_model('hf-hub:org/name', pretrained=True)
+assert np.array_equal(ours.fc.bias[...], theirs.fc.bias.detach().numpy())
+"""
+    with Hub() as hub:
+        hub.repositories['org/name'] = {path.name: path.read_bytes() for path in (tmp_path / 'saved').iterdir()}
+        env = environment(tmp_path / 'home', hub.endpoint)
+        subprocess.run([sys.executable, '-c', code], env=env, check=True)
+        assert sum(request.startswith('STORAGE') for request in hub.requests) == 1

@@ -1,0 +1,109 @@
+"""``convert --verify``, ``inspect`` and ``golden`` with torch and timm at hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+
+import convert.params
+from convert.__main__ import main
+from convert.inspection import RELEASED
+from tests.parity.reference import reference
+from tests.parity.test_layouts import inplace_abn_state, state_of
+from tresnet_jax.variants import PRETRAINED
+
+STAGES = ['features.0', 'features.1', 'features.2', 'features.3', 'features.4', 'logits']
+
+
+@pytest.mark.parametrize('name, layout', [('test_resnet', 'timm'), ('test_tresnet', 'timm'), ('test_tresnet', 'iabn')])
+def test_verify_prints_every_stage_and_draws_it(name, layout, tmp_path, capsys):
+    file, out, chart = tmp_path / 'a.pth', tmp_path / 'out.safetensors', tmp_path / 'chart.png'
+    torch.save(state_of(name) if layout == 'timm' else {'model': inplace_abn_state(name, True)}, file)
+    assert main([str(file), str(out), '--verify', '--plot', str(chart)]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[1:7]] == STAGES and 'differs' not in printed
+    assert chart.read_bytes().startswith(b'\x89PNG') and out.exists()
+    assert main([str(out), str(tmp_path / 'back.pth'), '--verify']) == 0
+
+
+def test_verify_with_another_slope_and_without_a_head(tmp_path, capsys):
+    torch.save(inplace_abn_state('test_tresnet', False), tmp_path / 'a.pth')
+    options = ['--verify', '--abn-slope', '1e-6', '--drop-head']
+    assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors'), *options]) == 0
+    assert 'differs' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name, layer', [('test_resnet', 'layer3.0.conv2'), ('test_tresnet', 'body.layer2.0.conv1.bn')])
+def test_verify_names_the_first_layer_that_differs(name, layer, tmp_path, monkeypatch, capsys):
+    """A converter with one error: the layer is named, nothing is written."""
+    right = convert.params.torch_to_flax_layout
+
+    def wrong(key, value):
+        return right(key, value) * (1.01 if key in (f'{layer}.kernel', f'{layer}.scale') else 1)
+
+    monkeypatch.setattr(convert.params, 'torch_to_flax_layout', wrong)
+    torch.save(state_of(name), tmp_path / 'a.pth')
+    assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors'), '--verify']) == 2
+    captured = capsys.readouterr()
+    assert f'they part at {layer} (' in captured.err and '<- differs' in captured.out
+    assert not (tmp_path / 'out.safetensors').exists()
+
+
+def test_inspect_of_a_training_checkpoint(tmp_path, capsys):
+    state = {f'module.{k}': v.half() if v.is_floating_point() else v for k, v in state_of('test_resnet').items()}
+    ema = {k: v.clone() for k, v in state.items()}
+    torch.save({'epoch': 12, 'metric': 80.5, 'state_dict': state, 'state_dict_ema': ema}, tmp_path / 'a.pth.tar')
+    assert main(['inspect', str(tmp_path / 'a.pth.tar'), '--json']) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = {
+        'container': 'torch', 'wrapper': 'state_dict_ema', 'layout': 'timm', 'architecture': 'test_resnet',
+        'exact': True, 'tags': ['test_resnet.r160_in1k'], 'num_classes': 1000, 'in_chans': 3, 'head': None,
+        'ema': True, 'training': {'epoch': 12, 'metric': 80.5}, 'dtypes': {'float16': 77, 'int64': 15},
+    }  # fmt: skip
+    assert {key: found[key] for key in expected} == expected
+    assert main(['inspect', str(tmp_path / 'a.pth.tar')]) == 0
+    text = capsys.readouterr().out
+    assert found['sha256'] in text and 'epoch       12' in text and f'{found["size"]:,} bytes' in text
+
+
+def test_inspect_of_an_original_checkpoint(tmp_path, capsys):
+    torch.save({'model': inplace_abn_state('test_tresnet', True)}, tmp_path / 'a.pth')
+    assert main(['inspect', str(tmp_path / 'a.pth'), '--json']) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found['layout'], found['wrapper'], found['architecture']) == ('inplace_abn', 'model', 'test_tresnet')
+
+
+def test_inspect_of_what_is_none_of_ours(tmp_path, capsys):
+    torch.save({'conv1.weight': torch.zeros(64, 3, 7, 7), 'fc.weight': torch.zeros(2, 3)}, tmp_path / 'a.pth')
+    assert main(['inspect', str(tmp_path / 'a.pth')]) == 0
+    assert "a plain ResNet's stem" in capsys.readouterr().out
+    assert main(['inspect', str(tmp_path / 'nowhere.pth')]) == 2
+
+
+def test_released_files_are_tags_of_the_table():
+    assert set(RELEASED.values()) <= set(PRETRAINED)
+    assert all(len(digits) == 8 and int(digits, 16) >= 0 for digits in RELEASED)
+
+
+@pytest.mark.parametrize('seeded', [True, False])
+def test_golden_file(seeded, tmp_path, capsys):
+    """The outputs in the file are timm's, of seeded weights or of a checkpoint's."""
+    out, model = tmp_path / 'golden.safetensors', reference('test_resnet', num_classes=7).float()
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    options = [] if seeded else ['--checkpoint', str(tmp_path / 'a.pth')]
+    assert main(['golden', 'test_resnet', str(out), '--image-size', '32', '--seed', '3', *options]) == 0
+    with safetensors.safe_open(out, 'np') as file:
+        stored, metadata = file.get_tensors(), file.metadata()
+    assert stored['images'].shape == (1, 3, 32, 32) and set(stored) == {'images', *STAGES}
+    if not seeded:
+        with torch.no_grad():
+            logits = model(torch.from_numpy(stored['images'])).numpy()
+        np.testing.assert_allclose(stored['logits'], logits, rtol=1e-5, atol=1e-6)
+        assert len(metadata['weights']) == 64
+    else:
+        assert metadata['weights'] == 'seeded_weights(shapes, 3)' and stored['logits'].shape == (1, 1000)
+    assert main(['golden', 'nothing', str(out)]) == 2
+    assert 'did you mean' in capsys.readouterr().err and Path(out).exists()

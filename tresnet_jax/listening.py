@@ -1,0 +1,41 @@
+"""Hearing what every layer of a model takes and gives, as forward hooks do in torch."""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from tresnet_jax.abn import BatchNormAct
+from tresnet_jax.layers import AvgPool
+
+Tell = Callable[[tuple[Any, ...], nnx.Module, jax.Array, jax.Array], None]
+
+
+class _Listener(nnx.Module):
+    """A layer that tells what it was called with and what it gave."""
+
+    def __init__(self, layer: Any, tell: Callable[[jax.Array, jax.Array], None]):
+        self.layer = layer
+        self.tell = tell
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.layer(x)
+        self.tell(x, y)
+        return y
+
+
+def listen(model: nnx.Module, tell: Tell) -> None:
+    """Have every convolution, batch norm, shortcut pool and linear layer call ``tell(path, layer, x, y)``.
+
+    Changes the model in place, so give it a copy. `path` is timm's name, in parts. A model with `remat` splits its
+    blocks and merges them again inside ``jax.checkpoint``, out of which no value may be kept: switch it off.
+    """
+    modules = dict(nnx.iter_modules(model))
+    for path, layer in modules.items():
+        if isinstance(layer, nnx.Conv | nnx.Linear | BatchNormAct | AvgPool):
+            parent, key = modules[path[:-1]], path[-1]
+            put = operator.setitem if isinstance(parent, nnx.List | nnx.Dict) else setattr
+            put(parent, key, _Listener(layer, functools.partial(tell, path, layer)))  # pyright: ignore
