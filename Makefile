@@ -1,7 +1,9 @@
 # Two commands are all a fresh machine needs: `make demo` and `make test`.
 PYTHON ?= python3
 
-.PHONY: demo test test-all check golden clean
+PYTHON_NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c pass 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test test-all test-newest check golden clean
 
 demo: .venv-demo/ready  ## convert, compare, classify: no torch, no network but for the installation
 	.venv-demo/bin/python scripts/demo.py --out demo_output
@@ -12,15 +14,18 @@ test: .venv/ready  ## the suite against the real timm
 test-all: .venv/ready  ## what is marked slow as well
 	.venv/bin/python -m pytest -n 2 --dist worksteal -m ""
 
+test-newest: .venv-newest/ready  ## the suite without torch, on the newest Python and JAX that are found
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --ignore tests/parity
+
 check: .venv/ready  ## lint, format, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 clean:
-	rm -rf .venv .venv-demo demo_output
+	rm -rf .venv .venv-demo .venv-newest demo_output
 
-.venv-demo/ready: pyproject.toml
+.venv-demo/ready: pyproject.toml $(shell git ls-files tresnet_jax convert)
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --disable-pip-version-check .
 	touch $@
@@ -28,6 +33,11 @@ clean:
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+.venv-newest/ready: pyproject.toml
+	$(or $(PYTHON_NEWEST),$(error python3.13 or python3.12 is not here; name one: make test-newest PYTHON_NEWEST=...)) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e '.[test-core]'
 	touch $@
 
 golden: .venv/ready  ## timm's outputs for tests/golden, made anew

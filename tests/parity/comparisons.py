@@ -385,7 +385,7 @@ def expected_of_drop_path(name: str) -> np.ndarray:
 
 @comparison(test_options.test_drop_path_with_the_same_masks, test_options.TOLERANCE)
 def drop_path() -> float:
-    """Both sides draw the same numbers for a mask of the same shape; the suite's test gives ours the right shape."""
+    """Both sides draw the same numbers for masks of the same shape; the suite's test does not look at the shape."""
     errors = []
     for name in SMALL:
         draws = itertools.count()
@@ -437,7 +437,7 @@ def drop_path_rates() -> float:
 
 @comparison(test_options.test_dropout_keeps_the_mean_and_is_off_in_evaluation, test_options.TOLERANCE)
 def dropout() -> float:
-    """At a rate that is not a half, where dropping and keeping would look alike."""
+    """At another rate than the suite's half, at which dropping and keeping look alike."""
     mine = build_model('test_resnet', num_classes=4, in_chans=3, drop_rate=0.3, dtype='float64', rngs=nnx.Rngs(0))
     ones = np.ones((8, 3, 3, mine.num_features))
     got = mine.train().forward_head(ones, pre_logits=True, rngs=nnx.Rngs(dropout=0))
@@ -573,7 +573,7 @@ def timm_scales(name: str, reset: bool = False) -> dict[str, np.ndarray]:
 
 @comparison(None, SINGLE)
 def initial_scales() -> float:
-    """Deviation or bound of each tensor, which in the suite's few hundred values of a bias are hardly to be seen."""
+    """The deviation or bound of each tensor itself, where the suite's distributions leave several percent."""
     with show_ends():
         mine = {name: build_model(name, num_classes=5, in_chans=3, rngs=nnx.Rngs(0)) for name in SMALL}
     return max(largest_error(convert.to_torch(mine[name]), timm_scales(name)) for name in SMALL)

@@ -1,0 +1,100 @@
+"""What takes too long for every day: every architecture at every size people use, three steps of training, every tag.
+
+Part of ``make test-all``.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import convert
+import tresnet_jax
+from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error, state_of, timm_model
+from tests.parity.test_models import errors, our_outputs, timm_outputs, to_numpy
+from tresnet_jax.variants import ARCHITECTURES, PRETRAINED, is_tresnet
+
+pytestmark = pytest.mark.slow
+
+COMMON = [(224, 224), (200, 200), (176, 176), (160, 256)]
+SMALLEST = {True: (20, 20), False: (1, 1)}
+
+
+def sizes(name: str) -> list[tuple[int, int]]:
+    """The sizes of an architecture: 225 and the smallest where they can be taken, 448 as TResNets are trained."""
+    return [*COMMON, (448, 448) if is_tresnet(name) else (225, 225), SMALLEST[is_tresnet(name)]]
+
+
+@pytest.fixture(scope='module', params=sorted(ARCHITECTURES))
+def pair(request):
+    """An architecture's name and timm's model of it."""
+    yield request.param, reference(request.param)
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures('x64')
+def test_every_size_float64(pair, record_error):
+    """Stages and logits in evaluation mode to 1e-12."""
+    name, model = pair
+    apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
+    for size in sizes(name):
+        x = pictures(1, 3, *size)
+        with torch.no_grad():
+            expected = to_numpy(timm_outputs(model, x))
+        forward = jax.jit(functools.partial(our_outputs, apply))
+        error = max(errors(forward(params, batch_stats, nhwc(x))[0], expected).values())
+        record_error(name, f'{size[0]}x{size[1]}, f64', error)
+        assert error <= 1e-12, size
+
+
+@pytest.mark.usefixtures('x64')
+def test_three_steps_of_training(pair, record_error):
+    """SGD in both: weights, statistics and counters after three steps, in float64."""
+    name, model = pair
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    model.train()
+    weights = torch.randn(2, 1000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    @jax.jit
+    def step(params, batch_stats, x):
+        def loss(params):
+            logits, new = apply(params, batch_stats, x, train=True)
+            return (logits * weights.numpy()).mean(), new
+
+        grads, batch_stats = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 1e-4 * g, params, grads), batch_stats
+
+    for i in range(3):
+        x = pictures(2, 3, 96, 96, seed=10 + i)
+        optimizer.zero_grad()
+        (model(x) * weights).mean().backward()
+        optimizer.step()
+        params, batch_stats = step(params, batch_stats, nhwc(x))
+    after = {key: value.copy() for key, value in state_of(model).tensors.items()}
+    model.load_state_dict(before)
+    model.eval()
+    error = max(errors(convert.to_torch(params, batch_stats, num_batches_tracked=4), after).values())
+    record_error(name, 'three steps, f64', error)
+    assert error <= 1e-10
+
+
+@pytest.mark.parametrize('name', sorted(PRETRAINED))
+def test_every_tag(name):
+    """A checkpoint of the tag's classes, at the tag's own size, in float32, within torch's own noise."""
+    row = PRETRAINED[name]
+    torch.manual_seed(0)
+    model = timm_model(row.architecture, num_classes=row.num_classes).eval()
+    mine = ours(model, row.architecture)
+    x = torch.rand(1, *row.input_size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        single = model(x).numpy()
+        double = model.double()(x.double()).numpy()
+    noise = relative_error(single, double)
+    got = call(mine, jnp.asarray(nhwc(x)))
+    assert got.shape == (1, row.num_classes)
+    assert relative_error(np.asarray(got), double) <= 10 * max(noise, 1e-7)

@@ -1,0 +1,73 @@
+"""That the suite cannot be fooled: every mistake of `mutants.py` moves a comparison over its tolerance."""
+
+import functools
+from typing import Any
+
+import pytest
+
+from tests.parity.comparisons import COMPARISONS, SMALL_ROWS
+from tests.parity.mutants import MUTANTS
+from tresnet_jax import variants
+
+pytestmark = pytest.mark.usefixtures('x64', 'small_rows')
+
+# A mutant must be ten times over the tolerance, so that it is not over it by luck.
+MARGIN = 10
+
+
+@pytest.fixture
+def small_rows(monkeypatch):
+    for name, config in SMALL_ROWS.items():
+        monkeypatch.setitem(variants.ARCHITECTURES, name, config)
+
+
+@functools.cache
+def unpatched(comparison: str) -> float:
+    return COMPARISONS[comparison]()
+
+
+def present(target: Any, name: str) -> Any:
+    return target[name] if isinstance(target, dict) else getattr(target, name)
+
+
+# Taken before any patch.
+ORIGINALS = {
+    (mutant.name, index): present(target, name)
+    for mutant in MUTANTS
+    for index, (target, name, _) in enumerate(mutant.patches)
+}
+
+
+@pytest.mark.parametrize('name', sorted(COMPARISONS))
+def test_comparisons_hold_unpatched(name):
+    assert unpatched(name) <= COMPARISONS[name].tolerance
+
+
+@pytest.mark.parametrize('mutant', MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutants_are_seen(mutant, monkeypatch, record_property):
+    check = COMPARISONS[mutant.comparison]
+    assert unpatched(mutant.comparison) <= check.tolerance
+    for target, name, value in mutant.patches:
+        if isinstance(target, dict):
+            monkeypatch.setitem(target, name, value)
+        else:
+            monkeypatch.setattr(target, name, value)
+    error = check()
+    record_property('error', error)
+    record_property('tolerance', check.tolerance)
+    assert error > MARGIN * check.tolerance, f'{mutant.comparison} does not see it: {error:.1e}'
+
+
+def test_the_table_is_whole():
+    """Every row patches what is there with something else, every patch was undone, every comparison has a row."""
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    assert {mutant.comparison for mutant in MUTANTS} == set(COMPARISONS)
+    for mutant in MUTANTS:
+        assert mutant.patches, mutant.name
+        for index, (target, name, value) in enumerate(mutant.patches):
+            original = ORIGINALS[mutant.name, index]
+            # Dicts that differ in their order alone are equal to Python.
+            same = value is original or (value == original and not isinstance(value, dict))
+            assert not same, f'{mutant.name}: {name} is patched with itself'
+            now = present(target, name)
+            assert now is original or now == original, f'{mutant.name}: {name} was left patched'
