@@ -175,8 +175,9 @@ def _head(
         )
     if num_classes is None and fits and classes and config is not None and config.num_classes != classes:
         raise ConversionError(
-            f'{checkpoint.path}: has {classes} classes where {config.name} has {config.num_classes}; --num-classes '
-            f'{classes} keeps its classifier, --drop-head (num_classes=0) leaves it out'
+            f'{checkpoint.path}: has {classes} classes where {config.name} has {config.num_classes}; name '
+            f'{architecture} alone or --num-classes {classes} (num_classes={classes}) to keep its classifier, '
+            f'--drop-head (num_classes=0) to leave it out'
         )
     if num_classes is not None and (foreign or num_classes != classes):
         why = foreign or f'{classes} classes in the file, {num_classes} asked for'

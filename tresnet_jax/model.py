@@ -83,15 +83,11 @@ class ImageModel(nnx.Module):
         """The first feature map -> what the first stage takes."""
         return x
 
-    def _stages(self) -> list[Sequence[Block]]:
-        """The blocks of the stages that are there, in order."""
+    def _trunk(self) -> nnx.Module:
+        """The module whose attributes layer1 to layer4 are the stages."""
         raise NotImplementedError
 
     def _all_feature_info(self) -> list[dict[str, Any]]:
-        raise NotImplementedError
-
-    def _drop_stages_after(self, last: int) -> None:
-        """Remove the stages behind feature map `last`."""
         raise NotImplementedError
 
     def get_classifier(self) -> nnx.Module:
@@ -106,6 +102,11 @@ class ImageModel(nnx.Module):
         raise NotImplementedError
 
     # What both share.
+
+    def _stages(self) -> list[Sequence[Block]]:
+        """The blocks of the stages that are there, in order."""
+        stages = [getattr(self._trunk(), f'layer{i}') for i in (1, 2, 3, 4)]
+        return [stage for stage in stages if len(stage)]
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> Any:
         """Logits; (B, features) without classes; the list of feature maps for a backbone."""
@@ -206,7 +207,8 @@ class ImageModel(nnx.Module):
         """Remove the head and the stages that the chosen feature maps do not need; returns the chosen indices."""
         chosen = take_indices(len(self._stages()) + 1, indices)
         self.num_features = self._all_feature_info()[max(chosen)]['num_chs']
-        self._drop_stages_after(max(chosen))
+        for i in range(max(chosen) + 1, 5):
+            setattr(self._trunk(), f'layer{i}', nnx.List([]))
         self.reset_classifier(0, '')
         return chosen
 

@@ -3,7 +3,6 @@
 The reference is ``timm/models/resnet.py`` with a deep stem and ``avg_down``; attribute paths are timm's keys.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from flax import nnx
 from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.initializers import torch_uniform
 from tresnet_jax.layers import AvgPool, DropPath, Identity, conv, max_pool
-from tresnet_jax.model import Block, ImageModel
+from tresnet_jax.model import ImageModel
 from tresnet_jax.variants import BASIC, EXPANSION, ResNetDConfig
 
 RELU, LINEAR = 0.0, None
@@ -208,13 +207,8 @@ class ResNetD(ImageModel):
     def _after_stem(self, x: jax.Array) -> jax.Array:
         return max_pool(x)
 
-    def _stages(self) -> list[Sequence[Block]]:
-        stages = [getattr(self, f'layer{i}') for i in (1, 2, 3, 4)]
-        return [stage for stage in stages if len(stage)]
-
-    def _drop_stages_after(self, last: int) -> None:
-        for i in range(last + 1, 5):
-            setattr(self, f'layer{i}', nnx.List([]))
+    def _trunk(self) -> nnx.Module:
+        return self
 
     def _all_feature_info(self) -> list[dict[str, Any]]:
         assert isinstance(self.config, ResNetDConfig)

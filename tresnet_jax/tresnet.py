@@ -3,7 +3,6 @@
 The reference is ``timm/models/tresnet.py``; attribute paths are timm's state dict keys.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from tresnet_jax.layers import (
     space_to_depth,
     stagewise_drop_path_rates,
 )
-from tresnet_jax.model import Block, ImageModel
+from tresnet_jax.model import ImageModel
 from tresnet_jax.variants import BASIC, EXPANSION, TResNetConfig
 
 SLOPE = 1e-3
@@ -243,13 +242,8 @@ class TResNet(ImageModel):
     def _stem(self, x: jax.Array) -> jax.Array:
         return self.body.conv1(space_to_depth(x))
 
-    def _stages(self) -> list[Sequence[Block]]:
-        stages = [getattr(self.body, f'layer{i}') for i in (1, 2, 3, 4)]
-        return [stage for stage in stages if len(stage)]
-
-    def _drop_stages_after(self, last: int) -> None:
-        for i in range(last + 1, 5):
-            setattr(self.body, f'layer{i}', nnx.List([]))
+    def _trunk(self) -> nnx.Module:
+        return self.body
 
     def _all_feature_info(self) -> list[dict[str, Any]]:
         assert isinstance(self.config, TResNetConfig)
