@@ -18,7 +18,6 @@ import tyro
 
 from convert.errors import ConversionError
 from convert.inspection import inspect
-from convert.names import Tree
 from convert.params import match, to_torch
 from convert.read import read, sha256
 from convert.report import Report
@@ -26,7 +25,7 @@ from convert.stored import seeded_weights, timm_model, write_golden
 from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot, reference_state
 from convert.write import save_flax, save_torch
 from tresnet_jax.factory import build_model, embedded_path, fill
-from tresnet_jax.initializers import ShapesOnly
+from tresnet_jax.model import ImageModel
 from tresnet_jax.variants import PRETRAINED, pretrained_config, split_name
 
 
@@ -76,7 +75,7 @@ def convert(arguments: Arguments) -> None:
     source, target = arguments.source, arguments.target
     if arguments.drop_head and arguments.num_classes:
         raise ConversionError('--drop-head and --num-classes contradict each other')
-    _, params, batch_stats, report = match(
+    shapes, params, batch_stats, report = match(
         read(source, ema=arguments.ema),
         arguments.model,
         0 if arguments.drop_head else arguments.num_classes,
@@ -87,7 +86,7 @@ def convert(arguments: Arguments) -> None:
         progress=True,
     )
     if arguments.verify:
-        verify(arguments, params, batch_stats, report)
+        verify(arguments, fill(shapes, params, batch_stats), report)
     to = arguments.to or ('torch' if report.layout == 'flax' else 'flax')
     if to == 'flax':
         save_flax(target, params, batch_stats, report, sha256(source))
@@ -107,21 +106,12 @@ def convert(arguments: Arguments) -> None:
     print(f'{target}: {to} layout, {size:.1f} MB, {time.monotonic() - start:.2f} s in all')
 
 
-def verify(arguments: Arguments, params: Tree, batch_stats: Tree, report: Report) -> None:
+def verify(arguments: Arguments, model: ImageModel, report: Report) -> None:
     """Print the largest relative error of each stage.
 
     Raises:
         ConversionError: one is beyond ten times float32's noise; the message names the layer where it begins.
     """
-    model = build_model(
-        report.architecture,
-        num_classes=report.num_classes,
-        in_chans=report.in_chans,
-        global_pool=report.global_pool,
-        abn_slope=report.abn_slope,
-        rngs=ShapesOnly(),
-    )
-    model = fill(model, params, batch_stats)
     config = PRETRAINED.get(report.name)
     model.pretrained_cfg = config or pretrained_config(report.architecture)
     state = None
