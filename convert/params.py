@@ -88,6 +88,8 @@ def match(
 
     classes, global_pool = _head(checkpoint, tensors, architecture, config, num_classes, dropped)
     slope = state.abn_slope if abn_slope is None else abn_slope
+    if slope is not None and not is_tresnet(architecture):
+        raise ConversionError(f'{checkpoint.path}: {architecture} has ReLUs, --abn-slope (abn_slope) is for TResNet')
     shapes = build(
         architecture,
         num_classes=classes,

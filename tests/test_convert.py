@@ -107,6 +107,10 @@ def test_unknown_names(run):
     assert 'unknown tag' in run(RESNET, '--model', 'test_resnet.nothing')
 
 
+def test_a_slope_for_a_network_without_leaky_relus(run):
+    assert 'is for TResNet' in run(RESNET, '--abn-slope', '1e-6')
+
+
 def test_bad_targets(tmp_path, run):
     assert 'does not exist; make it first' in run(RESNET, to=tmp_path / 'no' / 'where.safetensors')
     assert 'name it' in run(RESNET, to=tmp_path / 'out.msgpack')
