@@ -1,7 +1,12 @@
 """Settings of the whole suite. The tests of tests/parity need torch and timm; the others need neither."""
 
+import datetime
+import importlib.metadata
 import os
+import platform
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -26,20 +31,58 @@ def record_error(request) -> Callable[[str, str, float], None]:
     return lambda *record: request.node.user_properties.append(('relative error', record))
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    """The largest relative error of every comparison of whole models, as a table at the end."""
+def pytest_addoption(parser) -> None:
+    parser.addoption('--summary', type=Path, help='append what was run, with which versions, and the errors found')
+
+
+def pytest_configure(config) -> None:
+    config.started = time.monotonic()
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
+    """The largest relative error of every comparison of whole models, as a table at the end, and in --summary FILE."""
     table: dict[tuple[str, str], float] = {}
     for report in terminalreporter.getreports('passed') + terminalreporter.getreports('failed'):
         for name, value in report.user_properties:
             if name == 'relative error' and report.when == 'call':
                 architecture, what, error = value
                 table[architecture, what] = max(error, table.get((architecture, what), 0.0))
-    if not table:
-        return
     columns = sorted({what for _, what in table})
-    terminalreporter.section('largest relative errors against timm')
-    terminalreporter.write_line(' ' * 14 + ''.join(f'{column:>18}' for column in columns))
-    for architecture in sorted({name for name, _ in table}):
-        cells = (table.get((architecture, column)) for column in columns)
-        line = ''.join(f'{"":>18}' if error is None else f'{error:>18.1e}' for error in cells)
-        terminalreporter.write_line(f'{architecture:<14}{line}')
+    rows = [
+        [name, *('' if (name, column) not in table else f'{table[name, column]:.1e}' for column in columns)]
+        for name in sorted({name for name, _ in table})
+    ]
+    if rows:
+        terminalreporter.section('largest relative errors against timm')
+        terminalreporter.write_line(' ' * 14 + ''.join(f'{column:>18}' for column in columns))
+        for name, *cells in rows:
+            terminalreporter.write_line(f'{name:<14}' + ''.join(f'{cell:>18}' for cell in cells))
+    if config.option.summary and not hasattr(config, 'workerinput'):  # a worker process reports to the first
+        counts = {what: len(terminalreporter.getreports(what)) for what in ('passed', 'failed', 'error', 'skipped')}
+        with config.option.summary.open('a', encoding='utf-8') as file:
+            file.write(_summary(config, int(exitstatus), counts, columns, rows))
+
+
+def _summary(config, exitstatus: int, counts: dict[str, int], columns: list[str], rows: list[list[str]]) -> str:
+    """A section of Markdown about one run."""
+    versions = []
+    for package in ('jax', 'flax', 'numpy', 'torch', 'torchvision', 'timm', 'optax', 'orbax-checkpoint', 'grain'):
+        try:
+            versions.append(f'{package} {importlib.metadata.version(package)}')
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    minutes = (time.monotonic() - config.started) / 60
+    mode = {True: 'graph', False: 'tree'}[os.environ.get('NNX_GRAPH_MODE', 'true') != 'false']
+    lines = [
+        f'## NNX {mode} mode: {"passed" if exitstatus == 0 else "failed"}',
+        '',
+        f'- {datetime.date.today()}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores',
+        f'- {", ".join(versions)}',
+        f'- {", ".join(f"{number} {what}" for what, number in counts.items())} in {minutes:.0f} minutes',
+        '',
+    ]
+    if rows:
+        lines += ['| | ' + ' | '.join(columns) + ' |', '|' + '---|' * (len(columns) + 1)]
+        lines += ['| ' + ' | '.join(row) + ' |' for row in rows]
+        lines.append('')
+    return '\n'.join(lines) + '\n'
