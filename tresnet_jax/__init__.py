@@ -5,6 +5,8 @@ model = tresnet_jax.create_model('resnet50d', checkpoint='resnet50d.safetensors'
 logits = model(images)
 """
 
+from tresnet_jax.exporting import export as export
+from tresnet_jax.exporting import load_exported as load_exported
 from tresnet_jax.factory import create_model as create_model
 from tresnet_jax.hub import HubError as HubError
 from tresnet_jax.hub_config import save_pretrained as save_pretrained
