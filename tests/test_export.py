@@ -93,6 +93,7 @@ def test_a_fixed_number_of_pictures(tmp_path):
     tresnet_jax.export(model, tmp_path / 'model', image_size=(32, 48), batch=2, platforms=['cpu'])
     loaded = tresnet_jax.load_exported(tmp_path / 'model')
     assert loaded.exported.platforms == ('cpu',)
+    assert loaded.metadata['data_config']['input_size'] == [3, 32, 48]
     x = pictures(2, 32, 48, 3)
     assert_close(loaded(x), call(model, x), TOLERANCE['float32'])
     with pytest.raises(ValueError, match=r'of shape \(2, 32, 48, 3\).*got \(1, 32, 48, 3\)'):

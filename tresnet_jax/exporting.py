@@ -3,6 +3,7 @@
 The file is what ``jax.export`` serialises, then a newline, then one line of JSON. What reads the first part does not
 look behind it, so both parts are read without this package::
 
+    import json, jax.export
     exported = jax.export.deserialize(bytearray(open(path, 'rb').read()))
     logits = exported.call(images)
     metadata = json.loads(open(path, 'rb').read().rpartition(b'\\n')[2])

@@ -58,7 +58,7 @@ def _fold(norm: BatchNormAct, conv: nnx.Conv) -> None:
     scale, shift, mean, var = (np.asarray(v[...], np.float64) for v in (norm.scale, norm.bias, norm.mean, norm.var))
     scale = scale / np.sqrt(var + norm.epsilon)
     old = np.asarray(conv.kernel[...])
-    kernel = np.multiply(old, scale, out=np.empty_like(old), dtype=np.float64, casting='same_kind')  # one rounding
+    kernel = np.multiply(old, scale, out=np.empty_like(old), casting='same_kind')  # in float64, rounded once
     # Put as they are: jnp.asarray compiles a program for each shape.
     conv.kernel = nnx.Param(jax.device_put(kernel))
     conv.bias = nnx.Param(jax.device_put((shift - mean * scale).astype(kernel.dtype)))
