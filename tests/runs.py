@@ -42,6 +42,5 @@ def make_run(
         scaled = jax.tree.map(lambda leaf, number=number: leaf * leaf.dtype.type(number), state)
         saved = replicate(scaled, jax.devices()[: devices if number == 1 else 1])
         checkpoints.save(step, saved, data, None if top1 is None else {'top1': top1})
-        checkpoints.wait(step)
     checkpoints.close()
     return state

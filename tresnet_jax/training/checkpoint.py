@@ -162,7 +162,7 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
     folder = workdir / FOLDER
     if not folder.is_dir():
         raise TrainingError(f'{workdir}: has no {FOLDER}; give the folder of a training run')
-    logging.getLogger('absl').setLevel(logging.ERROR)
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
         with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
             found = {c.step: (c.metrics or {}).get(BEST) for c in checkpointer.checkpoints}
