@@ -207,8 +207,13 @@ def to_torch(
 
     Returns:
         timm key -> contiguous NumPy array of the leaf's dtype, in torch's layout; counters are int64.
+
+    Raises:
+        ConversionError: a model of `fold_batchnorm`, which timm has not.
     """
     if isinstance(model, nnx.Module):
+        if getattr(model, 'folded', False):
+            raise ConversionError('batch norm is folded into this model, timm has it apart: convert the model before')
         _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         model, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     flat = flatten(model) | flatten(batch_stats or {})

@@ -46,6 +46,7 @@ def run(monkeypatch, capsys):
     def run(*argv, stub: Stub | None = None) -> tuple[int, str, str]:
         if stub:
             monkeypatch.setattr(predict, 'create_model', lambda name, **options: stub)
+            monkeypatch.setattr(predict, 'fold_batchnorm', lambda model: model)
         code = predict.main([str(a) for a in argv])
         return code, *capsys.readouterr()
 
@@ -247,6 +248,13 @@ def test_embedded_model(run, name):
         probabilities = {c['index']: c['probability'] for c in picture['classes']}
         row = expected[Path(picture['path']).name]
         assert np.allclose([probabilities[i] for i in range(10)], row, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_is_folded(run, monkeypatch):
+    models, original = [], predict.predict
+    monkeypatch.setattr(predict, 'predict', lambda model, *rest: models.append(model) or original(model, *rest))
+    assert run(PICTURES / '8_bag.png', '--model', EMBEDDED)[0] == 0
+    assert models[0].folded
 
 
 def test_checkpoint(run):

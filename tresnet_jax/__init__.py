@@ -5,9 +5,12 @@ model = tresnet_jax.create_model('resnet50d', checkpoint='resnet50d.safetensors'
 logits = model(images)
 """
 
+from tresnet_jax.exporting import export as export
+from tresnet_jax.exporting import load_exported as load_exported
 from tresnet_jax.factory import create_model as create_model
 from tresnet_jax.hub import HubError as HubError
 from tresnet_jax.hub_config import save_pretrained as save_pretrained
+from tresnet_jax.inference import fold_batchnorm as fold_batchnorm
 from tresnet_jax.labels import class_names as class_names
 from tresnet_jax.model import functional as functional
 from tresnet_jax.profiling import card_image_size as card_image_size

@@ -40,10 +40,10 @@ class BatchNormAct(nnx.Module):
         axis_name: str | None,
     ):
         zeros, ones = (np.full(num_features, value, param_dtype(dtype)) for value in (0, 1))
-        self.scale = nnx.Param(jnp.asarray(zeros if zero_init else ones))
-        self.bias = nnx.Param(jnp.asarray(zeros))
-        self.mean = nnx.BatchStat(jnp.asarray(zeros))
-        self.var = nnx.BatchStat(jnp.asarray(ones))
+        self.scale = nnx.Param(jax.device_put(zeros if zero_init else ones))
+        self.bias = nnx.Param(jax.device_put(zeros))
+        self.mean = nnx.BatchStat(jax.device_put(zeros))
+        self.var = nnx.BatchStat(jax.device_put(ones))
         self.slope = slope
         self.epsilon = epsilon
         self.momentum = momentum

@@ -12,6 +12,7 @@ from flax import nnx
 
 from tresnet_jax.hub import WEIGHTS, HubError, find, split_source
 from tresnet_jax.hub_config import SavedConfig, read_config
+from tresnet_jax.initializers import ShapesOnly
 from tresnet_jax.model import ImageModel, Tree
 from tresnet_jax.resnetd import ResNetD
 from tresnet_jax.tresnet import SLOPE, TResNet
@@ -88,7 +89,8 @@ def create_model(
         'axis_name': axis_name,
         'remat': remat,
     }
-    rngs = rngs or nnx.Rngs(0)
+    if rngs is None:  # seeding compiles, and a checkpoint that is taken whole leaves nothing to draw
+        rngs = nnx.Rngs(0) if path is None or num_classes is not None else ShapesOnly()
     if path is None:
         classes = num_classes if num_classes is not None else tagged.num_classes if tagged else 1000
         channels = in_chans if in_chans is not None else tagged.input_size[0] if tagged else 3

@@ -30,7 +30,7 @@ def _initializer(draw: Draw) -> nnx.Initializer:
         if isinstance(key, jax.core.Tracer):
             result = jax.ShapeDtypeStruct(tuple(shape), dtype)
             return jax.pure_callback(lambda k: _sample(draw, k, shape, dtype), result, jax.random.key_data(key))
-        return jnp.asarray(_sample(draw, jax.random.key_data(key), shape, dtype))
+        return jax.device_put(_sample(draw, jax.random.key_data(key), shape, dtype))
 
     return init
 

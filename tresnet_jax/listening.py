@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +36,11 @@ def listen(model: nnx.Module, tell: Tell) -> None:
     modules = dict(nnx.iter_modules(model))
     for path, layer in modules.items():
         if isinstance(layer, nnx.Conv | nnx.Linear | BatchNormAct | AvgPool):
-            parent, key = modules[path[:-1]], path[-1]
-            put = operator.setitem if isinstance(parent, nnx.List | nnx.Dict) else setattr
-            put(parent, key, _Listener(layer, functools.partial(tell, path, layer)))  # pyright: ignore
+            replace_layer(modules, path, _Listener(layer, functools.partial(tell, path, layer)))
+
+
+def replace_layer(modules: Mapping[tuple[Any, ...], nnx.Module], path: tuple[Any, ...], layer: nnx.Module) -> None:
+    """Put `layer` at a path of the model whose ``dict(nnx.iter_modules(model))`` this is."""
+    parent, key = modules[path[:-1]], path[-1]
+    put = operator.setitem if isinstance(parent, nnx.List | nnx.Dict) else setattr
+    put(parent, key, layer)  # pyright: ignore

@@ -53,6 +53,7 @@ class ImageModel(nnx.Module):
         architecture: the name of its row in the table.
         pretrained_cfg: the row of its tag, or of the architecture's default tag.
         out_indices: the feature maps a backbone returns; None for a classifier.
+        folded: batch norm is folded into the convolutions (`fold_batchnorm`), for evaluation alone.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ImageModel(nnx.Module):
         self.architecture: str = ''
         self.pretrained_cfg: PretrainedConfig | None = None
         self.out_indices: tuple[int, ...] | None = None
+        self.folded = False
 
     # What a family defines.
 
@@ -236,7 +238,13 @@ class ImageModel(nnx.Module):
         return [getattr(trunk, attribute) for attribute in part_attributes(name) if hasattr(trunk, attribute)]
 
     def train(self, **attributes: Any) -> 'ImageModel':
-        """Training mode; returns the model, as torch does."""
+        """Training mode; returns the model, as torch does.
+
+        Raises:
+            ValueError: batch norm is folded into the convolutions.
+        """
+        if self.folded:
+            raise ValueError('a model of fold_batchnorm has no batch norm to train: train the model it was made from')
         super().train(**attributes)
         return self
 

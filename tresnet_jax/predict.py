@@ -17,7 +17,9 @@ import tqdm
 import tyro
 from PIL import Image
 
+from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.factory import create_model
+from tresnet_jax.inference import fold_batchnorm
 from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.pictures import PictureError, contact_sheet, find_pictures, load_picture
 from tresnet_jax.transforms import create_transform, resolve_data_config
@@ -104,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         # About large pictures and damaged metadata: they do no harm, and would break the progress bar's line.
         warnings.filterwarnings('ignore', module=r'PIL\.')
+        use_compilation_cache()
         try:
             paths = _check(config)
             pretrained = config.checkpoint is None
@@ -111,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if model.in_chans != 3 or not model.num_classes:
                 what = f'{model.in_chans} channels and {model.num_classes} classes'
                 raise ValueError(f'{config.checkpoint}: a model of {what} cannot classify colour pictures')
+            model = fold_batchnorm(model)
         except (ValueError, OSError) as error:
             return _fail(error)
         try:

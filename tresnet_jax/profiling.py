@@ -90,7 +90,7 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
         ValueError: the name is unknown, or the model cannot take pictures of this size.
     """
     model = _abstract_model(model) if isinstance(model, str) else model
-    height, width = _input_size(model) if image_size is None else _height_width(image_size)
+    height, width = input_size(model) if image_size is None else height_width(image_size)
     graphdef, state = nnx.split(model)
     counts: dict[str, Counter[str]] = {stage: Counter(dict.fromkeys(COUNTS, 0)) for stage in STAGES}
 
@@ -179,14 +179,24 @@ def _abstract_model(name: str) -> ImageModel:
     return model
 
 
-def _input_size(model: ImageModel) -> tuple[int, int]:
+def input_size(model: ImageModel) -> tuple[int, int]:
+    """Height and width in pixels of the pictures that the model's tag was made with.
+
+    Raises:
+        ValueError: the model is not of the table.
+    """
     if not model.architecture:
         raise ValueError('a model that is not of the table has no input size: pass image_size')
     _, height, width = (model.pretrained_cfg or pretrained_config(model.architecture)).input_size
     return height, width
 
 
-def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+def height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """A size as a user gives it: one number for both, or (height, width).
+
+    Raises:
+        ValueError: anything else.
+    """
     try:
         height, width = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
         height, width = operator.index(height), operator.index(width)
