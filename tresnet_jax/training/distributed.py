@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.training.config import TrainingError
 from tresnet_jax.training.step import AXIS
 
@@ -52,6 +53,7 @@ def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = Fa
     if devices is not None:
         with contextlib.suppress(RuntimeError):  # JAX is in use already: `local_devices` tells if there are too few
             jax.config.update('jax_num_cpu_devices', devices)
+    use_compilation_cache()
     arguments = resolve(hosts, os.environ)
     if arguments is None:
         return
