@@ -196,7 +196,7 @@ class TrainConfig:
 RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
 # What may be changed when a run goes on, since the weights that come out do not depend on it.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
-CHANGEABLE += ('threads', 'data_dir', 'val_batch_size', 'max_unreadable')
+CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable')
 
 
 def save_config(config: TrainConfig, workdir: Path) -> None:

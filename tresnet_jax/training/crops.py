@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from tresnet_jax.pictures import PictureError, _to_rgb
+from tresnet_jax.pictures import PictureError, to_rgb
 from tresnet_jax.training.decoding import reason
 
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
@@ -78,4 +78,4 @@ def _decoded(picture: Image.Image) -> Image.Image:
         picture.load()
     except Exception as error:  # A damaged file can raise nearly anything out of Pillow's decoders.
         raise PictureError(reason(error)) from error
-    return picture if picture.mode == 'RGB' else _to_rgb(picture)
+    return picture if picture.mode == 'RGB' else to_rgb(picture)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tresnet_jax.pictures import PictureError, _to_rgb, _upright
+from tresnet_jax.pictures import PictureError, to_rgb, upright
 
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 
@@ -28,7 +28,7 @@ def decode(data: bytes | np.ndarray) -> Image.Image:
         if picture.format == 'JPEG' and picture.mode == 'RGB' and picture.getexif().get(_ORIENTATION, 1) == 1:
             return picture
         picture.load()
-        return _to_rgb(_upright(picture))
+        return to_rgb(upright(picture))
     except UnidentifiedImageError:
         raise PictureError('not a picture, or of a kind that Pillow cannot read') from None
     except Exception as error:  # A damaged file can raise nearly anything out of Pillow's decoders.
