@@ -9,6 +9,7 @@ import jax
 import tqdm
 import tyro
 
+from tresnet_jax.inference import fold_batchnorm
 from tresnet_jax.model import functional
 from tresnet_jax.training.config import TrainingError
 from tresnet_jax.training.distributed import Hosts, replicate
@@ -63,7 +64,7 @@ def run(command: Command, subject: Subject) -> str:
     """
     flags, source = command.flags, subject.source
     batches_each = max(1, command.shard_size // flags.batch_size)
-    apply, *variables = functional(subject.model)
+    apply, *variables = functional(fold_batchnorm(subject.model))
     identity = {
         'model': subject.name,
         'weights_sha256': digest(variables),

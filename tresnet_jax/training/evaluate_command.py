@@ -13,6 +13,7 @@ import tqdm
 import tyro
 
 from convert.report import describe_pictures
+from tresnet_jax.inference import fold_batchnorm
 from tresnet_jax.model import functional
 from tresnet_jax.training.config import TrainingError
 from tresnet_jax.training.distributed import Hosts, replicate
@@ -95,7 +96,7 @@ def measure(subject: Subject, flags: Flags) -> Accuracy:
     if not subject.model.num_classes:
         raise TrainingError(f'{subject.name}: has no classifier')
     places = class_places(subject)
-    apply, *variables = functional(subject.model)
+    apply, *variables = functional(fold_batchnorm(subject.model))
     mean, std = subject.data_config['mean'], subject.data_config['std']
     step = make_eval_step(apply, mean=mean, std=std, dtype=subject.dtype)
     silent = None if jax.process_index() == 0 else True  # None is: but on a terminal

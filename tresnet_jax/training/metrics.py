@@ -122,7 +122,8 @@ def plot(workdir: Path) -> None:
         axis.set_title(title)
         axis.set_xlabel('step')
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     with written_beside(workdir / 'curves.png') as beside:
         figure.savefig(beside, format='png', dpi=120)
 
