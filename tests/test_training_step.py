@@ -204,7 +204,7 @@ def test_randomness_differs_between_steps_and_devices_and_not_between_runs():
     assert [float(m['loss']) for m in first] == [float(m['loss']) for m in second]
 
 
-@pytest.mark.parametrize('devices', [2, 4])
+@pytest.mark.parametrize('devices', [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_number_of_devices_does_not_matter(devices):
     """A network with synchronised batch norm: every weight and statistic after three steps, within 1e-9."""
     model = tresnet_jax.create_model('test_resnet', num_classes=CLASSES, dtype='float64', axis_name=AXIS)

@@ -151,7 +151,8 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         return _rating(values)
 
     def is_due(step: int) -> bool:
-        return step % eval_steps == 0 or step == steps
+        # The one at the end takes the place of one that would be just before it.
+        return step == steps or (step % eval_steps == 0 and steps - step > eval_steps // 2)
 
     with contextlib.ExitStack() as stack:
         stack.callback(metrics.close)
