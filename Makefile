@@ -30,7 +30,7 @@ clean:
 
 .venv-demo/ready: pyproject.toml $(shell git ls-files tresnet_jax convert)
 	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/pip install --quiet --disable-pip-version-check .
+	.venv-demo/bin/pip install --quiet --disable-pip-version-check '.[train]'
 	touch $@
 
 .venv/ready: pyproject.toml

@@ -1,6 +1,7 @@
 """The command line of the converter.
 
 python -m convert SOURCE TARGET [--verify]
+python -m convert RUN TARGET --to torch [--step N]
 python -m convert inspect FILE
 python -m convert golden NAME TARGET
 """
@@ -34,7 +35,7 @@ class Arguments:
     """Convert a checkpoint of a TResNet or ResNet-D between PyTorch (timm) and Flax."""
 
     source: tyro.conf.Positional[Path]
-    """A .safetensors or torch file with timm's names, or a file this command wrote."""
+    """A .safetensors or torch file with timm's names, a file this command wrote, or the folder of a training run."""
 
     target: tyro.conf.Positional[Path]
     """The file to write: .safetensors, or .pth with --to torch."""
@@ -53,6 +54,9 @@ class Arguments:
 
     ema: bool = True
     """Of a training checkpoint take the averaged weights where it has them, as timm does."""
+
+    step: int | Literal['best', 'latest'] | None = None
+    """Of a training run: which checkpoint; the one with the best top-1 when left out."""
 
     abn_slope: float | None = None
     """The slope of the leaky ReLUs it was trained with, kept for loading: 1e-6 for the original second version."""
@@ -76,7 +80,7 @@ def convert(arguments: Arguments) -> None:
     if arguments.drop_head and arguments.num_classes:
         raise ConversionError('--drop-head and --num-classes contradict each other')
     shapes, params, batch_stats, report = match(
-        read(source, ema=arguments.ema),
+        read(source, ema=arguments.ema, step=arguments.step),
         arguments.model,
         0 if arguments.drop_head else arguments.num_classes,
         None,
@@ -116,7 +120,7 @@ def verify(arguments: Arguments, model: ImageModel, report: Report) -> None:
     model.pretrained_cfg = config or pretrained_config(report.architecture)
     state = None
     if importlib.util.find_spec('timm') is not None:
-        state = reference_state(read(arguments.source, ema=arguments.ema), report)
+        state = reference_state(read(arguments.source, ema=arguments.ema, step=arguments.step), report)
         rows, against = compare_with_timm(model, state), 'timm'
     elif config is not None and config.embedded:
         rows, against = compare_with_stored(model, embedded_path(config, 'golden.safetensors')), "timm's stored outputs"
@@ -137,7 +141,7 @@ class InspectArguments:
     """What a checkpoint is: layout, architecture, tag, classes, dtypes, digest."""
 
     file: tyro.conf.Positional[Path]
-    """A .safetensors or torch file."""
+    """A .safetensors or torch file, or the folder of a training run."""
 
     json: bool = False
     """Print one JSON document."""

@@ -42,8 +42,8 @@ class Inspection:
     """What is known of a checkpoint; None is unknown.
 
     Attributes:
-        path, size, sha256: of the file; bytes and hexadecimal digits.
-        container: 'safetensors' or 'torch'; wrapper: the key its state dict is under.
+        path, size, sha256: of the file; bytes and hexadecimal digits. Of a run: bytes of its tensors, no digest.
+        container: 'safetensors', 'torch' or 'run'; wrapper: the key its state dict is under.
         layout: 'timm', 'inplace_abn' or 'flax'.
         architecture: the likeliest one; exact: whether every block and width is that one's.
         looks_like: the same in words, for what is none of ours.
@@ -52,7 +52,7 @@ class Inspection:
         num_classes, in_chans, head: of the classifier and the stem; head names one that is not timm's.
         tensors, parameters: how many tensors, and numbers in them that are no running statistics or counters.
         dtypes: dtype -> number of tensors.
-        ema: whether averaged weights are there; training: epoch, metric and arch where a training script kept them.
+        ema: whether averaged weights are there; training: what a training script kept beside.
         abn_slope: of the leaky ReLUs, where the file says.
     """
 
@@ -82,7 +82,7 @@ class Inspection:
     def __str__(self) -> str:
         rows = [
             ('file', f'{self.path} ({self.size:,} bytes, {self.container})'),
-            ('SHA-256', self.sha256),
+            ('SHA-256', self.sha256 or '-'),
             ('layout', self.layout + (f' under {self.wrapper!r}' if self.wrapper else '')),
             ('looks like', self.looks_like),
             ('tags', ', '.join(self.tags) or '-'),
@@ -119,13 +119,14 @@ def inspect(path: str | Path) -> Inspection:
     known = said if said in PRETRAINED else RELEASED.get(digest[:8])
     candidates = (row.name for row in PRETRAINED.values() if row.architecture == architecture)
     tags = (known,) if known else tuple(name for name in candidates if PRETRAINED[name].num_classes == classes)
+    exact_tags = tags if exact and checkpoint.container != 'run' else ()  # what was trained on is no tag any more
     statistics = ('.running_mean', '.running_var')
     dtypes: dict[str, int] = {}
     for value in checkpoint.tensors.values():
         dtypes[value.dtype.name] = dtypes.get(value.dtype.name, 0) + 1
     return Inspection(
         path=str(path),
-        size=path.stat().st_size,
+        size=sum(v.nbytes for v in checkpoint.tensors.values()) if path.is_dir() else path.stat().st_size,
         sha256=digest,
         container=checkpoint.container,
         wrapper=checkpoint.wrapper,
@@ -133,7 +134,7 @@ def inspect(path: str | Path) -> Inspection:
         architecture=architecture,
         exact=exact,
         looks_like=describe(tensors),
-        tags=tags if exact else (),
+        tags=exact_tags,
         num_classes=classes,
         in_chans=channels,
         head=head,

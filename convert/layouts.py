@@ -4,12 +4,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from convert.errors import ConversionError
 from convert.names import flax_key_to_torch, flax_to_torch_layout
 from convert.read import Checkpoint
+from tresnet_jax.transforms import create_transform
 from tresnet_jax.variants import (
     ALL_BOTTLENECK,
     ARCHITECTURES,
@@ -54,6 +56,7 @@ class TimmState:
         counters: the `num_batches_tracked` of each batch norm, by its whole key.
         metadata: what our own file says of itself; empty for others.
         abn_slope: of the leaky ReLUs it was trained with, where that is known and not timm's.
+        data_config: how it wants its pictures, the arguments of `create_transform`, where a run said so.
         notes: what was changed or left out on the way, one line each.
     """
 
@@ -64,6 +67,7 @@ class TimmState:
     metadata: dict[str, str]
     abn_slope: float | None = None
     notes: tuple[str, ...] = ()
+    data_config: dict[str, Any] | None = None
 
 
 def to_timm(checkpoint: Checkpoint) -> TimmState:
@@ -137,7 +141,26 @@ def _from_flax(checkpoint: Checkpoint) -> TimmState:
         slope = float(slope) if slope else None
     except ValueError as error:
         raise ConversionError(f'{checkpoint.path}: metadata field abn_slope is no number: {slope!r}') from error
-    return TimmState('flax', tensors, dtypes, _json_dict(checkpoint, COUNTER), checkpoint.metadata, slope)
+    notes = ()
+    if checkpoint.container == 'run':
+        top1 = checkpoint.training.get('top1')
+        kind = 'moving average' if checkpoint.wrapper else 'weights'
+        rated = '' if top1 is None else f', top-1 {top1:.2%}'
+        notes = (f'took the {kind} of step {checkpoint.training["step"]}{rated}',)
+    counters, data_config = _json_dict(checkpoint, COUNTER), _data_config(checkpoint)
+    return TimmState('flax', tensors, dtypes, counters, checkpoint.metadata, slope, notes, data_config)
+
+
+def _data_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    config = _json_dict(checkpoint, 'data_config')
+    if not config:
+        return None
+    try:
+        checked = create_transform(**config)
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"{checkpoint.path}: metadata field 'data_config' cannot work: {error}") from error
+    names = ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+    return {'input_size': (3, checked.height, checked.width)} | {name: getattr(checked, name) for name in names}
 
 
 def _json_dict(checkpoint: Checkpoint, field: str) -> dict:

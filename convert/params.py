@@ -135,6 +135,7 @@ def match(
         in_chans=shapes.in_chans,
         global_pool=global_pool,
         abn_slope=slope,
+        data_config=state.data_config,
         tensors=len(flat),
         parameters=sum(v.size for k, v in flat.items() if not k.endswith(('.mean', '.var'))),
         notes=state.notes,

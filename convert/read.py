@@ -1,4 +1,4 @@
-"""A file -> raw tensors, with the names and dtypes the file has. Nothing in a file is ever run."""
+"""A file, or a training run -> raw tensors, with the names and dtypes it has. Nothing in it is ever run."""
 
 import argparse
 import dataclasses
@@ -6,7 +6,7 @@ import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16', which safetensors asks for
 import numpy as np
@@ -22,16 +22,17 @@ SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.ckpt')
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Raw tensors of one file.
+    """Raw tensors of one file, or of a training run.
 
     Attributes:
         path: where it came from.
-        container: 'safetensors' or 'torch'.
+        container: 'safetensors', 'torch', or 'run' for the folder of a training run of ours.
         tensors: name -> array of the stored shape and dtype (bfloat16 is ml_dtypes').
-        metadata: what a safetensors header says; empty for torch files.
-        wrapper: the key the state dict was under ('state_dict_ema', 'state_dict', 'model', ...); None for a bare one.
+        metadata: what a safetensors header says, and a run's configuration likewise; empty for torch files.
+        wrapper: the key the state dict was under ('state_dict_ema', 'state_dict', 'model', ...; 'ema' in a run); None
+            for a bare one.
         has_ema: whether the file holds averaged weights.
-        training: what a training script kept beside: epoch, metric, arch.
+        training: what a training script kept beside: epoch, metric, arch; of a run step and top1.
     """
 
     path: Path
@@ -43,22 +44,33 @@ class Checkpoint:
     training: dict[str, str | int | float] = dataclasses.field(default_factory=dict)
 
 
-def read(path: str | Path, *, ema: bool = True) -> Checkpoint:
-    """Read a `.safetensors` file, which needs no torch, or a torch file, which does.
+def read(path: str | Path, *, ema: bool = True, step: int | Literal['best', 'latest'] | None = None) -> Checkpoint:
+    """Read a `.safetensors` file, which needs no torch, a torch file, which does, or the folder of a training run.
 
     Args:
-        path: the file.
+        path: the file or folder.
         ema: of a training checkpoint take the averaged weights where it has them, as timm does.
+        step: of a run: which checkpoint; None is 'best', the one with the best top-1.
 
     Raises:
         ConversionError: no such file, an empty, truncated or corrupt one, one that wants to run code, one with
-            nothing in it that looks like a state dict, or a torch file where torch is not installed.
+            nothing in it that looks like a state dict, a torch file where torch is not installed, a folder that is no
+            run, or a run without such a checkpoint or where Orbax is not installed.
     """
     path = Path(path)
     if not path.exists():
         raise ConversionError(f'{path}: no such file')
+    if (path / 'checkpoints').is_dir():
+        from convert.runs import read_run
+
+        return read_run(path, ema=ema, step='best' if step is None else step)
     if not path.is_file():
-        raise ConversionError(f'{path}: not a file; give the checkpoint itself')
+        raise ConversionError(
+            f'{path}: not a file; give the checkpoint itself, or the folder of a training run that has saved one '
+            '(there is no checkpoints/ in it)'
+        )
+    if step is not None:
+        raise ConversionError(f'{path}: --step (step) is for the folder of a training run; this is a file')
     if path.stat().st_size == 0:
         raise ConversionError(f'{path}: the file is empty; fetch it again')
     with path.open('rb') as file:
@@ -136,6 +148,8 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal; '' for the folder of a run."""
+    if Path(path).is_dir():
+        return ''
     with Path(path).open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()

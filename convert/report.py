@@ -2,6 +2,17 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
+
+
+def describe_pictures(data_config: dict[str, Any]) -> str:
+    """How pictures are prepared, in one line for people."""
+    _, height, width = data_config['input_size']
+    values = [' '.join(f'{value:g}' for value in data_config[name]) for name in ('mean', 'std')]
+    return (
+        f'{height} x {width}, {data_config["interpolation"]}, crop {data_config["crop_pct"]:g}, '
+        f'mean {values[0]}, std {values[1]}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +26,7 @@ class Report:
         num_classes, in_chans: of the trees that were made.
         global_pool: 'catavgmax' where the classifier is twice as wide as the features, else None.
         abn_slope: of the leaky ReLUs it was trained with, where it is not timm's.
+        data_config: how it wants its pictures, the arguments of `create_transform`, where a run said so.
         tensors: how many tensors went into the trees.
         parameters: how many numbers are parameters (running statistics not counted).
         notes: what the layout asked for, one line each.
@@ -34,6 +46,7 @@ class Report:
     in_chans: int
     global_pool: str | None
     abn_slope: float | None
+    data_config: dict[str, Any] | None
     tensors: int
     parameters: int
     notes: tuple[str, ...]
@@ -55,6 +68,7 @@ class Report:
             f'  {self.tensors} tensors ({dtypes}), {self.parameters:,} parameters, '
             f'{len(self.counters)} counters of batch norm, {self.seconds:.2f} s',
             *(f'  {note}' for note in self.notes),
+            *([f'  pictures: {describe_pictures(self.data_config)}'] if self.data_config else []),
             *(f'  dropped {key}: {why}' for key, why in self.dropped),
             *(f'  adapted {key}: {how}' for key, how in self.adapted),
         ]

@@ -1,28 +1,29 @@
-"""Make the files of ``tresnet_jax/embedded``: train two tiny networks with timm on Fashion-MNIST.
+"""Make the files of ``tresnet_jax/embedded`` from two runs on Fashion-MNIST.
 
-    python scripts/make_embedded.py --fashion-mnist fashion_mnist.npz
+    python scripts/train.py --recipe fashion_mnist --data npz:fashion_mnist.npz --workdir RESNET
+    python scripts/train.py --recipe fashion_mnist --model test_tresnet --data npz:fashion_mnist.npz --workdir TRESNET
+    python scripts/make_embedded.py --resnet RESNET --tresnet TRESNET --fashion-mnist fashion_mnist.npz
 
-Needs torch and timm (``pip install tresnet_jax[test]``), a copy of Fashion-MNIST as one ``.npz`` file with
-``x_train, y_train, x_test, y_test`` (uint8; Xiao et al., arXiv:1708.07747, MIT licence) and about ten
-minutes on two cores. It writes, for each network, timm's own checkpoint in float16 and timm's outputs on
-ten test pictures; and the ten pictures, and a small subset of the data for quick runs.
+Needs torch and timm (``pip install tresnet_jax[test]``), and a copy of Fashion-MNIST as one ``.npz`` file with
+``x_train, y_train, x_test, y_test`` (uint8; Xiao et al., arXiv:1708.07747, MIT licence). It writes, for each network,
+timm's own checkpoint in float16 and the outputs that timm gives with it on ten test pictures; and the ten pictures,
+and a small subset of the data for quick runs.
 """
 
 import dataclasses
 import io
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import timm
 import torch
-import tqdm
 import tyro
 from PIL import Image
 from timm.models.tresnet import TResNet
 
+import convert
 from tresnet_jax.labels import FASHION_MNIST
 
 HERE = Path(__file__).resolve().parent.parent / 'tresnet_jax' / 'embedded'
@@ -57,35 +58,13 @@ def normalise(pictures: torch.Tensor, network: Network) -> torch.Tensor:
     return ((pictures.float() / 255 - network.mean) / network.std)[:, None].expand(-1, 3, -1, -1)
 
 
-def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random horizontal flip and a shift of up to two pixels, one of each a batch."""
-    if torch.rand((), generator=generator) < 0.5:
-        pictures = pictures.flip(-1)
-    dy, dx = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    return torch.roll(pictures, (dy, dx), (-2, -1))
-
-
-def train(network: Network, images: torch.Tensor, labels: torch.Tensor, epochs: int, seed: int) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = network.build().to(memory_format=torch.channels_last)
-    batch = 128
-    steps = len(images) // batch
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=epochs * steps)
-    model.train()
-    with tqdm.tqdm(total=epochs * steps, desc=network.name, unit='step', mininterval=5) as bar:
-        for _ in range(epochs):
-            for chosen in torch.randperm(len(images), generator=generator)[: steps * batch].split(batch):
-                x = normalise(augment(images[chosen], generator), network)
-                loss = torch.nn.functional.cross_entropy(model(x), labels[chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-            bar.set_postfix(loss=f'{loss.item():.3f}')
-    return model.to(memory_format=torch.contiguous_format)
+def load(network: Network, run: Path) -> torch.nn.Module:
+    """timm's model with the weights of a run."""
+    params, batch_stats, report = convert.to_flax(convert.read(run), network.name)
+    state = convert.to_torch(params, batch_stats, num_batches_tracked=max(report.counters.values(), default=0))
+    model = network.build()
+    model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()})
+    return model
 
 
 def halve(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -134,8 +113,8 @@ def balanced(labels: np.ndarray, each: int, rng: np.random.Generator) -> np.ndar
     return rng.permutation(np.concatenate([rng.choice(np.flatnonzero(labels == c), each, False) for c in range(10)]))
 
 
-def main(fashion_mnist: Path, out: Path = HERE, epochs: int = 8, seed: int = 0) -> None:
-    """Train both networks and write everything below OUT."""
+def main(fashion_mnist: Path, resnet: Path, tresnet: Path, out: Path = HERE, seed: int = 0) -> None:
+    """Write everything below OUT."""
     with np.load(fashion_mnist, allow_pickle=False) as data:
         x_train, y_train, x_test, y_test = (data[k] for k in ('x_train', 'y_train', 'x_test', 'y_test'))
     rng = np.random.default_rng(seed)
@@ -156,17 +135,14 @@ def main(fashion_mnist: Path, out: Path = HERE, epochs: int = 8, seed: int = 0) 
     for index, name in zip(ten, names, strict=True):
         Image.fromarray(x_test[index]).save(out / 'pictures' / name, optimize=True)
 
-    train_images, test_images = resize(x_train), resize(x_test)
-    train_labels, test_labels = torch.from_numpy(y_train.astype(np.int64)), torch.from_numpy(y_test.astype(np.int64))
-    for network in NETWORKS:
-        start = time.monotonic()
-        model = train(network, train_images, train_labels, epochs, seed)
+    test_images, test_labels = resize(x_test), torch.from_numpy(y_test.astype(np.int64))
+    for network, run in zip(NETWORKS, (resnet, tresnet), strict=True):
+        model = load(network, run)
         stem = f'{network.name}.fashion_mnist'
         safetensors.torch.save_file(halve(model), out / f'{stem}.safetensors')
         save_golden(model, network, test_images[ten], names, out / f'{stem}.golden.safetensors')
         top1, top5 = accuracy(model, network, test_images, test_labels)
-        took = time.monotonic() - start
-        print(f'{stem}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(test_labels):,} test pictures, {took:.0f} s')
+        print(f'{stem}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(test_labels):,} test pictures')
 
 
 if __name__ == '__main__':

@@ -46,7 +46,8 @@ def create_model(
         name: an architecture ('resnet50d'), with a tag ('resnet50d.a1_in1k'), or one of timm's older names; or
             'hf-hub:org/name' or 'local-dir:FOLDER', whose ``config.json`` says what it is.
         pretrained: take the weights of the tag, which come from the Hugging Face hub, or those of the source.
-        checkpoint: take the weights of this file: timm's, or one that ``python -m convert`` wrote.
+        checkpoint: take the weights of this file: timm's, or one that ``python -m convert`` wrote; or of the folder of
+            a training run, from its best checkpoint. The model then expects pictures as they were in that run.
         num_classes: None is the checkpoint's number, without one the tag's, and 1000 for a bare name. Another number
             than the checkpoint's leaves its classifier out and starts a new one; 0 is no classifier.
         in_chans: channels of the pictures; None is the checkpoint's, or 3. Another number than the checkpoint's
@@ -95,9 +96,11 @@ def create_model(
         channels = in_chans if in_chans is not None else tagged.input_size[0] if tagged else 3
         model = build_model(architecture, num_classes=classes, in_chans=channels, rngs=rngs, **options)
     else:
-        model = _load(path, architecture if saved else name, num_classes, in_chans, rngs, options)
+        model, data_config = _load(path, architecture if saved else name, num_classes, in_chans, rngs, options)
         if saved and checkpoint is None:
             _check_saved(saved, model, path, num_classes, in_chans)
+        if data_config is not None:  # of a run: what it was trained with goes before what its tag was
+            tagged = PretrainedConfig(architecture, '', num_classes=model.num_classes, license='', **data_config)
     model.pretrained_cfg = tagged or pretrained_config(architecture)
     if features_only:
         default = (1, 2, 3, 4) if isinstance(model, TResNet) else (0, 1, 2, 3, 4)
@@ -182,8 +185,11 @@ def embedded_path(config: PretrainedConfig, suffix: str = 'safetensors') -> Path
 
 def _load(
     path: Path, name: str, num_classes: int | None, in_chans: int | None, rngs: nnx.Rngs, options: dict[str, Any]
-) -> ImageModel:
-    """Shapes first, then the file's values: nothing is compiled, and only a new classifier is drawn."""
+) -> tuple[ImageModel, dict[str, Any] | None]:
+    """The model, and how it wants its pictures where the file says so.
+
+    Shapes first, then the file's values: nothing is compiled, and only a new classifier is drawn.
+    """
     # Here, not above: the converter needs this module, and importing the library should not import it.
     from convert.params import match
     from convert.read import read
@@ -200,7 +206,7 @@ def _load(
     model = fill(model, params, batch_stats)
     if num_classes is not None and num_classes != report.num_classes:
         model.start_classifier(num_classes, rngs)
-    return model
+    return model, report.data_config
 
 
 def fill(model: ImageModel, params: Tree, batch_stats: Tree) -> ImageModel:

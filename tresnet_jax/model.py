@@ -24,6 +24,14 @@ from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 Tree = dict[Any, Any]
 
 
+PARTS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head')
+
+
+def part_attributes(part: str) -> tuple[str, ...]:
+    """The attributes of the trunk that a part other than the head is made of."""
+    return ('conv1', 'bn1') if part == 'stem' else (part,)
+
+
 class Block(Protocol):
     drop_path: DropPath
 
@@ -214,6 +222,21 @@ class ImageModel(nnx.Module):
         self.reset_classifier(0, '')
         return chosen
 
+    def part(self, name: str) -> list[nnx.Module]:
+        """The modules of 'stem', 'layer1' to 'layer4' or 'head'; 'backbone' is all but the head.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        if name == 'backbone':
+            return [module for part in PARTS[:-1] for module in self.part(part)]
+        if name not in PARTS:
+            raise ValueError(f'unknown part {name!r}; expected one of backbone, {", ".join(PARTS)}')
+        if name == 'head':
+            return [self.get_classifier()]
+        trunk = self._trunk()
+        return [getattr(trunk, attribute) for attribute in part_attributes(name) if hasattr(trunk, attribute)]
+
     def train(self, **attributes: Any) -> 'ImageModel':
         """Training mode; returns the model, as torch does.
 
@@ -245,7 +268,7 @@ def run_rematerialised(block: Any, x: jax.Array, key: jax.Array | None) -> jax.A
     return x
 
 
-def functional(model: ImageModel) -> tuple[Callable[..., Any], Tree, Tree]:
+def functional(model: ImageModel, frozen: Sequence[str] = ()) -> tuple[Callable[..., Any], Tree, Tree]:
     """The pure form of a model: ``apply, params, batch_stats``.
 
     Both trees are nested dicts of arrays whose paths are timm's names but for the leaves. `apply` holds the
@@ -255,8 +278,14 @@ def functional(model: ImageModel) -> tuple[Callable[..., Any], Tree, Tree]:
         logits, batch_stats = apply(params, batch_stats, x, train=True, rngs={'dropout': key})
         features = apply(params, batch_stats, x, method='forward_features')
 
-    `rngs` may be left out where nothing is random.
+    `rngs` may be left out where nothing is random. Parts named in `frozen` ('backbone', 'stem', 'layer1', ...) stay in
+    evaluation mode when training: their batch norm uses and keeps its running statistics.
+
+    Raises:
+        ValueError: an unknown part.
     """
+    for name in frozen:
+        model.part(name)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
 
     def apply(
@@ -271,6 +300,8 @@ def functional(model: ImageModel) -> tuple[Callable[..., Any], Tree, Tree]:
     ) -> Any:
         m = nnx.merge(graphdef, params, batch_stats)
         m = m.train() if train else m.eval()
+        for module in [module for name in frozen for module in m.part(name)]:
+            module.eval()
         out = getattr(m, method)(x, *args, rngs=None if rngs is None else nnx.Rngs(**rngs), **kwargs)
         return (out, nnx.to_pure_dict(nnx.state(m, nnx.BatchStat))) if train else out
 

@@ -35,7 +35,7 @@ def load_picture(path: str | os.PathLike) -> Image.Image:
             raise ValueError('the file is empty')
         with Image.open(path) as picture:
             picture.load()
-            return _to_rgb(_upright(picture))
+            return to_rgb(upright(picture))
     except UnidentifiedImageError:
         raise PictureError(f'{path}: not a picture, or of a kind that Pillow cannot read') from None
     except Exception as error:  # A damaged file can raise nearly anything out of Pillow's decoders.
@@ -43,14 +43,14 @@ def load_picture(path: str | os.PathLike) -> Image.Image:
         raise PictureError(f'{path}: {reason}') from error
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def upright(picture: Image.Image) -> Image.Image:
     # Pillow writes the EXIF data anew when it turns a picture; where that fails the pixels are still good.
     with contextlib.suppress(Exception):
         return ImageOps.exif_transpose(picture)
     return picture
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == 'P':
         # `convert` takes the colours of the palette either way, but warns about transparency.
         picture.info.pop('transparency', None)

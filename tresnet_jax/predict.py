@@ -44,7 +44,8 @@ class Config:
     """Architecture, or architecture and tag: resnet50d, resnet50d.a1_in1k."""
 
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
-    """Weights of the model, in any format the converter reads; without it, those of the tag."""
+    """Weights of the model, in any format the converter reads, or the folder of a training run; without it, those of
+    the tag."""
 
     topk: int = 5
     """How many classes to name, the likeliest first."""
@@ -139,7 +140,7 @@ def _check(config: Config) -> list[Path]:
     """The pictures that are asked for; raises ValueError for what would fail only after minutes of work."""
     if config.topk < 1 or config.batch_size < 1:
         raise ValueError('--topk and --batch-size must be positive')
-    if config.checkpoint and not config.checkpoint.is_file():
+    if config.checkpoint and not config.checkpoint.exists():
         raise ValueError(f'--checkpoint {config.checkpoint}: no such file')
     if config.plot:
         folder = config.plot.parent

@@ -67,16 +67,23 @@ class EvalTransform:
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """Raises ValueError where a long, thin picture would grow beyond Pillow's limit for pictures."""
+        # Three roundings to float32, in torchvision's order: to_tensor's division, normalize's two steps.
+        x = np.asarray(self.crop_picture(picture), np.float32) / np.float32(255)
+        return (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+    def crop_picture(self, picture: Image.Image) -> np.ndarray:
+        """Resize and crop alone: PIL picture -> (height, width, 3) uint8.
+
+        Raises:
+            ValueError: a long, thin picture would grow beyond Pillow's limit for pictures.
+        """
         if picture.mode != 'RGB':
             picture = picture.convert('RGB')
         width, height = self._resized(picture.width, picture.height)
         if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
             size = f'{picture.width} x {picture.height}'
             raise ValueError(f'a picture of {size} pixels would be resized to {width} x {height}')
-        pixels = self._crop(picture.resize((width, height), INTERPOLATIONS[self.interpolation]))
-        # Three roundings to float32, in torchvision's order: to_tensor's division, normalize's two steps.
-        x = np.asarray(pixels, np.float32) / np.float32(255)
-        return (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.asarray(self._crop(picture.resize((width, height), INTERPOLATIONS[self.interpolation])))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing. The crop takes the middle `crop_pct` of that in each direction."""

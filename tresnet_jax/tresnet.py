@@ -219,6 +219,7 @@ class TResNet(ImageModel):
             dtype=dtype,
             remat=remat,
         )
+        self.abn_slope = abn_slope
         self.body = Body(
             config,
             in_chans=in_chans,

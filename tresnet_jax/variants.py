@@ -199,8 +199,8 @@ PRETRAINED: dict[str, PretrainedConfig] = {row.name: row for row in (
     _timm('resnet152d.gluon_in1k', _A(224, 80.476, 95.194)),
     _timm('resnet200d.ra2_in1k', _A(256, 83.250, 96.552), _A(320, 83.976, 96.820), train=256, test=320, **_95_100),
     _timm('test_resnet.r160_in1k', _A(160, 41.602, 67.984), train=160, crop_pct=0.95, interpolation='bilinear', **HALF),
-    _fashion('test_resnet', 92.00, 99.91, **HALF),
-    _fashion('test_tresnet', 89.13, 99.88, **UNIT),
+    _fashion('test_resnet', 91.99, 99.94, **HALF),
+    _fashion('test_tresnet', 88.99, 99.90, **UNIT),
 )}  # fmt: skip
 
 # Names of timm before tags, the model cards' among them.

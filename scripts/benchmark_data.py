@@ -1,0 +1,274 @@
+"""Pictures per second and core of the data pipeline: decode, crop, augment, batch, beside timm's loader.
+
+    python scripts/benchmark_data.py --data folder:photos --out benchmark
+    python scripts/benchmark_data.py              # pictures made for it, 500 x 375
+
+Both sides take turns in short rounds of one run, so that whatever else the machine does is shared; what is shown are
+medians over the rounds. On one core seconds are those in which the processor worked, on several those of the clock.
+Without timm installed its columns stay empty.
+"""
+
+import csv
+import dataclasses
+import gc
+import importlib.util
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from convert.write import written_beside
+from tresnet_jax.training.augment import create_train_transform
+from tresnet_jax.training.decoding import decode
+from tresnet_jax.training.pipeline import train_dataset
+from tresnet_jax.training.sources import Source, open_source
+
+AUGMENTATIONS = {  # beside the random crop and the flip; the names are timm's
+    'crop and flip': {'color_jitter': 0.0},
+    'crop, flip, colour jitter': {'color_jitter': 0.4},
+    'crop, flip, AutoAugment': {'auto_augment': 'original'},
+    # At m9 timm 1.0.31 now and then asks Pillow for a posterize of no bits, which Pillow 13 refuses.
+    'crop, flip, RandAugment': {'auto_augment': 'rand-m6-mstd0.5-inc1'},
+}
+Contender = Callable[[], float]  # runs one round and gives pictures per second
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One thing that was timed, in pictures per second and core; timm's is None where it was not run."""
+
+    what: str
+    cores: int
+    ours: float
+    timm: float | None
+    spread: float  # of the ratio, or without timm of ours: quartile distance over median
+
+    @property
+    def ratio(self) -> float | None:
+        return self.ours / self.timm if self.timm else None
+
+
+def main(
+    data: str | None = None,
+    split: str = 'train',
+    data_dir: Path | None = None,
+    image_size: int = 224,
+    batch_size: int = 32,
+    batches: int = 6,
+    rounds: int = 5,
+    cores: int = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1,
+    out: Path | None = None,
+) -> None:
+    """Time the pipeline, print a table, and write OUT/data.md and OUT/data.csv.
+
+    Args:
+        data: as for training; None makes pictures for it.
+        split: of the data.
+        data_dir: where TensorFlow Datasets keeps its data.
+        image_size: edge of the crops in pixels.
+        batch_size: pictures in a batch.
+        batches: that are timed in a round.
+        rounds: of each side.
+        cores: threads of ours, worker processes of timm's, in the rows for all cores.
+        out: a folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if data is None:
+            write_pictures(Path(folder))
+        source = open_source(data or f'folder:{folder}', split, data_dir=data_dir)
+        sizes = [memoryview(source[i]['image']).nbytes for i in range(min(100, len(source)))]
+        about = f'{data or "made pictures"}: {len(source)} pictures, {np.median(sizes) / 1000:.0f} kB at the median; '
+        shape: dict[str, Any] = {'size': image_size, 'batch_size': batch_size, 'batches': batches}
+        plans: list[tuple[str, int, Contender, Contender | None]] = [*stages(source, image_size, batch_size)]
+        for number in sorted({1, cores}):
+            timm = has_timm() and timm_loader(source, workers=number if number > 1 else 0, **shape)
+            plans.append(('whole', number, our_pipeline(source, threads=number, **shape), timm or None))
+            drafted = our_pipeline(source, threads=number, draft=True, **shape)
+            plans.append(('whole, JPEG decoded as small as the crop allows', number, drafted, timm or None))
+        rows = [measure(*plan, rounds) for plan in tqdm(plans, unit=' rows', disable=None)]
+    text = table(rows, f'{about}to {image_size} px, batches of {batch_size}, medians of {rounds} rounds.')
+    print(text)
+    if out is not None:
+        write(out, text, rows)
+
+
+def measure(what: str, cores: int, ours: Contender, timm: Contender | None, rounds: int) -> Row:
+    """Medians over rounds in which the sides take turns; the first round of each is not counted."""
+    pairs = []
+    for _ in range(rounds + 1):
+        gc.collect()
+        pairs.append((ours(), timm() if timm else 1.0))
+    speeds, others = zip(*pairs[1:], strict=True)
+    ratios = [a / b for a, b in pairs[1:]]
+    low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+    return Row(
+        what,
+        cores,
+        statistics.median(speeds) / cores,
+        statistics.median(others) / cores if timm else None,
+        (high - low) / middle,
+    )
+
+
+def stages(source: Source, size: int, count: int) -> Iterator[tuple[str, int, Contender, Contender | None]]:
+    """Decoding, and each augmentation of decoded pictures, in one thread."""
+    records = [source[i]['image'] for i in range(min(count, len(source)))]
+    pictures = [decode(record) for record in records]
+    for picture in pictures:
+        picture.load()
+
+    def timed(function: Callable[[Any], object], items: list[Any]) -> Contender:
+        def run() -> float:
+            began = time.process_time()
+            for item in items:
+                function(item)
+            return len(items) / (time.process_time() - began)
+
+        return run
+
+    if not isinstance(records[0], np.ndarray):
+        plain = timed(lambda record: Image.open(io.BytesIO(record)).convert('RGB'), records)
+        yield 'decode', 1, timed(lambda record: decode(record).load(), records), plain if has_timm() else None
+    rng = np.random.default_rng(0)
+    for what, options in AUGMENTATIONS.items():
+        transform = create_train_transform(size, **options)
+        timm = timed(timm_transform(size, options), pictures) if has_timm() else None
+        yield what, 1, timed(lambda picture, transform=transform: transform(picture, rng), pictures), timm
+
+
+def our_pipeline(
+    source: Source, *, size: int, batch_size: int, batches: int, threads: int, draft: bool = False
+) -> Contender:
+    """A round of `train_dataset`."""
+    transform = create_train_transform(size, color_jitter=0.0, draft=draft)
+
+    def run() -> float:
+        iterator = iter(train_dataset(source, transform, batch_size=batch_size, seed=0, threads=threads))
+        try:
+            return speed(iterator, threads, batch_size, batches)
+        finally:
+            iterator.close()
+
+    return run
+
+
+def has_timm() -> bool:
+    return importlib.util.find_spec('timm') is not None
+
+
+def timm_transform(size: int, options: dict[str, Any]) -> Callable[[Image.Image], Any]:
+    """timm's training transform up to what its loader collates: (3, size, size) uint8."""
+    from timm.data.transforms_factory import create_transform
+
+    options = {'is_training': True, 'use_prefetcher': True, 'interpolation': 'random', 'color_jitter': None} | options
+    transform: Any = create_transform(size, **options)
+    return transform
+
+
+class Pictures:
+    """A data set as timm's loader wants it, over a source of ours: each record is read, opened and transformed."""
+
+    transform: Callable[[Image.Image], Any]  # set by timm's loader
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        record = self.source[index]
+        image = record['image']
+        picture = Image.fromarray(image.squeeze()) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
+        return self.transform(picture.convert('RGB')), record['label']
+
+
+def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, workers: int) -> Contender:
+    """A round of timm's loader, up to the uint8 batches that go to the device; no workers is one thread."""
+    import torch
+    from timm.data.loader import create_loader
+
+    torch.set_num_threads(1)
+    dataset: Any = Pictures(source)
+    loader: Any = create_loader(
+        dataset,
+        size,
+        batch_size,
+        is_training=True,
+        color_jitter=0.0,
+        interpolation='random',
+        num_workers=workers,
+        persistent_workers=False,
+        device=torch.device('cpu'),
+    )
+    inner = loader.loader  # without the normalising on the device
+
+    def endless() -> Iterator[Any]:
+        while True:
+            yield from inner
+
+    return lambda: speed(endless(), workers or 1, batch_size, batches)
+
+
+def speed(iterator: Iterator[Any], cores: int, batch_size: int, batches: int) -> float:
+    """Pictures per second after the first batch, so that starting is left out."""
+    clock = time.process_time if cores == 1 else time.perf_counter
+    next(iterator)
+    began = clock()
+    for _ in range(batches):
+        next(iterator)
+    return batches * batch_size / (clock() - began)
+
+
+def write_pictures(folder: Path, count: int = 64) -> None:
+    """JPEGs of 500 x 375 and about 80 kB, much as ImageNet has: noise that is stronger the coarser it is."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        pixels = np.full((375, 500, 3), 128.0)
+        for scale in (1, 2, 4, 8, 16, 32, 64):
+            noise = rng.integers(0, 256, (375 // scale + 1, 500 // scale + 1, 3), np.uint8)
+            smooth = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
+            pixels += (np.asarray(smooth, np.float64) - 128) * scale**0.5 / 8
+        path = folder / 'train' / f'class{i % 2}' / f'{i}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def table(rows: list[Row], about: str) -> str:
+    """Markdown."""
+    lines = [
+        about,
+        '',
+        '| pictures per second and core | cores | ours | timm | ratio | spread |',
+        '|---|---|---|---|---|---|',
+    ]
+    for row in rows:
+        timm = '' if row.timm is None else f'{row.timm:.0f}'
+        ratio = '' if row.ratio is None else f'{row.ratio:.2f}'
+        lines.append(f'| {row.what} | {row.cores} | {row.ours:.0f} | {timm} | {ratio} | {row.spread:.0%} |')
+    return '\n'.join(lines) + '\n'
+
+
+def write(out: Path, text: str, rows: list[Row]) -> None:
+    """data.md and data.csv in a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    with written_beside(out / 'data.md') as beside:
+        beside.write_text(text, encoding='utf-8')
+    with written_beside(out / 'data.csv') as beside, beside.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(['what', 'cores', 'ours', 'timm', 'ratio', 'spread'])
+        for row in rows:
+            writer.writerow([row.what, row.cores, row.ours, row.timm, row.ratio, row.spread])
+
+
+if __name__ == '__main__':
+    tyro.cli(main)

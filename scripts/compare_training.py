@@ -1,0 +1,154 @@
+"""Train timm's model in PyTorch by the configuration of one of our runs, and draw both.
+
+    python scripts/compare_training.py RUN --seeds 0 1 2 --out comparison
+
+Needs torch and timm (``pip install tresnet_jax[test]``). The batches are those of our pipeline: the same pictures in
+the same order with the same augmentation for the same seed. Weights are drawn by timm. Takes runs with SGD,
+one-cycle, and neither mixing nor erasing nor a moving average (the recipes `imagenette` and `fashion_mnist`).
+Several of our runs (other seeds) can be given.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import timm.optim
+import torch
+import tqdm
+import tyro
+from matplotlib.figure import Figure
+from timm.models.tresnet import TResNet
+
+from convert.write import written_beside
+from tresnet_jax.training.batches import eval_transform, train_transform
+from tresnet_jax.training.config import TrainConfig, TrainingError, load_config
+from tresnet_jax.training.metrics import read
+from tresnet_jax.training.pipeline import eval_dataset, train_dataset
+from tresnet_jax.training.sources import open_source
+
+
+def check(config: TrainConfig) -> None:
+    """Raises TrainingError for what is not done here."""
+    plain = TrainConfig(model='test_resnet')
+    names = ('mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze', 'accumulate', 'clip_grad', 'layer_decay')
+    other = [name for name in names if getattr(config, name) != getattr(plain, name)]
+    if other or config.sched != 'one_cycle' or config.opt not in ('sgd', 'momentum'):
+        raise TrainingError(f'a run with {", ".join(other) or "another schedule or optimiser"} is not compared here')
+
+
+def build(config: TrainConfig) -> torch.nn.Module:
+    if config.model == 'test_tresnet':  # ours: timm has no tiny TResNet, so its class is called directly
+        return TResNet(layers=[1, 1, 1, 1], width_factor=0.25, num_classes=config.num_classes)
+    return timm.create_model(config.model, num_classes=config.num_classes)
+
+
+def normalise(images: np.ndarray, config: TrainConfig) -> torch.Tensor:
+    """(b, H, W, 3) uint8 -> (b, 3, H, W) float32 in torch's channels_last format."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@torch.no_grad()
+def accuracy(model: torch.nn.Module, config: TrainConfig, source) -> float:
+    """Top-1, a share."""
+    model.eval()
+    hits = count = 0
+    batches = eval_dataset(source, eval_transform(config), batch_size=config.batch_size, threads=config.threads)
+    for batch in batches:
+        right = model(normalise(batch['image'], config)).argmax(1).numpy() == batch['label']
+        hits, count = hits + int(right[batch['mask'] > 0].sum()), count + int(batch['mask'].sum())
+    model.train()
+    return hits / count
+
+
+def train(config: TrainConfig) -> list[tuple[int, float]]:
+    """(step, top-1) of each evaluation."""
+    where = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
+    source = open_source(config.data, config.train_split, **where)
+    val_source = open_source(config.data, config.val_split, **where)
+    per_epoch = len(source) / config.batch_size
+    steps = config.steps or max(1, round(config.epochs * per_epoch))
+    eval_steps = max(1, round(config.eval_every * per_epoch))
+
+    torch.manual_seed(config.seed)
+    model = build(config).to(memory_format=torch.channels_last).train()
+    optimizer = timm.optim.create_optimizer_v2(
+        model, opt=config.opt, lr=config.peak_lr, weight_decay=config.weight_decay, momentum=config.momentum
+    )
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.peak_lr, total_steps=steps, pct_start=config.pct_start, div_factor=config.div_factor,
+        final_div_factor=config.final_div_factor, cycle_momentum=False,
+    )  # fmt: skip
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=config.smoothing)
+    batches = iter(
+        train_dataset(
+            source, train_transform(config), batch_size=config.batch_size, seed=config.seed, threads=config.threads
+        )
+    )
+    found = []
+    for step in tqdm.tqdm(range(1, steps + 1), desc=f'timm, seed {config.seed}', unit='step', mininterval=10):
+        batch = next(batches)
+        loss = loss_of(model(normalise(batch['image'], config)), torch.from_numpy(batch['label']).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        cycle.step()
+        if step % eval_steps == 0 or step == steps:
+            found.append((step, accuracy(model, config, val_source)))
+            print(f'timm, seed {config.seed}, step {step}: top-1 {100 * found[-1][1]:.2f} %', flush=True)
+    return found
+
+
+def plot(ours: dict[str, list[tuple[int, float]]], theirs: dict[str, list[tuple[int, float]]], out: Path) -> None:
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    axis = figure.subplots()
+    for curves, colour, what in ((ours, 'C0', 'tresnet_jax'), (theirs, 'C1', 'timm in PyTorch')):
+        for i, points in enumerate(curves.values()):
+            steps, top1 = zip(*points, strict=True)
+            axis.plot(steps, 100 * np.asarray(top1), '.-', color=colour, alpha=0.7, label=what if i == 0 else None)
+    axis.set_xlabel('step')
+    axis.set_ylabel('top-1 of the validation pictures in percent')
+    axis.grid(alpha=0.3)
+    axis.legend()
+    with written_beside(out.with_suffix('.png')) as beside:
+        figure.savefig(beside, format='png', dpi=120)
+
+
+def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], out: Path = Path('comparison')) -> int:
+    """Train timm's model once for each seed, and write OUT.json and OUT.png.
+
+    Args:
+        runs: folders of our runs, which share a configuration but for the seed.
+        seeds: of timm's.
+        out: the files without their suffixes.
+    """
+    try:
+        configs = [load_config(run) for run in runs]
+        check(configs[0])
+        theirs, seconds = {}, {}
+        for seed in seeds:
+            began = time.monotonic()
+            theirs[str(seed)] = train(dataclasses.replace(configs[0], seed=seed))
+            seconds[str(seed)] = time.monotonic() - began
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    ours = {
+        str(config.seed): [(r['step'], r['top1']) for r in read(run) if r['kind'] == 'eval']
+        for run, config in zip(runs, configs, strict=True)
+    }
+    with written_beside(out.with_suffix('.json')) as beside:
+        beside.write_text(json.dumps({'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}, indent=1))
+    plot(ours, theirs, out)
+    for what, curves in (('tresnet_jax', ours), ('timm', theirs)):
+        last = [100 * points[-1][1] for points in curves.values()]
+        print(f'{what}: {", ".join(f"{value:.2f}" for value in last)} %, mean {np.mean(last):.2f} %')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(tyro.cli(main))

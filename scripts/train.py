@@ -1,0 +1,12 @@
+"""Train or fine-tune a TResNet or ResNet-D, or go on with a run. See ``--help`` and docs/training.md.
+
+python scripts/train.py --recipe finetune --model resnet50d --pretrained --data folder:photos --workdir RUN
+python scripts/train.py --workdir RUN
+"""
+
+import sys
+
+from tresnet_jax.training.command import main
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""Training's augmentation against timm's: on the host bit for bit, drawn from one generator."""
+
+import functools
+import itertools
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jax
+import numpy as np
+import pytest
+import skimage
+import timm.data.auto_augment as timm_aa
+import timm.data.mixup as timm_mixup
+import timm.data.random_erasing as timm_erasing
+import timm.data.transforms as timm_transforms
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from timm.data.transforms_factory import transforms_imagenet_train
+from torchvision.transforms import functional as torchvision_functional
+
+from tests.parity.reference import relative_error
+from tresnet_jax.training import crops, erasing, mixing
+from tresnet_jax.training.augment import create_train_transform
+from tresnet_jax.training.augment_ops import OPERATIONS
+from tresnet_jax.training.auto_augment import POLICIES, auto_augment_transform
+
+FILL = (124, 116, 104)
+RAND = (
+    'rand', 'rand-m9-mstd0.5-inc1', 'rand-m7-n3-p0.8', 'rand-m15-mmax30-inc1-p1', 'rand-mstd101-n4-p1',
+    'rand-tweights-mstd1', 'rand-t3a-p1', 'rand-m6-n3-inc1-mstd0.5-t3aw',
+)  # fmt: skip
+
+
+@functools.cache
+def pictures() -> dict[str, Image.Image]:
+    """Photographs of several shapes, small enough for hundreds of operations."""
+    folder = Path(skimage.__file__).parent / 'data'
+    sizes = {'astronaut.png': (96, 96), 'coffee.png': (133, 89), 'rocket.jpg': (57, 101)}
+    return {name: Image.open(folder / name).convert('RGB').resize(size) for name, size in sizes.items()}
+
+
+class Draws:
+    """Python's `random` as timm asks it, answered by a NumPy generator."""
+
+    def __init__(self, rng: Any):
+        self.rng, self.random, self.uniform, self.gauss = rng, rng.random, rng.uniform, rng.normal
+
+    def randint(self, low, high):
+        return int(self.rng.integers(low, high + 1))
+
+    def choice(self, values):
+        return values[self.rng.integers(len(values))]
+
+
+class Fixed:
+    """A generator that always gives the same share."""
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def random(self) -> float:
+        return self.share
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self.share
+
+    normal = integers = None
+
+
+@pytest.fixture
+def drawn_from(monkeypatch):
+    """drawn_from(generator) makes timm and torchvision ask it, where they would ask the processes' generators."""
+
+    def patch(rng: np.random.Generator) -> None:
+        def choice(values, size, replace, p):
+            return [values[index] for index in rng.choice(len(values), size, replace=replace, p=p)]
+
+        def jitter(*ranges):
+            order = rng.permutation(3).tolist()
+            factors = {index: rng.uniform(*ranges[index]) for index in order if ranges[index]}
+            return [*order, 3], *(factors.get(index) for index in range(4))
+
+        for module in (timm_aa, timm_transforms, timm_erasing):
+            monkeypatch.setattr(module, 'random', Draws(rng))
+        numpy = SimpleNamespace(random=SimpleNamespace(choice=choice), array=np.array, sum=np.sum)
+        monkeypatch.setattr(timm_aa, 'np', numpy)
+        monkeypatch.setattr(torch, 'rand', lambda *_: torch.tensor(rng.random(), dtype=torch.float64))
+        monkeypatch.setattr(torchvision.transforms.ColorJitter, 'get_params', staticmethod(jitter))
+
+    return patch
+
+
+@pytest.fixture(autouse=True)
+def _posterize_to_black(monkeypatch):
+    """From Pillow 13 on timm fails where no bit is kept; before, the picture was black, as is ours."""
+    original = ImageOps.posterize
+    monkeypatch.setattr(ImageOps, 'posterize', lambda p, bits: original(p, bits) if bits > 0 else p.point([0] * 768))
+
+
+def test_every_operation_of_timms_is_there():
+    assert OPERATIONS.keys() == timm_aa.NAME_TO_OP.keys()
+
+
+@pytest.mark.parametrize('name', sorted(OPERATIONS))
+def test_operations(name, monkeypatch):
+    operation, hparams = OPERATIONS[name], {'translate_const': 250}
+    filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+    changed = 0
+    for level, share, picture in itertools.product((0, 1, 3.7, 5, 9, 10), (0.2, 0.8), pictures().values()):
+        monkeypatch.setattr(timm_aa, 'random', Fixed(share))
+        level_to_arg = timm_aa.LEVEL_TO_ARG[name]
+        theirs = level_to_arg(level, hparams) if level_to_arg else ()
+        ours = (operation.argument(level, Fixed(share)),) if operation.argument else ()  # pyright: ignore
+        for resample in filters if operation.geometric else filters[:1]:
+            how = {'resample': resample, 'fillcolor': FILL}
+            expected = timm_aa.NAME_TO_OP[name](picture, *theirs, **how)
+            result = operation.apply(picture, *ours, **(how if operation.geometric else {}))
+            assert np.array_equal(np.asarray(result), np.asarray(expected)), (level, share, picture.size, resample)
+            changed += result.tobytes() != picture.tobytes()
+    assert changed >= 3
+
+
+@pytest.mark.parametrize('name', sorted(set(OPERATIONS) - {'GaussianBlurRand'}))
+def test_arguments(name, monkeypatch):
+    """Of every level that a magnitude can be; timm draws GaussianBlurRand's within the operation."""
+    operation, level_to_arg = OPERATIONS[name], timm_aa.LEVEL_TO_ARG[name]
+    assert (operation.argument is None) == (level_to_arg is None)
+    for level, share in itertools.product([*range(31), *np.linspace(0, 30, 97).tolist()], (0.1, 0.5, 0.6)):
+        if operation.argument and level_to_arg:
+            monkeypatch.setattr(timm_aa, 'random', Fixed(share))
+            expected = level_to_arg(level, {'translate_const': 250})
+            assert (operation.argument(level, Fixed(share)),) == expected, (level, share)  # pyright: ignore
+
+
+@pytest.mark.parametrize('config', [*POLICIES, 'original-mstd0.5', 'v0-mstd2', *RAND])
+@pytest.mark.parametrize('interpolation', ['random', 'bicubic'])
+def test_policies(config, interpolation, drawn_from):
+    """The same draws give the same pictures: probabilities, magnitudes, signs, filters and weights are timm's."""
+    hparams: dict[str, Any] = {'translate_const': 250, 'img_mean': FILL}
+    if interpolation != 'random':
+        hparams['interpolation'] = Image.Resampling.BICUBIC
+    create: Any = timm_aa.rand_augment_transform if config.startswith('rand') else timm_aa.auto_augment_transform
+    theirs, ours = create(config, hparams), auto_augment_transform(config, interpolation=interpolation, fill=FILL)
+    subpolicies = [[op] for op in theirs.ops] if config.startswith('rand') else theirs.policy
+    assert ours.choices == tuple(tuple((op.name, op.prob, op.magnitude) for op in row) for row in subpolicies)
+    seen = set()
+    for seed in range(40):
+        picture = list(pictures().values())[seed % 3]
+        drawn_from(np.random.default_rng(seed))
+        expected, result = theirs(picture), ours(picture, np.random.default_rng(seed))
+        assert np.array_equal(np.asarray(result), np.asarray(expected)), seed
+        seen.add(result.tobytes())
+    assert len(seen) >= 10  # of three pictures
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'vflip': 0.3},
+        {'interpolation': 'lanczos', 'scale': (0.5, 0.9), 'ratio': (0.5, 3.0), 'vflip': 0.5, 'color_jitter': None},
+        {'auto_augment': 'rand-m9-mstd0.5-inc1', 'vflip': 0.1},
+        {'auto_augment': 'original', 'interpolation': 'bilinear', 'vflip': 0.1},
+        {'auto_augment': 'original', 'force_color_jitter': True, 'color_jitter': (0.1, 0.7, 1.5), 'vflip': 0.1},
+        {'auto_augment': '3a', 'vflip': 0.1, 'mean': (0.0, 1.0, 0.5)},
+        {'auto_augment': 'rand-t3aw-n1', 'vflip': 0.1},
+    ],
+    ids=str,
+)
+def test_transforms(options, drawn_from):
+    """The whole transform, with boxes, flips and jitter."""
+    for size in (48, (40, 56)):
+        ours = create_train_transform(size, **options)
+        theirs: Any = transforms_imagenet_train(size, **options, use_prefetcher=True)
+        for seed, picture in enumerate(list(pictures().values()) * 4):
+            drawn_from(np.random.default_rng(seed))
+            expected = theirs(picture).numpy().transpose(1, 2, 0)
+            assert np.array_equal(ours(picture, np.random.default_rng(seed)), expected), (size, seed)
+
+
+def test_boxes(drawn_from):
+    """timm's boxes for many shapes, those where none of ten fits among them."""
+    middles = 0
+    for seed, (width, height) in enumerate(itertools.product((20, 64, 301, 2000), repeat=2)):
+        picture = Image.new('L', (width, height))
+        for scale, ratio in (((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (1.0, 1.0)), ((0.2, 0.2), (0.1, 8.0))):
+            drawn_from(np.random.default_rng(seed))
+            top, left, box_height, box_width = timm_transforms.RandomResizedCropAndInterpolation.get_params(
+                picture, scale, ratio
+            )
+            box = crops.random_resized_box(width, height, scale, ratio, np.random.default_rng(seed))
+            assert box == (left, top, box_width, box_height)
+            middles += box == crops.middle_box(width, height, ratio)
+    assert 5 <= middles <= 30
+
+
+@pytest.mark.parametrize('mode', crops.PADDINGS)
+def test_pad_crop(mode):
+    for picture, left, top in itertools.product(pictures().values(), (0, 3, 8), (0, 5, 8)):
+        padded = torchvision_functional.pad(cast(Any, picture), [4], padding_mode=mode)
+        expected = torchvision_functional.crop(padded, top, left, picture.height, picture.width)
+        assert np.array_equal(np.asarray(crops.pad_crop(picture, 4, mode, left, top)), np.asarray(expected))
+
+
+def batch(size: int = 4, height: int = 13, width: int = 17) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((size, height, width, 3)), rng.integers(0, 5, size)
+
+
+def timm_mix(monkeypatch, images: np.ndarray, labels: np.ndarray, lam: float, is_cutmix: bool):
+    theirs = timm_mixup.Mixup(1.0, 1.0, label_smoothing=0.1, num_classes=5)
+    monkeypatch.setattr(theirs, '_params_per_batch', lambda: (lam, is_cutmix))
+    mixed, targets = theirs(torch.from_numpy(images).permute(0, 3, 1, 2).clone(), torch.from_numpy(labels))
+    return mixed.permute(0, 2, 3, 1).numpy(), targets.numpy()
+
+
+def smoothed(labels: np.ndarray) -> np.ndarray:
+    return timm_mixup.one_hot(torch.from_numpy(labels), 5, 1 - 0.1 + 0.1 / 5, 0.1 / 5).numpy().astype(np.float64)
+
+
+@pytest.mark.usefixtures('x64')
+class TestMixing:
+    @pytest.mark.parametrize('lam', [0.0, 0.3, 0.71, 1.0])
+    def test_mixup(self, lam, monkeypatch):
+        images, labels = batch()
+        expected, targets = timm_mix(monkeypatch, images, labels, lam, is_cutmix=False)
+        result = mixing.mixup(jax.numpy.asarray(images), jax.numpy.asarray(smoothed(labels)), lam)
+        assert result[0].dtype == result[1].dtype == np.float64
+        assert relative_error(result[0], expected) <= 1e-15
+        assert relative_error(result[1], targets) <= 1e-7  # timm's targets are float32
+
+    @pytest.mark.parametrize('centre', [(0, 0), (6, 8), (12, 16), (1, 15)])
+    @pytest.mark.parametrize('lam', [0.02, 0.3, 0.75, 0.999])
+    def test_cutmix(self, lam, centre, monkeypatch):
+        images, labels = batch()
+        row, column = centre
+        values = itertools.cycle(centre)
+        monkeypatch.setattr(np.random, 'randint', lambda low, high, size=None: next(values))
+        expected, targets = timm_mix(monkeypatch, images, labels, lam, is_cutmix=True)
+        box = mixing.cutmix_box(lam, jax.numpy.int32(row), jax.numpy.int32(column), 13, 17)
+        assert tuple(map(int, box)) == tuple(map(int, timm_mixup.rand_bbox((13, 17), lam)))
+        result = mixing.cutmix(jax.numpy.asarray(images), jax.numpy.asarray(smoothed(labels)), box)
+        assert np.array_equal(result[0], expected)
+        assert relative_error(result[1], targets) <= 1e-7
+
+
+@pytest.mark.parametrize('options', [{}, {'max_area': 0.9, 'min_aspect': 0.1}], ids=str)
+def test_erasing_of_timms_boxes(options, drawn_from):
+    """Rectangles that timm drew erase the same pixels here."""
+    images = batch(8, 24, 32)[0].astype(np.float32)
+    theirs = timm_erasing.RandomErasing(1.0, device='cpu', **options)
+    for seed, image in enumerate(images):
+        drawn_from(np.random.default_rng(seed))
+        expected = theirs(torch.from_numpy(image.transpose(2, 0, 1)).clone()).numpy().transpose(1, 2, 0)
+        rows, columns = np.nonzero((expected == 0).all(-1))
+        sides = (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
+        box = [jax.numpy.asarray([side], np.int32) for side in sides]
+        result = erasing.erase(jax.numpy.asarray(image[None]), (*box,), jax.numpy.zeros((1, 1, 1, 1)))  # pyright: ignore
+        assert np.array_equal(result[0], expected)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest difference of two samples' distribution functions."""
+    points = np.concatenate([a, b])
+    below = [np.searchsorted(np.sort(x), points, side='right') / len(x) for x in (a, b)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'count', 'options'),
+    [(40, 56, 1, {}), (48, 48, 1, {'max_area': 0.9, 'min_aspect': 0.15}), (40, 56, 3, {'min_area': 0.1})],
+)
+def test_distribution_of_erasing(height, width, count, options):
+    """Share of pictures, erased area, height over width, and place, of 3,000 pictures each."""
+    size = 3000
+    random.seed(0)
+    theirs = timm_erasing.RandomErasing(0.6, max_count=count, min_count=1, device='cpu', **options)
+    expected = theirs(torch.ones(size, 1, height, width))[:, 0].numpy() == 0
+    erase = jax.jit(lambda key, x: erasing.random_erasing(key, x, probability=0.6, count=count, **options))
+    result = np.asarray(erase(jax.random.key(0), jax.numpy.ones((size, height, width, 1))))[..., 0] == 0
+    measured = []
+    for erased in (expected, result):
+        erased = erased[erased.any((1, 2))]
+        area = erased.mean((1, 2))
+        rows, columns = erased.any(2), erased.any(1)
+        aspect = np.log(rows.sum(1) / columns.sum(1))
+        measured.append((area, aspect, rows.argmax(1), columns.argmax(1)))
+    shares = [len(areas) / size for areas, *_ in measured]
+    assert abs(shares[0] - shares[1]) <= 5 * math.sqrt(2 * 0.6 * 0.4 / size)
+    n, m = len(measured[0][0]), len(measured[1][0])
+    bound = math.sqrt(math.log(2 / 1e-6) / 2 * (n + m) / (n * m))  # exceeded once in a million
+    for what, a, b in zip(('area', 'aspect', 'top', 'left'), *measured, strict=True):
+        assert distance(a, b) <= bound, what

@@ -1,0 +1,210 @@
+"""AutoAugment, RandAugment and 3-Augment of one picture from timm's strings (``timm/data/auto_augment.py``).
+
+Papers: https://arxiv.org/abs/1805.09501, https://arxiv.org/abs/1909.13719, https://arxiv.org/abs/2204.07118. A policy
+asks its generator for the same numbers in the same order as timm asks Python's, so that the probabilities too are
+timm's.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tresnet_jax.training.augment_ops import OPERATIONS
+from tresnet_jax.transforms import INTERPOLATIONS
+
+RANDOM_INTERPOLATIONS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+GEOMETRIC_INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic')  # those Pillow can rotate with
+
+# (operation, probability, magnitude) once or twice a sub-policy. Which kind of Posterize is told by `POLICIES`.
+_ORIGINAL = (
+    ('Posterize', 0.4, 8, 'Rotate', 0.6, 9), ('Solarize', 0.6, 5, 'AutoContrast', 0.6, 5),
+    ('Equalize', 0.8, 8, 'Equalize', 0.6, 3), ('Posterize', 0.6, 7, 'Posterize', 0.6, 6),
+    ('Equalize', 0.4, 7, 'Solarize', 0.2, 4), ('Equalize', 0.4, 4, 'Rotate', 0.8, 8),
+    ('Solarize', 0.6, 3, 'Equalize', 0.6, 7), ('Posterize', 0.8, 5, 'Equalize', 1.0, 2),
+    ('Rotate', 0.2, 3, 'Solarize', 0.6, 8), ('Equalize', 0.6, 8, 'Posterize', 0.4, 6),
+    ('Rotate', 0.8, 8, 'Color', 0.4, 0), ('Rotate', 0.4, 9, 'Equalize', 0.6, 2),
+    ('Equalize', 0.0, 7, 'Equalize', 0.8, 8), ('Invert', 0.6, 4, 'Equalize', 1.0, 8),
+    ('Color', 0.6, 4, 'Contrast', 1.0, 8), ('Rotate', 0.8, 8, 'Color', 1.0, 2),
+    ('Color', 0.8, 8, 'Solarize', 0.8, 7), ('Sharpness', 0.4, 7, 'Invert', 0.6, 8),
+    ('ShearX', 0.6, 5, 'Equalize', 1.0, 9), ('Color', 0.4, 0, 'Equalize', 0.6, 3),
+    ('Equalize', 0.4, 7, 'Solarize', 0.2, 4), ('Solarize', 0.6, 5, 'AutoContrast', 0.6, 5),
+    ('Invert', 0.6, 4, 'Equalize', 1.0, 8), ('Color', 0.6, 4, 'Contrast', 1.0, 8),
+    ('Equalize', 0.8, 8, 'Equalize', 0.6, 3),
+)  # fmt: skip
+_V0 = (
+    ('Equalize', 0.8, 1, 'ShearY', 0.8, 4), ('Color', 0.4, 9, 'Equalize', 0.6, 3),
+    ('Color', 0.4, 1, 'Rotate', 0.6, 8), ('Solarize', 0.8, 3, 'Equalize', 0.4, 7),
+    ('Solarize', 0.4, 2, 'Solarize', 0.6, 2), ('Color', 0.2, 0, 'Equalize', 0.8, 8),
+    ('Equalize', 0.4, 8, 'SolarizeAdd', 0.8, 3), ('ShearX', 0.2, 9, 'Rotate', 0.6, 8),
+    ('Color', 0.6, 1, 'Equalize', 1.0, 2), ('Invert', 0.4, 9, 'Rotate', 0.6, 0),
+    ('Equalize', 1.0, 9, 'ShearY', 0.6, 3), ('Color', 0.4, 7, 'Equalize', 0.6, 0),
+    ('Posterize', 0.4, 6, 'AutoContrast', 0.4, 7), ('Solarize', 0.6, 8, 'Color', 0.6, 9),
+    ('Solarize', 0.2, 4, 'Rotate', 0.8, 9), ('Rotate', 1.0, 7, 'TranslateYRel', 0.8, 9),
+    ('ShearX', 0.0, 0, 'Solarize', 0.8, 4), ('ShearY', 0.8, 0, 'Color', 0.6, 4),
+    ('Color', 1.0, 0, 'Rotate', 0.6, 2), ('Equalize', 0.8, 4, 'Equalize', 0.0, 8),
+    ('Equalize', 1.0, 4, 'AutoContrast', 0.6, 2), ('ShearY', 0.4, 7, 'SolarizeAdd', 0.6, 7),
+    ('Posterize', 0.8, 2, 'Solarize', 0.6, 10), ('Solarize', 0.6, 8, 'Equalize', 0.6, 1),
+    ('Color', 0.8, 6, 'Rotate', 0.4, 5),
+)  # fmt: skip
+_3A = (('Solarize', 1.0, 5), ('Desaturate', 1.0, 10), ('GaussianBlurRand', 1.0, 10))
+
+POLICIES = {  # name: (sub-policies, their kind of Posterize)
+    'original': (_ORIGINAL, 'PosterizeOriginal'),
+    'originalr': (_ORIGINAL, 'PosterizeIncreasing'),
+    'v0': (_V0, 'Posterize'),
+    'v0r': (_V0, 'PosterizeIncreasing'),
+    '3a': (_3A, 'Posterize'),
+}
+
+_RAND = (  # `inc1` takes the ...Increasing of those that have one
+    'AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize', 'SolarizeAdd', 'Color', 'Contrast',
+    'Brightness', 'Sharpness', 'ShearX', 'ShearY', 'TranslateXRel', 'TranslateYRel',
+)  # fmt: skip
+RAND_SETS: dict[str, tuple[str, ...] | dict[str, float]] = {  # for `t`; numbers are weights
+    'weights': {
+        'Rotate': 3, 'ShearX': 2, 'ShearY': 2, 'TranslateXRel': 1, 'TranslateYRel': 1, 'ColorIncreasing': 0.25,
+        'SharpnessIncreasing': 0.25, 'AutoContrast': 0.25, 'SolarizeIncreasing': 0.05, 'SolarizeAdd': 0.05,
+        'ContrastIncreasing': 0.05, 'BrightnessIncreasing': 0.05, 'Equalize': 0.05, 'PosterizeIncreasing': 0.05,
+        'Invert': 0.05,
+    },
+    '3a': ('SolarizeIncreasing', 'Desaturate', 'GaussianBlur'),
+    '3aw': {
+        'SolarizeIncreasing': 6, 'Desaturate': 6, 'GaussianBlur': 6, 'Rotate': 3, 'ShearX': 2, 'ShearY': 2,
+        'PosterizeIncreasing': 1, 'AutoContrast': 1, 'ColorIncreasing': 1, 'SharpnessIncreasing': 1,
+        'ContrastIncreasing': 1, 'BrightnessIncreasing': 1, 'Equalize': 1, 'Invert': 1,
+    },
+}  # fmt: skip
+
+_WHOLE, _NUMBER = r'\d+', r'\d+(?:\.\d*)?'
+PARTS = {  # letters: (pattern of what follows, meaning)
+    'm': (_WHOLE, 'magnitude, 10 unless given'),
+    'n': (_WHOLE, 'operations a picture, 2 unless given'),
+    'p': (r'0(?:\.\d*)?|1(?:\.0*)?', 'probability of each operation, 0.5 unless given'),
+    'mstd': (_NUMBER, 'standard deviation of the magnitude; of rand above 100: uniform in [0, m]'),
+    'mmax': (r'0*[1-9]\d*', 'highest magnitude, 10 unless given'),
+    'inc': (r'[01]', '1 for operations that all grow stronger with the magnitude'),
+    't': ('|'.join(RAND_SETS), 'set of operations: ' + ', '.join(RAND_SETS)),
+}
+
+
+class Step(NamedTuple):
+    """One operation of a sub-policy."""
+
+    name: str
+    probability: float
+    magnitude: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Draws `layers` sub-policies for a picture and applies their steps; `auto_augment_transform` makes it."""
+
+    choices: tuple[tuple[Step, ...], ...]
+    layers: int = 1
+    weights: tuple[float, ...] | None = None  # of the choices, none of which is then drawn twice
+    magnitude_std: float = 0.0
+    magnitude_max: float = 10.0
+    interpolation: str = 'random'
+    fill: tuple[int, int, int] = (128, 128, 128)
+
+    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """RGB picture -> RGB picture of the same size."""
+        for choice in rng.choice(len(self.choices), self.layers, replace=self.weights is None, p=self.weights):
+            for step in self.choices[choice]:
+                if step.probability == 1 or rng.random() <= step.probability:
+                    picture = self._apply(step, picture, rng)
+        return picture
+
+    def _apply(self, step: Step, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        level = step.magnitude
+        if math.isinf(self.magnitude_std):
+            level = rng.uniform(0, level)
+        elif self.magnitude_std:
+            level = rng.normal(level, self.magnitude_std)
+        level = max(0.0, min(level, self.magnitude_max))
+        operation = OPERATIONS[step.name]
+        arguments = [] if operation.argument is None else [operation.argument(level, rng)]
+        if not operation.geometric:
+            return operation.apply(picture, *arguments)
+        resample = draw_interpolation(self.interpolation, rng)
+        return operation.apply(picture, *arguments, resample=resample, fillcolor=self.fill)
+
+
+def draw_interpolation(name: str, rng: np.random.Generator) -> Image.Resampling:
+    """Pillow's filter of a name; of 'random' bilinear or bicubic."""
+    return RANDOM_INTERPOLATIONS[rng.integers(2)] if name == 'random' else INTERPOLATIONS[name]
+
+
+def auto_augment_transform(
+    config: str, *, interpolation: str = 'random', fill: tuple[int, int, int] = (128, 128, 128)
+) -> Policy:
+    """The policy of one of timm's configuration strings.
+
+    Args:
+        config: 'original' (the paper's ImageNet policy), 'originalr', 'v0', 'v0r' or '3a', and optionally the
+            standard deviation of their magnitudes ('original-mstd0.5'); or 'rand' and any of `PARTS`, as in
+            'rand-m9-mstd0.5-inc1'. A magnitude is at most 10 unless `mmax` allows more.
+        interpolation: 'nearest', 'bilinear', 'bicubic', or for each operation a 'random' one of the last two.
+        fill: colour of what comes in from outside of the picture.
+
+    Raises:
+        ValueError: a part of the string, or the interpolation, is not one of these. (timm skips what it does not
+            know, and takes the first or the last of parts that are given twice.)
+    """
+    if interpolation not in GEOMETRIC_INTERPOLATIONS:
+        allowed = ', '.join(GEOMETRIC_INTERPOLATIONS)
+        raise ValueError(f'auto_augment works with the interpolations {allowed}, got {interpolation!r}')
+    name, *parts = config.split('-')
+    how = {'interpolation': interpolation, 'fill': fill}
+    if name in POLICIES:
+        values = _parse(config, parts, ['mstd'])
+        rows, posterize = POLICIES[name]
+        choices = tuple(_steps(row, posterize) for row in rows)
+        return Policy(choices, magnitude_std=float(values.get('mstd', 0)), **how)
+    if name != 'rand':
+        raise ValueError(f'auto_augment {config!r} must begin with one of {", ".join(POLICIES)}, rand')
+    return _rand_augment(_parse(config, parts, list(PARTS)), config, how)
+
+
+def _steps(row: Sequence[Any], posterize: str) -> tuple[Step, ...]:
+    triples = zip(row[::3], row[1::3], row[2::3], strict=True)
+    return tuple(Step(posterize if name == 'Posterize' else name, p, m) for name, p, m in triples)
+
+
+def _parse(config: str, parts: list[str], allowed: list[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for part in parts:
+        found = [key for key in allowed if re.fullmatch(f'{key}(?:{PARTS[key][0]})', part)]
+        if not found or found[0] in values:
+            known = '; '.join(f'{key}: {PARTS[key][1]}' for key in allowed)
+            problem = 'is given twice' if found else 'is unknown or its value impossible'
+            raise ValueError(f'auto_augment {config!r}: {part!r} {problem}. Allowed are {known}')
+        values[found[0]] = part.removeprefix(found[0])
+    return values
+
+
+def _rand_augment(values: dict[str, str], config: str, how: dict[str, Any]) -> Policy:
+    increasing = values.get('inc') == '1'
+    default = tuple(f'{name}Increasing' if increasing and f'{name}Increasing' in OPERATIONS else name for name in _RAND)
+    names = RAND_SETS.get(values.get('t', ''), default)
+    weights = None
+    if isinstance(names, dict):
+        total = sum(names.values())
+        weights = tuple(weight / total for weight in names.values())
+    layers, std = int(values.get('n', 2)), float(values.get('mstd', 0))
+    if weights and layers > len(weights):
+        raise ValueError(f'auto_augment {config!r}: n can be at most {len(weights)}, as none of its set is drawn twice')
+    step = float(values.get('p', 0.5)), int(values.get('m', 10))
+    return Policy(
+        tuple((Step(name, *step),) for name in names),
+        layers,
+        weights,
+        magnitude_std=math.inf if std > 100 else std,
+        magnitude_max=int(values.get('mmax', 10)),
+        **how,
+    )

@@ -1,0 +1,68 @@
+"""A run's batches, on its devices, as its configuration says."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tresnet_jax.training.augment import TrainTransform, create_train_transform
+from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.pipeline import eval_dataset, to_devices, train_dataset
+from tresnet_jax.training.sources import Source
+from tresnet_jax.transforms import EvalTransform, create_transform
+
+
+def train_transform(config: TrainConfig) -> TrainTransform:
+    """The host's part of the augmentation of a resolved configuration."""
+    assert config.mean is not None
+    return create_train_transform(
+        config.image_size,
+        crop=config.crop,
+        scale=config.scale,
+        ratio=config.ratio,
+        padding=config.padding,
+        interpolation=config.train_interpolation,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        color_jitter=config.color_jitter,
+        auto_augment=config.aa,
+        mean=config.mean,
+        draft=config.draft,
+    )
+
+
+def eval_transform(config: TrainConfig) -> EvalTransform:
+    """How a resolved configuration prepares pictures for evaluation."""
+    assert config.mean is not None and config.std is not None
+    return create_transform(config.image_size, config.interpolation, config.mean, config.std, config.crop_pct)
+
+
+def train_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:
+    """This process' share of endless batches; unreadable pictures are named in `workdir`/unreadable.log."""
+    dataset = train_dataset(
+        source,
+        train_transform(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shard=(jax.process_index(), jax.process_count()),
+        threads=config.threads,
+        workers=config.workers,
+        max_unreadable=config.max_unreadable,
+        log=workdir / 'unreadable.log',
+    )
+    return to_devices(dataset, devices)
+
+
+def eval_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:
+    """This process' share of every picture once."""
+    dataset = eval_dataset(
+        source,
+        eval_transform(config),
+        batch_size=config.val_batch_size or config.batch_size,
+        shard=(jax.process_index(), jax.process_count()),
+        threads=config.threads,
+        workers=config.workers,
+        max_unreadable=config.max_unreadable,
+        log=workdir / 'unreadable.log',
+    )
+    return to_devices(dataset, devices)

@@ -1,0 +1,95 @@
+"""`embed.py`: pooled features of all pictures of a data set, in a folder."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import tqdm
+import tyro
+
+from tresnet_jax.inference import fold_batchnorm
+from tresnet_jax.model import functional
+from tresnet_jax.training.config import TrainingError
+from tresnet_jax.training.distributed import Hosts, replicate
+from tresnet_jax.training.embedding import Shards, digest, embed, make_feature_step
+from tresnet_jax.training.step import over_devices
+from tresnet_jax.training.subject import Flags, Subject, batches_of, prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Write pooled features of pictures to a folder; the same command again goes on where it was stopped.
+
+    Exit codes: 0; 2, something is wrong with the flags, the data or the folder; 130, interrupted.
+    """
+
+    out: Path
+    """The folder. What is there of the same model and data is kept."""
+    flags: tyro.conf.OmitArgPrefixes[Flags]
+    hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
+    shard_size: int = 16384
+    """About how many pictures a file holds."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
+    command = tyro.cli(
+        Command,
+        args=None if arguments is None else list(arguments),
+        default=Command(tyro.MISSING, Flags()),
+        description=Command.__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    try:
+        if command.shard_size < 1:
+            raise TrainingError(f'--shard-size must be positive, got {command.shard_size}')
+        subject = prepare(command.flags, command.hosts, split='train', num_classes=0, flat=True)
+        print(run(command, subject))
+    except ValueError as error:  # TrainingError, DataError, ConversionError, HubError: each one readable line
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'interrupted; the same command goes on with {command.out}', file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(command: Command, subject: Subject) -> str:
+    """Embed; returns a line on what was done.
+
+    Raises:
+        TrainingError, DataError, ConversionError: the folder or the data.
+    """
+    flags, source = command.flags, subject.source
+    batches_each = max(1, command.shard_size // flags.batch_size)
+    apply, *variables = functional(fold_batchnorm(subject.model))
+    identity = {
+        'model': subject.name,
+        'weights_sha256': digest(variables),
+        'dtype': subject.model.dtype.name,
+        'data': source.name,
+        'pictures': len(source),
+        'class_names': source.class_names,
+        'data_config': subject.data_config,
+        'pictures_of_a_shard': batches_each * flags.batch_size,
+    }
+    shards = Shards(command.out, identity, -(-len(source) // flags.batch_size), batches_each)
+    there = shards.open([source.describe(i) for i in range(len(source))])
+    mean, std = subject.data_config['mean'], subject.data_config['std']
+    silent = None if jax.process_index() == 0 else True  # None is: but on a terminal
+    with tqdm.tqdm(total=shards.batches, unit=' batches', disable=silent) as bar:
+        written = embed(
+            over_devices(make_feature_step(apply, mean=mean, std=std, dtype=subject.dtype)),
+            replicate(tuple(variables), subject.devices),
+            batches_of(subject, flags, log=command.out / 'unreadable.log'),
+            shards,
+            there,
+            tick=lambda done: bar.update(done - bar.n),
+        )
+    who = f'process {jax.process_index()} of {jax.process_count()}: ' if jax.process_count() > 1 else ''
+    return (
+        f'{who}{command.out}: features of {len(source):,} pictures in {shards.count} files, '
+        f'{sum(there)} of which were there; now written: {written:,} pictures'
+    )

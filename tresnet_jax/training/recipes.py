@@ -1,0 +1,139 @@
+"""Recipes: configurations by name. Each says its command, where it is from, and what came of it.
+
+A flag on the command line goes before what the recipe says.
+"""
+
+from collections.abc import Callable
+
+from tresnet_jax.training.config import TrainConfig, TrainingError
+
+
+def tresnet_m_imagenet() -> TrainConfig:
+    """TResNet-M on ImageNet as its paper and model card say.
+
+    python scripts/train.py --recipe tresnet_m_imagenet --data tfds:imagenet2012 --data-dir DIR --workdir RUN
+
+    Ridnik et al., arXiv:2003.13630: 300 epochs, SGD, one-cycle, weight decay 1e-4 on kernels alone, label smoothing,
+    AutoAugment, Cutout, moving average; pictures scaled to [0, 1] and no more. Batch size and learning rate were
+    never published: here 1024 and, by timm's linear rule (0.1 at 256), 0.4. One-cycle's shape is that of the
+    authors' later code.
+    Published, not reproduced here: 80.8 % top-1 at 224 pixels.
+    """
+    return TrainConfig(
+        model='tresnet_m', data='tfds:imagenet2012', epochs=300, batch_size=1024, opt='momentum', weight_decay=1e-4,
+        sched='one_cycle', pct_start=0.1, div_factor=20, smoothing=0.1, aa='original', cutout=0.5, model_ema=True,
+        model_ema_decay=0.9997, train_interpolation='bilinear', interpolation='bilinear', dtype='bfloat16',
+    )  # fmt: skip
+
+
+def tresnet_m_imagenet_timm() -> TrainConfig:
+    """TResNet-M on ImageNet by the command in the original repository's README, which runs timm's train.py.
+
+    python scripts/train.py --recipe tresnet_m_imagenet_timm --data tfds:imagenet2012 --data-dir DIR --workdir RUN
+
+    github.com/Alibaba-MIIL/TResNet: eight GPUs with 190 pictures each, learning rate 0.6, RandAugment, mixup, random
+    erasing, cosine, moving average. What the command leaves open has timm's defaults of today.
+    Published, not reproduced here: 80.5 % top-1 at 224 pixels.
+    """
+    return TrainConfig(
+        model='tresnet_m', data='tfds:imagenet2012', epochs=300, batch_size=1520, lr=0.6, aa='rand-m9-mstd0.5-inc1',
+        mixup=0.2, reprob=0.4, remode='pixel', model_ema=True, interpolation='bilinear', dtype='bfloat16',
+    )  # fmt: skip
+
+
+def resnet50d_imagenet() -> TrainConfig:
+    """ResNet-50-D on ImageNet by Bag of Tricks.
+
+    python scripts/train.py --recipe resnet50d_imagenet --data tfds:imagenet2012 --data-dir DIR --workdir RUN
+
+    He et al., arXiv:1812.01187: 120 epochs, batch 1024 at learning rate 0.4, five epochs of warm-up, cosine, label
+    smoothing, mixup, no decay of biases and norms; every residual branch starts at zero, as all our models do.
+    Published, not reproduced here: 79.1 % top-1 (resnet50d.gluon_in1k in timm's table).
+    """
+    return TrainConfig(
+        model='resnet50d', data='tfds:imagenet2012', epochs=120, batch_size=1024, weight_decay=1e-4, warmup_epochs=5,
+        warmup_lr=0.0, smoothing=0.1, mixup=0.2, train_interpolation='bilinear', dtype='bfloat16',
+    )  # fmt: skip
+
+
+def finetune() -> TrainConfig:
+    """Fine-tune pretrained weights on pictures of one's own, at 224 pixels.
+
+    python scripts/train.py --recipe finetune --model resnet50d --pretrained --data folder:photos --workdir RUN
+
+    A start for data sets of some thousand pictures: 20 epochs, a tenth of the usual learning rate, gentle crops. Add
+    `--freeze backbone` for very few pictures, `--layer-decay 0.75` to move early layers less.
+    """
+    return TrainConfig(
+        epochs=20, batch_size=64, lr_base=0.04, weight_decay=1e-4, warmup_epochs=1, warmup_lr=1e-4, scale=(0.35, 1.0),
+        smoothing=0.1, color_jitter=0.2, eval_at_start=True,
+    )  # fmt: skip
+
+
+def finetune_448() -> TrainConfig:
+    """Fine-tune at 448 pixels, the size of TResNet's `_448` tags.
+
+    python scripts/train.py --recipe finetune_448 --model tresnet_m --pretrained --data folder:photos --workdir RUN
+
+    As `finetune`, four times the pixels and half the batch; whole pictures for evaluation. `--remat` saves memory.
+    """
+    return TrainConfig(
+        image_size=448, crop_pct=1.0, epochs=20, batch_size=32, lr_base=0.04, weight_decay=1e-4, warmup_epochs=1,
+        warmup_lr=1e-4, scale=(0.35, 1.0), smoothing=0.1, color_jitter=0.2, interpolation='bilinear',
+        eval_at_start=True,
+    )  # fmt: skip
+
+
+def imagenette() -> TrainConfig:
+    """ResNet-18-D from nothing on Imagenette (ten classes of ImageNet) at 64 pixels, in minutes on a CPU.
+
+    python scripts/train.py --recipe imagenette --data folder:imagenette2-160 --workdir RUN
+
+    docs/training.md has what came of it, beside timm in PyTorch.
+    """
+    return TrainConfig(
+        model='resnet18d', data='folder:imagenette2-160', image_size=64, epochs=8, batch_size=64, lr=0.1,
+        weight_decay=1e-4, sched='one_cycle', pct_start=0.25, scale=(0.35, 1.0), train_interpolation='bilinear',
+        interpolation='bilinear', crop_pct=1.0, color_jitter=0.0, smoothing=0.1, draft=False, val_batch_size=64,
+    )  # fmt: skip
+
+
+def fashion_mnist() -> TrainConfig:
+    """Tiny networks on Fashion-MNIST at 32 pixels: how the weights in this package were made.
+
+    python scripts/train.py --recipe fashion_mnist --data tfds:fashion_mnist --workdir RUN
+    python scripts/train.py --recipe fashion_mnist --data embedded:fashion_mnist --workdir RUN
+
+    Xiao et al., arXiv:1708.07747. The second command takes the 2,000 pictures that come with the package. Any
+    Fashion-MNIST as one .npz file does too (`--data npz:FILE`). docs/training.md has what came of it.
+    """
+    return TrainConfig(
+        model='test_resnet', data='embedded:fashion_mnist', image_size=32, epochs=8, batch_size=128, lr=0.2,
+        weight_decay=5e-4, sched='one_cycle', pct_start=0.3, div_factor=25, crop='pad', padding=2, color_jitter=0.0,
+        train_interpolation='bilinear', interpolation='bilinear', crop_pct=1.0, smoothing=0.0, val_batch_size=512,
+    )  # fmt: skip
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        tresnet_m_imagenet,
+        tresnet_m_imagenet_timm,
+        resnet50d_imagenet,
+        finetune,
+        finetune_448,
+        imagenette,
+        fashion_mnist,
+    )
+}
+
+
+def recipe(name: str) -> TrainConfig:
+    """The configuration of that name.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    if name not in RECIPES:
+        raise TrainingError(f'unknown recipe {name!r}; there are {", ".join(RECIPES)}')
+    return RECIPES[name]()
