@@ -29,7 +29,8 @@ def x64():
 @pytest.fixture
 def record_error(request) -> Callable[[str, str, float], None]:
     """record_error(architecture, what was compared, relative error); travels with the report between processes."""
-    return lambda *record: request.node.user_properties.append(('relative error', record))
+    # A plain float: NumPy's does not travel between processes.
+    return lambda name, what, error: request.node.user_properties.append(('relative error', (name, what, float(error))))
 
 
 def pytest_addoption(parser) -> None:
