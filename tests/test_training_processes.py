@@ -28,6 +28,7 @@ CONFIG = dataclasses.replace(TINY, steps=12, checkpoint_every=1, eval_every=1.0,
 def environment(tmp_path_factory) -> dict[str, str]:
     """Programs are compiled once for all processes."""
     found = dict(os.environ) | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled'))}
+    found |= {'JAX_ENABLE_COMPILATION_CACHE': 'true'}
     return found | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
 
 

@@ -29,7 +29,10 @@ def compiled_once(tmp_path_factory):
     """Each run compiles the same two steps: keep them. And optax multiplies integers and floats."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    values = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled'))}
+    values = {
+        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+        'jax_enable_compilation_cache': True,
+    }
     values |= {'jax_persistent_cache_min_compile_time_secs': 0.0, 'jax_numpy_dtype_promotion': 'standard'}
     before = {name: getattr(jax.config, name) for name in values}
     for name, value in values.items():
