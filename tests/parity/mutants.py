@@ -612,8 +612,8 @@ MUTANTS = (
     row("Keras' epsilon of 1e-3", 'batch_norm', defaults(abn.BatchNormAct.__init__, epsilon=1e-3)),
     row('an epsilon of 1.001e-5', 'batch_norm', defaults(abn.BatchNormAct.__init__, epsilon=1.001e-5)),
     row('an epsilon of 1.001e-5 in a whole network', 'resnet', defaults(abn.BatchNormAct.__init__, epsilon=1.001e-5)),
-    row('epsilon behind the root', 'batch_norm', (abn, 'jax', types.SimpleNamespace(
-        lax=types.SimpleNamespace(rsqrt=lambda x: 1 / (jnp.sqrt(x - 1e-5) + 1e-5))))),
+    row('epsilon behind the root', 'batch_norm', (abn, 'jax', like(jax,
+        lax=like(jax.lax, rsqrt=lambda x: 1 / (jnp.sqrt(x - 1e-5) + 1e-5))))),
     row("Flax's momentum of 0.99", 'running_statistics', defaults(abn.BatchNormAct.__init__, momentum=0.99)),
     row("torch's momentum taken for Flax's", 'running_statistics', defaults(abn.BatchNormAct.__init__, momentum=0.1)),
     row("Flax's momentum of 0.99 in a whole network", 'training_step',

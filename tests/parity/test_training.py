@@ -156,7 +156,7 @@ def errors(params, batch_stats, model: torch.nn.Module) -> dict[str, float]:
 
 
 # What the optimiser does is held against torch's on a few small parameters in test_optimizer; here it is all together.
-EVERY_DAY = [('test_tresnet', 'mixup, average'), ('test_resnet', 'plain')]
+EVERY_DAY = [('test_tresnet', 'plain'), ('test_resnet', 'plain')]
 CASES = [
     pytest.param(name, recipe, marks=[] if (name, recipe) in EVERY_DAY else pytest.mark.slow)
     for name in ('test_tresnet', 'test_resnet')
