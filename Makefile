@@ -11,9 +11,10 @@ demo: .venv-demo/ready  ## convert, compare, classify: no torch, no network but 
 test: .venv/ready  ## the suite against the real timm
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
-test-all: .venv/ready  ## what is marked slow as well, then the parity suite in NNX's tree mode; writes LAST_FULL_RUN.md
+test-all: .venv/ready  ## what is marked slow, the rest, and the rest in NNX's tree mode; writes LAST_FULL_RUN.md
 	printf '# The last run of `make test-all`\n\nRelative error is max|a-b| / max|b|, the largest of all tensors.\n\n' > tests/LAST_FULL_RUN.md
-	.venv/bin/python -m pytest -n 2 --dist worksteal -m "" --summary tests/LAST_FULL_RUN.md
+	.venv/bin/python -m pytest -n 2 --dist worksteal -m slow --summary tests/LAST_FULL_RUN.md
+	.venv/bin/python -m pytest -n 2 --dist worksteal --summary tests/LAST_FULL_RUN.md
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
 	  .venv/bin/python -m pytest -n 2 --dist worksteal --deselect tests/parity/test_mutants.py --summary tests/LAST_FULL_RUN.md
 
