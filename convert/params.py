@@ -206,7 +206,7 @@ def to_torch(
         num_batches_tracked: torch's counter of each batch norm: one for all, or by its key.
 
     Returns:
-        timm key -> contiguous NumPy array of the leaf's dtype, in torch's layout; counters are int64.
+        timm key -> contiguous NumPy array of the leaf's dtype, in torch's layout, its own memory; counters are int64.
 
     Raises:
         ConversionError: a model of `fold_batchnorm`, which timm has not.
@@ -220,7 +220,7 @@ def to_torch(
     tensors: dict[str, np.ndarray] = {}
     for key, value in flat.items():
         name = flax_key_to_torch(key)
-        tensors[name] = np.asarray(flax_to_torch_layout(key, np.asarray(value)), order='C')
+        tensors[name] = np.array(flax_to_torch_layout(key, np.asarray(value)), order='C')
         if name.endswith('.running_var'):
             counter = name.removesuffix('running_var') + COUNTER
             count = num_batches_tracked
@@ -245,12 +245,12 @@ def adapt_input(weight: np.ndarray, in_file: int, in_chans: int) -> np.ndarray:
 
 
 def widen(checkpoint: Checkpoint, key: str, value: np.ndarray) -> np.ndarray:
-    """float16 and bfloat16 -> float32; contiguous."""
+    """float16 and bfloat16 -> float32; contiguous, and a copy: JAX would go on using memory that torch trains in."""
     if value.dtype.name in ('float16', 'bfloat16'):
-        return np.asarray(value, np.float32, order='C')
+        return np.array(value, np.float32, order='C')
     if value.dtype.name not in ('float32', 'float64'):
         raise ConversionError(f'{checkpoint.path}: {flax_key_to_torch(key)} has dtype {value.dtype}, not a float')
-    return np.asarray(value, order='C')
+    return np.array(value, order='C')
 
 
 def _name(checkpoint: Checkpoint, state: TimmState, model: str | None) -> tuple[str, PretrainedConfig | None]:

@@ -9,11 +9,12 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
+from flax import nnx
 
 import convert
 import tresnet_jax
 from convert.__main__ import main
-from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error, timm_model
+from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error, state_of, timm_model
 from tresnet_jax.variants import ARCHITECTURES
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16, 'float64': torch.float64}
@@ -120,3 +121,21 @@ def test_torch_file_that_wants_code_is_not_run(tmp_path, capsys):
     assert main([str(tmp_path / 'trap.pth'), str(tmp_path / 'out.safetensors')]) == 2
     assert not marker.exists() and not (tmp_path / 'out.safetensors').exists()
     assert 'torch cannot load it as plain weights' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures('x64')
+def test_nothing_is_shared_with_the_source():
+    """In float64 nothing is cast, and JAX and torch both take NumPy's memory as it is where they may."""
+    model = reference('test_tresnet', num_classes=4)
+    params, stats, _ = convert.to_flax(state_of(model))
+    mine = ours(model, 'test_tresnet', dtype='float64')
+    before = [np.array(leaf) for leaf in jax.tree.leaves((params, stats, nnx.to_pure_dict(nnx.state(mine))))]
+    back = convert.to_torch(mine)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(1)
+        for value in back.values():
+            value += 1
+    after = jax.tree.leaves((params, stats, nnx.to_pure_dict(nnx.state(mine))))
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
