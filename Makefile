@@ -11,12 +11,17 @@ demo: .venv-demo/ready  ## convert, compare, classify: no torch, no network but 
 test: .venv/ready  ## the suite against the real timm
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
-test-all: .venv/ready  ## what is marked slow, the rest, and the rest in NNX's tree mode; writes LAST_FULL_RUN.md
+# What makes, calls, splits or trains networks, and so may depend on how NNX keeps them.
+NETWORKS = $(addprefix tests/, $(addsuffix .py, test_factory test_functional test_golden test_inference test_memory \
+  test_profiling test_training_step test_training_run parity/test_convert parity/test_layers parity/test_models \
+  parity/test_options parity/test_training parity/test_variants))
+
+test-all: .venv/ready  ## what is marked slow, the rest, and the networks in NNX's tree mode; writes LAST_FULL_RUN.md
 	printf '# The last run of `make test-all`\n\nRelative error is max|a-b| / max|b|, the largest of all tensors.\n\n' > tests/LAST_FULL_RUN.md
 	.venv/bin/python -m pytest -n 2 --dist worksteal -m slow --summary tests/LAST_FULL_RUN.md
 	.venv/bin/python -m pytest -n 2 --dist worksteal --summary tests/LAST_FULL_RUN.md
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
-	  .venv/bin/python -m pytest -n 2 --dist worksteal --deselect tests/parity/test_mutants.py --summary tests/LAST_FULL_RUN.md
+	  .venv/bin/python -m pytest -n 2 --dist worksteal $(NETWORKS) --summary tests/LAST_FULL_RUN.md
 
 test-newest: .venv-newest/ready  ## the suite without torch, on the newest Python and JAX that are found
 	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --ignore tests/parity

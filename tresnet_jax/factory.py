@@ -35,6 +35,7 @@ def create_model(
     abn_slope: float | None = None,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
+    abn_memory: str = 'plain',
     remat: bool = False,
     features_only: bool = False,
     out_indices: tuple[int, ...] | int | None = None,
@@ -61,7 +62,14 @@ def create_model(
         dtype: of the computation: float32, bfloat16, float16, or float64 under ``jax_enable_x64``. Parameters are
             float32 but for float64.
         axis_name: the mapped axis over which batch norm in training mode is synchronised.
-        remat: compute each block again in the backward pass instead of keeping what is inside.
+        abn_memory: what training keeps for the backward pass (`memory.py`, and ``docs/gpu_report.md`` has figures):
+            'plain' what JAX does by itself, the only mode with forward-mode derivatives (jvp); 'inplace' the output of
+            each batch norm with a leaky ReLU instead of its input, for TResNet alone; 'lean' that, and the last
+            convolution of each block and shortcut is computed again; 'recompute' the input of each batch norm, from
+            which its output is computed again. Running statistics and outputs are the same in all; gradients are up
+            to rounding, but see ``inplace_abn.py`` for scales near zero under 'inplace' and 'lean'.
+        remat: keep the input of each block alone and compute all else in it again: least memory, and a third more
+            computation. `abn_memory` then decides within a block.
         features_only: a backbone: a call gives the feature maps of `out_indices`, and layers behind them are gone.
         out_indices: which maps; None is timm's: (1, 2, 3, 4) of a TResNet, all five of a ResNet-D; n is the last n.
         rngs: for weights that are drawn; ``nnx.Rngs(0)`` if None.
@@ -87,6 +95,7 @@ def create_model(
         'abn_slope': abn_slope,
         'dtype': dtype,
         'axis_name': axis_name,
+        'abn_memory': abn_memory,
         'remat': remat,
     }
     if rngs is None:  # seeding compiles, and a checkpoint that is taken whole leaves nothing to draw
@@ -118,12 +127,14 @@ def build_model(
     output_stride: int = 32,
     abn_slope: float | None = None,
     dtype: Any = jnp.float32,
+    abn_memory: str = 'plain',
+    remat: bool = False,
     **options: Any,
 ) -> ImageModel:
     """The module tree of an architecture; with ``ShapesOnly()`` for `rngs` its drawn weights are shapes.
 
     Raises:
-        ValueError: an option that the architecture does not have, or a dtype that is not computed in.
+        ValueError: an option or mode that the architecture does not have, or a dtype that is not computed in.
     """
     config = ARCHITECTURES[architecture]
     dtype = _check_dtype(dtype)
@@ -141,7 +152,7 @@ def build_model(
             raise ValueError(f'{architecture}: ResNet-D has ReLUs, abn_slope is for TResNet')
         model = ResNetD(config, output_stride=output_stride, **options)
     model.architecture = architecture
-    return model
+    return model.set_memory(abn_memory, remat)
 
 
 def _check_dtype(dtype: Any) -> jnp.dtype:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from tresnet_jax.initializers import kaiming_normal, torch_uniform
+from tresnet_jax.memory import STATISTICS
 
 POOL_TYPES = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fastmax', 'fastavgmax', 'fastcatavgmax')
 
@@ -80,12 +82,22 @@ def blur_pool(x: jax.Array) -> jax.Array:
     """
 
     def filtered(x: jax.Array, axis: int) -> jax.Array:
-        n = x.shape[axis] - 2
-        before, at, after = (jax.lax.slice_in_dim(x, i, i + n, 2, axis) for i in range(3))
-        return before * 0.25 + at * 0.5 + after * 0.25
+        n = x.shape[axis]
+        at, odd = (jax.lax.slice_in_dim(x, start, n, 2, axis) for start in (0, 1))
+        # Zeros where the border is, then what is reflected there: nothing is written to memory, as jnp.pad would.
+        before, after = (_pad_one_axis(odd, axis, *width) for width in ((1, n % 2 - 1), (0, n % 2)))
+        position = jax.lax.broadcasted_iota(jnp.int32, at.shape, axis)
+        reflected = jnp.where(position == 0, after, before)
+        if n % 2:
+            after = jnp.where(position == n // 2, before, after)
+        return reflected * 0.25 + at * 0.5 + after * 0.25
 
-    y = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='reflect')
-    return filtered(filtered(at_least_float32(y), 1), 2).astype(x.dtype)
+    return filtered(filtered(at_least_float32(x), 1), 2).astype(x.dtype)
+
+
+def _pad_one_axis(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
+    """Zeros in front and behind along one axis; a negative number takes away."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)])
 
 
 class BlurPool(nnx.Module):
@@ -142,8 +154,11 @@ class SqueezeExcite(nnx.Module):
         self.fc2 = conv(rd_channels, channels, 1, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = x.mean((1, 2), keepdims=True)
-        return x * nnx.sigmoid(self.fc2(nnx.relu(self.fc1(scale))))
+        mean = checkpoint_name(x.mean((1, 2), keepdims=True), STATISTICS)
+        hidden = checkpoint_name(self.fc1(mean), STATISTICS)
+        logits = checkpoint_name(self.fc2(nnx.relu(hidden)), STATISTICS)
+        # The product in float32, so that its gradient, a sum over the map, is one: as precise, and faster on a GPU.
+        return (at_least_float32(x) * nnx.sigmoid(at_least_float32(logits))).astype(x.dtype)
 
 
 def draw_key(rngs: nnx.Rngs | None, what: str) -> jax.Array:

@@ -30,8 +30,9 @@ class _Listener(nnx.Module):
 def listen(model: nnx.Module, tell: Tell) -> None:
     """Have every convolution, batch norm, shortcut pool and linear layer call ``tell(path, layer, x, y)``.
 
-    Changes the model in place, so give it a copy. `path` is timm's name, in parts. A model with `remat` splits its
-    blocks and merges them again inside ``jax.checkpoint``, out of which no value may be kept: switch it off.
+    Changes the model in place, so give it a copy. `path` is timm's name, in parts. A model that saves memory
+    (`set_memory`) splits its blocks and merges them again inside functions out of which no value may be kept: call
+    ``set_memory()`` on the copy.
     """
     modules = dict(nnx.iter_modules(model))
     for path, layer in modules.items():

@@ -1,12 +1,13 @@
 """What TResNet and ResNet-D share: the forward passes, the classifier head, features, and the functional form."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.features import FeatureInfo, take_indices
 from tresnet_jax.initializers import torch_uniform
 from tresnet_jax.layers import (
@@ -19,6 +20,7 @@ from tresnet_jax.layers import (
     linear,
     pool_multiplier,
 )
+from tresnet_jax.memory import PLAIN, memory_mode
 from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 
 Tree = dict[Any, Any]
@@ -32,10 +34,31 @@ def part_attributes(part: str) -> tuple[str, ...]:
     return ('conv1', 'bn1') if part == 'stem' else (part,)
 
 
-class Block(Protocol):
-    drop_path: DropPath
+class ResidualBlock(nnx.Module):
+    """A branch, a shortcut, and the ReLU of their sum.
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array: ...
+    Args:
+        downsample: the projection of a stage's first block; without one the shortcut is the input.
+        drop_path_rate: how often the branch is dropped in training.
+    """
+
+    def __init__(self, downsample: nnx.Module | None, drop_path_rate: float):
+        self.downsample = downsample
+        self.drop_path = DropPath(drop_path_rate)
+        self.memory = PLAIN
+
+    def branch(self, x: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+    def shortcut(self, x: jax.Array) -> jax.Array:
+        if self.downsample is None:
+            return x
+        return self.memory.run_shortcut(lambda downsample, x: downsample(x), self.downsample, x)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """(B, H, W, C) -> (B, h, w, channels); `key` for a block that drops its branch at random."""
+        out, shortcut = self.memory.run_block(lambda block, x: (block.branch(x), block.shortcut(x)), self, x)
+        return self.memory.relu(self.drop_path(out, key) + shortcut)
 
 
 class ImageModel(nnx.Module):
@@ -65,7 +88,6 @@ class ImageModel(nnx.Module):
         global_pool: str,
         drop_rate: float,
         dtype: jnp.dtype,
-        remat: bool,
     ):
         self.config = config
         self.num_features = config.num_features
@@ -74,7 +96,7 @@ class ImageModel(nnx.Module):
         self.global_pool = check_pool_type(global_pool)
         self.head_drop = Dropout(drop_rate)
         self.dtype = jnp.dtype(dtype)
-        self.remat = remat
+        self.memory = PLAIN
         self.architecture: str = ''
         self.pretrained_cfg: PretrainedConfig | None = None
         self.out_indices: tuple[int, ...] | None = None
@@ -85,13 +107,9 @@ class ImageModel(nnx.Module):
     def _check_input(self, height: int, width: int) -> None:
         """Raises ValueError for a size the family cannot take."""
 
-    def _stem(self, x: jax.Array) -> jax.Array:
-        """Picture -> the first feature map."""
+    def _stem(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Picture -> the first feature map, and what the first stage takes."""
         raise NotImplementedError
-
-    def _after_stem(self, x: jax.Array) -> jax.Array:
-        """The first feature map -> what the first stage takes."""
-        return x
 
     def _trunk(self) -> nnx.Module:
         """The module whose attributes layer1 to layer4 are the stages."""
@@ -113,7 +131,7 @@ class ImageModel(nnx.Module):
 
     # What both share.
 
-    def _stages(self) -> list[Sequence[Block]]:
+    def _stages(self) -> list[Sequence[ResidualBlock]]:
         """The blocks of the stages that are there, in order."""
         stages = [getattr(self._trunk(), f'layer{i}') for i in (1, 2, 3, 4)]
         return [stage for stage in stages if len(stage)]
@@ -169,14 +187,11 @@ class ImageModel(nnx.Module):
         if x.ndim != 4 or x.shape[-1] != self.in_chans:
             raise ValueError(f'expected pictures of shape (B, H, W, {self.in_chans}), got {tuple(x.shape)}')
         self._check_input(x.shape[1], x.shape[2])
-        x = self._stem(x.astype(self.dtype))
-        yield x
-        x = self._after_stem(x)
+        first, x = self._stem(x.astype(self.dtype))
+        yield first
         for stage in self._stages():
             for block in stage:
-                # Drawn out here, so that a block computed twice under remat drops the same pictures.
-                key = draw_key(rngs, 'drop path') if block.drop_path.is_random else None
-                x = run_rematerialised(block, x, key) if self.remat else block(x, key)
+                x = block(x, draw_key(rngs, 'drop path') if block.drop_path.is_random else None)
             yield x
 
     @property
@@ -237,6 +252,26 @@ class ImageModel(nnx.Module):
         trunk = self._trunk()
         return [getattr(trunk, attribute) for attribute in part_attributes(name) if hasattr(trunk, attribute)]
 
+    def set_memory(self, abn_memory: str = 'plain', remat: bool = False) -> 'ImageModel':
+        """Choose what training keeps for the backward pass, as `create_model` describes. Returns the model.
+
+        Raises:
+            ValueError: an unknown mode, or one that inverts activations for a model with ReLUs.
+        """
+        memory = memory_mode(abn_memory, remat)
+        norms = [module for _, module in nnx.iter_modules(self) if isinstance(module, BatchNormAct)]
+        if memory.invert and any(norm.slope == 0 for norm in norms):
+            raise ValueError(
+                f'abn_memory {abn_memory!r} inverts the activations, and a ReLU has no inverse: '
+                "use 'recompute', or remat=True, or both"
+            )
+        for norm in norms:
+            norm.invert = memory.invert
+        for block in [block for stage in self._stages() for block in stage]:
+            block.memory = memory
+        self.memory = memory
+        return self
+
     def train(self, **attributes: Any) -> 'ImageModel':
         """Training mode; returns the model, as torch does.
 
@@ -252,20 +287,6 @@ class ImageModel(nnx.Module):
         """Evaluation mode; returns the model, as torch does."""
         super().eval(**attributes)
         return self
-
-
-def run_rematerialised(block: Any, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    """block(x, key), whose inside is computed again in the backward pass instead of kept."""
-    graphdef, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
-
-    @jax.checkpoint
-    def run(params: Tree, stats: Tree, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Tree]:
-        inner = nnx.merge(graphdef, params, stats)
-        return inner(x, key), nnx.to_pure_dict(nnx.state(inner, nnx.BatchStat))
-
-    x, new_stats = run(nnx.to_pure_dict(params), nnx.to_pure_dict(stats), x, key)
-    nnx.update(block, new_stats)
-    return x
 
 
 def functional(model: ImageModel, frozen: Sequence[str] = ()) -> tuple[Callable[..., Any], Tree, Tree]:

@@ -11,8 +11,8 @@ from flax import nnx
 
 from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.initializers import torch_uniform
-from tresnet_jax.layers import AvgPool, DropPath, Identity, conv, max_pool
-from tresnet_jax.model import ImageModel
+from tresnet_jax.layers import AvgPool, Identity, conv, max_pool
+from tresnet_jax.model import ImageModel, ResidualBlock
 from tresnet_jax.variants import BASIC, EXPANSION, ResNetDConfig
 
 RELU, LINEAR = 0.0, None
@@ -27,7 +27,7 @@ class Stack(nnx.List):
         return x
 
 
-class BasicBlock(nnx.Module):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (timm's ``BasicBlock``)."""
 
     def __init__(
@@ -49,17 +49,14 @@ class BasicBlock(nnx.Module):
         self.bn1 = BatchNormAct(planes, slope=RELU, **norm)
         self.conv2 = conv(planes, planes, 3, dilation=dilation, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNormAct(planes, slope=LINEAR, zero_init=True, **norm)
-        self.downsample = downsample
-        self.drop_path = DropPath(drop_path_rate)
+        super().__init__(downsample, drop_path_rate)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        out = self.bn1(self.conv1(x))
-        out = self.bn2(self.conv2(out))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return nnx.relu(self.drop_path(out, key) + shortcut)
+    def branch(self, x: jax.Array) -> jax.Array:
+        x = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(x))
 
 
-class Bottleneck(nnx.Module):
+class Bottleneck(ResidualBlock):
     """1x1, 3x3, 1x1, with the stride in the 3x3 convolution (timm's ``Bottleneck``)."""
 
     def __init__(
@@ -84,15 +81,12 @@ class Bottleneck(nnx.Module):
         self.bn2 = BatchNormAct(planes, slope=RELU, **norm)
         self.conv3 = conv(planes, planes * 4, 1, dtype=dtype, rngs=rngs)
         self.bn3 = BatchNormAct(planes * 4, slope=LINEAR, zero_init=True, **norm)
-        self.downsample = downsample
-        self.drop_path = DropPath(drop_path_rate)
+        super().__init__(downsample, drop_path_rate)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        out = self.bn1(self.conv1(x))
-        out = self.bn2(self.conv2(out))
-        out = self.bn3(self.conv3(out))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return nnx.relu(self.drop_path(out, key) + shortcut)
+    def branch(self, x: jax.Array) -> jax.Array:
+        x = self.bn1(self.conv1(x))
+        x = self.bn2(self.conv2(x))
+        return self.bn3(self.conv3(x))
 
 
 def stage_strides(output_stride: int) -> list[tuple[int, int]]:
@@ -119,7 +113,6 @@ class ResNetD(ImageModel):
         drop_path_rate: stochastic depth of the last block; earlier blocks have less, linearly.
         dtype: of the computation.
         axis_name: the mapped axis to synchronise batch norm over.
-        remat: compute each block again in the backward pass instead of keeping what is inside.
         rngs: for the initial weights.
     """
 
@@ -135,7 +128,6 @@ class ResNetD(ImageModel):
         drop_path_rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         axis_name: str | None = None,
-        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if output_stride not in (8, 16, 32):
@@ -147,7 +139,6 @@ class ResNetD(ImageModel):
             global_pool=global_pool,
             drop_rate=drop_rate,
             dtype=dtype,
-            remat=remat,
         )
         self.output_stride = output_stride
         norm = {'dtype': dtype, 'axis_name': axis_name}
@@ -201,11 +192,12 @@ class ResNetD(ImageModel):
 
         self.start_classifier(num_classes, rngs)
 
-    def _stem(self, x: jax.Array) -> jax.Array:
-        return self.bn1(self.conv1(x))
+    def _stem(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def run(stem: Stack, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = stem(x)
+            return x, max_pool(x)
 
-    def _after_stem(self, x: jax.Array) -> jax.Array:
-        return max_pool(x)
+        return self.memory.run_block(run, Stack([self.conv1, self.bn1]), x)
 
     def _trunk(self) -> nnx.Module:
         return self

@@ -14,13 +14,12 @@ from tresnet_jax.initializers import normal
 from tresnet_jax.layers import (
     AvgPool,
     BlurPool,
-    DropPath,
     SqueezeExcite,
     conv,
     space_to_depth,
     stagewise_drop_path_rates,
 )
-from tresnet_jax.model import ImageModel
+from tresnet_jax.model import ImageModel, ResidualBlock
 from tresnet_jax.variants import BASIC, EXPANSION, TResNetConfig
 
 SLOPE = 1e-3
@@ -68,7 +67,7 @@ class Shortcut(nnx.List):
         return x
 
 
-class BasicBlock(nnx.Module):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions, then squeeze-excite, then the sum (timm's ``BasicBlock``)."""
 
     def __init__(
@@ -89,18 +88,17 @@ class BasicBlock(nnx.Module):
         self.conv1 = ConvNormAct(in_chans, planes, 3, stride=stride, slope=slope, **common)
         self.conv2 = ConvNormAct(planes, planes, 3, slope=None, zero_init=True, **common)
         self.se = SqueezeExcite(planes, max(planes // 4, 64), dtype=dtype, rngs=rngs) if use_se else None
-        self.downsample = downsample
-        self.drop_path = DropPath(drop_path_rate)
+        super().__init__(downsample, drop_path_rate)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.conv2(self.conv1(x))
-        if self.se is not None:
-            out = self.se(out)
-        return nnx.relu(self.drop_path(out, key) + shortcut)
+    def branch(self, x: jax.Array) -> jax.Array:
+        return self.memory.run_end(BasicBlock.branch_end, self, self.conv1(x))
+
+    def branch_end(self, x: jax.Array) -> jax.Array:
+        x = self.conv2(x)
+        return x if self.se is None else self.se(x)
 
 
-class Bottleneck(nnx.Module):
+class Bottleneck(ResidualBlock):
     """1x1, 3x3, squeeze-excite on the narrow map, 1x1, then the sum (timm's ``Bottleneck``)."""
 
     def __init__(
@@ -123,15 +121,13 @@ class Bottleneck(nnx.Module):
         # Reduced from the block's output width, though it works on the narrow map: 4 planes / 8.
         self.se = SqueezeExcite(planes, max(planes * 4 // 8, 64), dtype=dtype, rngs=rngs) if use_se else None
         self.conv3 = ConvNormAct(planes, planes * 4, 1, slope=None, zero_init=True, **common)
-        self.downsample = downsample
-        self.drop_path = DropPath(drop_path_rate)
+        super().__init__(downsample, drop_path_rate)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.conv2(self.conv1(x))
-        if self.se is not None:
-            out = self.se(out)
-        return nnx.relu(self.drop_path(self.conv3(out), key) + shortcut)
+    def branch(self, x: jax.Array) -> jax.Array:
+        return self.memory.run_end(Bottleneck.branch_end, self, self.conv2(self.conv1(x)))
+
+    def branch_end(self, x: jax.Array) -> jax.Array:
+        return self.conv3(x if self.se is None else self.se(x))
 
 
 class Body(nnx.Module):
@@ -191,7 +187,6 @@ class TResNet(ImageModel):
             any other slope (the original second version has 1e-6) is the stem's too.
         dtype: of the computation.
         axis_name: the mapped axis to synchronise batch norm over.
-        remat: compute each block again in the backward pass instead of keeping what is inside.
         rngs: for the initial weights.
     """
 
@@ -207,7 +202,6 @@ class TResNet(ImageModel):
         abn_slope: float = SLOPE,
         dtype: jnp.dtype = jnp.float32,
         axis_name: str | None = None,
-        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -217,7 +211,6 @@ class TResNet(ImageModel):
             global_pool=global_pool,
             drop_rate=drop_rate,
             dtype=dtype,
-            remat=remat,
         )
         self.abn_slope = abn_slope
         self.body = Body(
@@ -240,8 +233,9 @@ class TResNet(ImageModel):
                 f'got {height}x{width}'
             )
 
-    def _stem(self, x: jax.Array) -> jax.Array:
-        return self.body.conv1(space_to_depth(x))
+    def _stem(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = self.memory.run_block(lambda conv1, x: conv1(space_to_depth(x)), self.body.conv1, x)
+        return x, x
 
     def _trunk(self) -> nnx.Module:
         return self.body

@@ -17,10 +17,23 @@ from flax import nnx
 from PIL import Image
 
 from convert import layouts, names, params
-from tresnet_jax import abn, factory, initializers, layers, model, resnetd, transforms, tresnet, variants
+from tresnet_jax import (
+    abn,
+    factory,
+    initializers,
+    inplace_abn,
+    layers,
+    memory,
+    model,
+    resnetd,
+    transforms,
+    tresnet,
+    variants,
+)
 
 # What a patch calls although it stands in its place.
 blur_pool, drop = layers.blur_pool, layers.drop
+batch_statistics, update = inplace_abn.batch_statistics, abn.BatchNormAct._update
 conv_norm_act, all_feature_info = tresnet.ConvNormAct, resnetd.ResNetD._all_feature_info
 take_indices = model.take_indices
 forward_intermediates, reset_classifier = model.ImageModel.forward_intermediates, model.ImageModel.reset_classifier
@@ -75,12 +88,17 @@ def s2d_columns_first(x: jax.Array) -> jax.Array:
 
 
 def blur_bordered_by(mode: str) -> Patch:
-    """The blur is what asks for a border that mirrors; zeros behind an average stay."""
+    """The blur with another border than one that mirrors."""
 
-    def pad(x: jax.Array, widths: Any, **options: Any) -> jax.Array:
-        return jnp.pad(x, widths, mode=mode if options else 'constant')
+    def blur(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
+        for axis in (1, 2):
+            n = x.shape[axis] - 2
+            before, at, after = (jax.lax.slice_in_dim(x, i, i + n, 2, axis) for i in range(3))
+            x = 0.25 * before + 0.5 * at + 0.25 * after
+        return x
 
-    return (layers, 'jnp', like(jnp, pad=pad))
+    return (layers, 'blur_pool', blur)
 
 
 def subsample(x: jax.Array) -> jax.Array:
@@ -128,23 +146,20 @@ def max_pool_of_zeros(x: jax.Array) -> jax.Array:
 # Batch norm.
 
 
-def batch_statistics(
-    two_pass: bool = True,
-    of_running: Callable[[int], float] = lambda n: n / (n - 1),
-    of_output: Callable[[int], float] = lambda n: 1.0,
-) -> Callable[[abn.BatchNormAct, jax.Array], tuple[jax.Array, jax.Array]]:
-    """`BatchNormAct._batch_statistics` on one device, with another variance."""
+def biased_update(self: abn.BatchNormAct, mean: jax.Array, var: jax.Array, n: int) -> None:
+    update(self, mean, var, 10**9)
 
-    def statistics(self: abn.BatchNormAct, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-        mean = x.mean(axes)
-        square = jnp.square(x - jnp.expand_dims(mean, axes)).mean(axes)
-        var = square if two_pass else jnp.square(x).mean(axes) - jnp.square(mean)
-        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
-        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * of_running(n) * var
-        return mean, of_output(n) * var
 
-    return statistics
+def unbiased_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    shift, mean, var = batch_statistics(x, axis_name)
+    n = x.size // x.shape[-1]
+    return shift, mean, n / (n - 1) * var
+
+
+def cancelling_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    return jnp.zeros_like(mean), mean, jnp.square(x).mean(axes) - jnp.square(mean)
 
 
 def gamma_zero_at(zero: Callable[[float | None, bool], bool]) -> Patch:
@@ -543,11 +558,12 @@ MUTANTS = (
     row('second version: the slope of the original', 'tresnet_v2', (factory, 'SLOPE', 1e-6)),
     row('the stem keeps its slope when another is asked for', 'another_slope',
         (tresnet, 'Body', with_options(tresnet.Body, stem_slope=1e-2))),
-    row('a block ends with a leaky ReLU', 'tresnet', (tresnet, 'nnx', like(nnx, relu=lambda x: abn.activate(x, 1e-3)))),
+    row('a block ends with a leaky ReLU', 'tresnet',
+        (memory, 'nnx', like(nnx, relu=lambda x: inplace_abn.activate(x, 1e-3)))),
     row('the leaky ReLU has slope 1 at zero', 'activation_at_zero',
-        (abn, 'activate', lambda x, slope: x if slope is None else jnp.where(x >= 0, x, slope * x))),
+        (inplace_abn, 'activate', lambda x, slope: x if slope is None else jnp.where(x >= 0, x, slope * x))),
     row('the ReLU has slope 1/2 at zero', 'activation_at_zero',
-        (abn, 'nnx', like(nnx, relu=lambda x: jnp.maximum(x, 0.0)))),
+        (inplace_abn, 'nnx', like(nnx, relu=lambda x: jnp.maximum(x, 0.0)))),
     # TResNet: stem, blur.
     row('space-to-depth as PixelUnshuffle', 'space_to_depth', (layers, 'space_to_depth', s2d_channels_first)),
     row('space-to-depth with columns before rows', 'space_to_depth', (layers, 'space_to_depth', s2d_columns_first)),
@@ -619,13 +635,13 @@ MUTANTS = (
     row("Flax's momentum of 0.99 in a whole network", 'training_step',
         defaults(abn.BatchNormAct.__init__, momentum=0.99)),
     row('the running variance is biased', 'running_statistics',
-        (abn.BatchNormAct, '_batch_statistics', batch_statistics(of_running=lambda n: 1.0))),
+        (abn.BatchNormAct, '_update', biased_update)),
     row('the running variance of a whole network is biased', 'training_step',
-        (abn.BatchNormAct, '_batch_statistics', batch_statistics(of_running=lambda n: 1.0))),
+        (abn.BatchNormAct, '_update', biased_update)),
     row("the batch's variance is unbiased", 'batch_norm_training',
-        (abn.BatchNormAct, '_batch_statistics', batch_statistics(of_output=lambda n: n / (n - 1)))),
+        (inplace_abn, 'batch_statistics', unbiased_statistics)),
     row('the variance is E[x^2] - E[x]^2', 'large_mean',
-        (abn.BatchNormAct, '_batch_statistics', batch_statistics(two_pass=False))),
+        (inplace_abn, 'batch_statistics', cancelling_statistics)),
     # ResNet-D.
     row('strided convolutions are padded as SAME', 'resnet', (resnetd, 'conv', conv_padded_same)),
     row("the stem's stride is in its third convolution", 'resnet', (resnetd, 'Stack', StemStrideLast)),
@@ -633,8 +649,7 @@ MUTANTS = (
         variants.ARCHITECTURES, 'resnet18d', dataclasses.replace(variants.ARCHITECTURES['resnet18d'], stem_width=64))),
     row("a network's max pool is padded as SAME", 'resnet', (resnetd, 'max_pool', max_pool_same)),
     row('the first feature map is behind the max pool', 'resnet',
-        (resnetd.ResNetD, '_stem', lambda self, x: layers.max_pool(self.bn1(self.conv1(x)))),
-        (resnetd.ResNetD, '_after_stem', lambda self, x: x)),
+        (resnetd.ResNetD, '_stem', lambda self, x: (layers.max_pool(self.bn1(self.conv1(x))),) * 2)),
     row("a bottleneck's stride is in its first convolution", 'resnet', (resnetd, 'Bottleneck', StrideInTheFirst)),
     row('a strided 1x1 shortcut', 'resnet', (layers, 'avg_pool', subsample)),
     row("a shortcut's pool counts the border", 'resnet', (layers, 'avg_pool', average_counting_the_border)),
@@ -657,9 +672,9 @@ MUTANTS = (
     row("a TResNet's rates count from one end", 'drop_path_rates',
         (tresnet, 'stagewise_drop_path_rates', rates_from_one_end)),
     row("a ResNet's rates are float32", 'drop_path_rates',
-        (resnetd, 'DropPath', lambda rate: layers.DropPath(float(np.float32(rate))))),
+        (model, 'DropPath', lambda rate: layers.DropPath(float(np.float32(rate))))),
     row("a ResNet's rates end before the last block", 'drop_path_rates',
-        (resnetd, 'DropPath', lambda rate: layers.DropPath(rate * 7 / 8))),
+        (model, 'DropPath', lambda rate: layers.DropPath(rate * 7 / 8))),
     row('dropout is not scaled', 'dropout', (layers, 'drop', drop_without_scaling)),
     row('dropout keeps what it should drop', 'dropout', (layers.Dropout, '__call__', dropout_keeping_the_rate)),
     row('what comes before the logits is without dropout', 'dropout',

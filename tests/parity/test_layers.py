@@ -140,7 +140,7 @@ def test_a_large_mean_does_not_cancel():
 
 @pytest.mark.parametrize('slope', [None, 0.0, 0.01])
 def test_activation_at_zero_has_torchs_derivative(slope):
-    from tresnet_jax.abn import activate
+    from tresnet_jax.inplace_abn import activate
 
     x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     (x if slope is None else torch.nn.functional.leaky_relu(x, slope)).sum().backward()

@@ -21,6 +21,10 @@ SIZES = {True: ((100, 100), (72, 96)), False: ((100, 100), (97, 75))}
 EVALUATION_TOLERANCE = 1e-12
 TRAINING_TOLERANCE = 1e-11
 
+# Deeper or wider than a network that is held against timm's every day, and the same but for that.
+DEEP = ('resnet101d', 'resnet152d', 'resnet200d', 'tresnet_l', 'tresnet_xl')
+IN_TRAINING = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in sorted(ARCHITECTURES)]
+
 
 @pytest.fixture(scope='module', params=sorted(ARCHITECTURES))
 def pair(request):
@@ -73,6 +77,7 @@ def test_evaluation_float64(pair, record_error):
 
 
 @pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('pair', IN_TRAINING, indirect=True)
 def test_training_float64(pair, record_error):
     """Outputs with batch statistics, running statistics after the step, and the gradient of every parameter."""
     name, model = pair

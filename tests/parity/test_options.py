@@ -253,25 +253,6 @@ def test_abn_slope(slope):
     assert_equal(call(mine, nhwc(x)), model(x).detach().numpy())
 
 
-@pytest.mark.parametrize('name', SMALL)
-def test_remat_changes_nothing(name):
-    """Outputs, statistics and gradients, with random drop path and dropout."""
-    model, x = timm_reference(name), nhwc(pictures(2, 3, 64, 64))
-    results = []
-    for remat in (False, True):
-        apply, params, stats = tresnet_jax.functional(
-            ours(model, name, dtype='float64', remat=remat, drop_path_rate=0.3, drop_rate=0.3)
-        )
-
-        def loss(params, apply=apply, stats=stats):
-            out, new = apply(params, stats, x, train=True, rngs={'dropout': jax.random.key(3)})
-            return (out**2).sum(), new
-
-        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
-    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
-        assert relative_error(a, b) <= 1e-11
-
-
 @pytest.mark.parametrize('name, sizes', [('test_tresnet', [(20, 20), (24, 100)]), ('test_resnet', [(1, 1), (7, 33)])])
 def test_smallest_sizes(name, sizes):
     model = timm_reference(name)

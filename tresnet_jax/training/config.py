@@ -40,8 +40,10 @@ class TrainConfig:
     """Share the statistics of batch norm over all devices."""
     dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
     """Of the computation; parameters are float32 (float64 for float64)."""
+    abn_memory: Literal['plain', 'inplace', 'lean', 'recompute'] = 'plain'
+    """What is kept for the backward pass, from most to least for TResNet: plain, inplace, lean; recompute for all."""
     remat: bool = False
-    """Compute each block again in the backward pass: less memory, about a third more work."""
+    """Compute each block again in the backward pass: least memory, about a third more work."""
 
     # Data
     data: str = 'embedded:fashion_mnist'

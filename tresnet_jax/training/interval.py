@@ -24,9 +24,14 @@ class Interval:
         self.restart()
 
     def restart(self) -> None:
+        self._values: list[dict[str, float]] = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave what has been done out of the rate, though not out of the means."""
         self.waited = 0.0
         self._began = time.perf_counter()
-        self._values: list[dict[str, float]] = []
+        self._untimed = len(self._values)
 
     def add(self, values: dict[str, float]) -> None:
         """The metrics of one more step."""
@@ -36,7 +41,7 @@ class Interval:
     def summary(self, step: int, epoch: float, lr: float) -> dict[str, float]:
         """Means over the interval; without a finite step in it, not a number."""
         seconds = time.perf_counter() - self._began
-        self._rate = len(self._values) / seconds
+        self._rate = (len(self._values) - self._untimed) / seconds
         means = {name: float(np.mean([v[name] for v in self._values])) for name in self.last if self._values}
         return {
             'step': step,

@@ -81,6 +81,7 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         drop_path_rate=config.drop_path,
         dtype=dtype,
         axis_name=AXIS if config.sync_bn else None,
+        abn_memory=config.abn_memory,
         remat=config.remat,
         rngs=nnx.Rngs(config.seed),
     )
@@ -175,7 +176,7 @@ def train(config: TrainConfig, workdir: Path) -> Result:
             settle(LAG)
             if step == start + 1:  # it was compiled in this one, which says nothing of the rate
                 settle(0)
-                interval.restart()
+                interval.restart_clock()
             stop = interrupted(step)
             if step % config.log_every == 0 or step == steps or stop:
                 settle(0)

@@ -1,0 +1,147 @@
+"""Batch norm and its activation on a training batch, with two derivatives: JAX's own, and one from the output alone.
+
+A map that goes through a convolution, batch norm and an activation is otherwise kept twice for the backward pass: the
+batch norm's input x for its own gradient, its output y for the next convolution's. Where the activation can be
+inverted the output says what the input was, and x need not be kept: in-place activated batch norm (Rota Bulò, Porzi
+and Kontschieder, arXiv:1712.02616), which TResNet was built on. For each channel, with the batch's mean m and variance
+v, r = 1 / sqrt(v + epsilon), and the activation f of slope s,
+
+    n = r (x - m),    z = scale n + bias,    y = f(z),
+
+so that from y, whose sign is z's,
+
+    z = y or y / s,    n = (z - bias) / scale.
+
+With g = f'(z) dL/dy and means <> over the batch,
+
+    dL/dbias = sum g,    dL/dscale = sum g n,    dL/dx = scale r (g - <g> - n <g n>).
+
+All of it is exact but for the division by the scale, which loses digits where |scale| is small beside |z|: dL/dscale
+and the last term of dL/dx have a relative error of about the rounding of y times |z / scale|. Below 1e-5, the floor of
+the paper's code, |scale| counts as 1e-5: all gradients stay finite, dL/dscale is too small by |scale| / 1e-5, and
+dL/dx, which has the scale as a factor, is as good as before. Forward, nothing differs from the plain batch norm.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from tresnet_jax.layers import at_least_float32
+from tresnet_jax.memory import STATISTICS
+
+SCALE_FLOOR = 1e-5
+
+
+def activate(x: jax.Array, slope: float | None) -> jax.Array:
+    """Leaky ReLU; at zero the derivative is the slope as in torch, where ``jax.nn.leaky_relu`` has 1."""
+    if slope is None:
+        return x
+    return nnx.relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
+
+
+def batch_norm_act(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch norm of a training batch and its activation.
+
+    Args:
+        x: (..., C), in the compute dtype.
+        scale, bias: (C,), at least float32, the dtype that is worked in.
+        slope: of a leaky ReLU for negative values; 0 is a ReLU, None is no activation.
+        axis_name: the mapped axis over which the statistics are shared, or None.
+
+    Returns:
+        y like x; mean and biased variance (C,), through which no gradient flows.
+    """
+    y, mean, var, _ = _batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
+    return y, mean, var
+
+
+def _batch_norm_act(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+    """`batch_norm_act`, and the two numbers (C,) to take from z for scale * n, as they were rounded on the way."""
+    axes = tuple(range(x.ndim - 1))
+    shift, mean, var = batch_statistics(x, axis_name)
+    factor = jax.lax.rsqrt(var + epsilon) * scale
+    scaled_mean = mean * factor
+    offset = bias - scaled_mean
+    centred = at_least_float32(x) - jnp.expand_dims(shift, axes)
+    y = activate(centred * jnp.expand_dims(factor, axes) + jnp.expand_dims(offset, axes), slope)
+    mean, var = map(jax.lax.stop_gradient, (shift + mean, var))
+    return y.astype(x.dtype), mean, var, (offset, scaled_mean)
+
+
+def batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A number k near the mean, the mean less k, and the biased variance: (C,) each, over all devices of the axis.
+
+    One pass over x is enough for both, and nothing cancels: mean((x - k)^2) - mean(x - k)^2 (Chan, Golub and LeVeque,
+    1983). k is the mean of the middle pixels, which bounds the error: (mean - k)^2 is at most H W times the variance.
+    """
+    axes = tuple(range(x.ndim - 1))
+    middle = x[:, *(size // 2 for size in x.shape[1:-1])]
+    shift = _over_devices(jax.lax.stop_gradient(at_least_float32(middle).mean(0)), axis_name)
+    centred = at_least_float32(x) - jnp.expand_dims(shift, axes)
+    mean, square = _over_devices((centred.mean(axes), jnp.square(centred).mean(axes)), axis_name)
+    return shift, mean, square - jnp.square(mean)
+
+
+def _over_devices(means: Any, axis_name: str | None) -> Any:
+    """Means over the devices too, under a name by which they are kept."""
+    return checkpoint_name(means if axis_name is None else jax.lax.pmean(means, axis_name), STATISTICS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def inplace_abn(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`batch_norm_act` whose backward pass needs y instead of x; without an activation x, and no scale divides.
+
+    Not for a slope of 0: a ReLU cannot be inverted.
+    """
+    return batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
+
+
+Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Kept]:
+    y, mean, var, offsets = _batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
+    return (y, mean, var), (x if slope is None else y, mean, var, scale, offsets)
+
+
+def _backward(
+    slope: float | None, epsilon: float, axis_name: str | None, kept: Kept, gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x_or_y, mean, var, scale, (offset, scaled_mean) = kept
+    axes = tuple(range(x_or_y.ndim - 1))
+    wide = functools.partial(jnp.expand_dims, axis=axes)
+    inverse_std = jax.lax.rsqrt(var + epsilon)
+    g = at_least_float32(gradients[0])
+    if slope is None:
+        normalised = (at_least_float32(x_or_y) - wide(mean)) * wide(inverse_std)
+    else:
+        # XLA may skip the rounding of y to bfloat16, and then computes y from x again and keeps x: the barrier.
+        y = at_least_float32(jax.lax.optimization_barrier(x_or_y))
+        positive = y > 0
+        z = jnp.where(positive, y, y * (1 / slope))
+        g = jnp.where(positive, g, g * slope)
+        floor = jnp.where(scale < 0, -SCALE_FLOOR, SCALE_FLOOR).astype(scale.dtype)
+        # One by one: their sum is the bias but for rounding, of which 1 / scale would make a shift of the channel.
+        scaled = z - wide(offset) - wide(scaled_mean)
+        normalised = scaled * wide(1 / jnp.where(jnp.abs(scale) < SCALE_FLOOR, floor, scale))
+
+    sum_g, sum_gn = g.sum(axes), (g * normalised).sum(axes)
+    count = g.size // g.shape[-1]
+    mean_g, mean_gn = _over_devices((sum_g / count, sum_gn / count), axis_name)
+    gradient = wide(scale * inverse_std) * (g - wide(mean_g) - normalised * wide(mean_gn))
+    return gradient.astype(x_or_y.dtype), sum_gn, sum_g
+
+
+inplace_abn.defvjp(_forward, _backward)

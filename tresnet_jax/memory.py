@@ -1,0 +1,122 @@
+"""What a training step keeps between its forward and its backward pass, and what it computes again instead."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# What is kept by name where the rest is computed again.
+STATISTICS = 'statistics'  # numbers of a channel or of a picture: means, variances, squeeze-excite's
+CONVOLUTION = 'convolution'  # the input of a batch norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What the blocks of a model keep.
+
+    Attributes:
+        invert: batch norms with a leaky ReLU keep their output instead of their input (``inplace_abn.py``).
+        end: what is kept of the end of a block's branch (its last convolution, batch norm and squeeze-excite), the
+            rest of which is computed again; None keeps all, and all of the shortcut.
+        block: the same for both branches together, and for the stem.
+    """
+
+    invert: bool = False
+    end: tuple[str, ...] | None = None
+    block: tuple[str, ...] | None = None
+
+    def relu(self, x: jax.Array) -> jax.Array:
+        """The ReLU behind the sum of a block."""
+        return nnx.relu(x) if self == PLAIN else relu_from_output(x)
+
+    def run_end(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
+        """``function(module, x)`` for the end of a branch."""
+        return function(module, x) if self.end is None else recomputed(function, module, x, self.end, wait=False)
+
+    def run_shortcut(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
+        """``function(module, x)`` for a shortcut."""
+        return function(module, x) if self.end is None else recomputed(function, module, x, (STATISTICS,), wait=False)
+
+    def run_block(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
+        """``function(module, x)`` for both branches of a block, or for the stem."""
+        return function(module, x) if self.block is None else recomputed(function, module, x, self.block, wait=True)
+
+
+PLAIN = Memory()
+MODES = {
+    'plain': PLAIN,
+    'inplace': Memory(invert=True, end=(STATISTICS, CONVOLUTION)),
+    'lean': Memory(invert=True, end=(STATISTICS,)),
+    'recompute': Memory(block=(STATISTICS, CONVOLUTION)),
+}
+
+
+def memory_mode(abn_memory: str, remat: bool) -> Memory:
+    """The mode of a name; with `remat` blocks keep their input alone, and `abn_memory` decides within a block.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if abn_memory not in MODES:
+        raise ValueError(f'unknown abn_memory {abn_memory!r}; expected one of {", ".join(MODES)}')
+    memory = MODES[abn_memory]
+    return dataclasses.replace(memory, end=None, block=(STATISTICS,)) if remat else memory
+
+
+def recomputed(
+    function: Callable[..., Any], module: nnx.Module, x: jax.Array, keep: tuple[str, ...], *, wait: bool
+) -> Any:
+    """``function(module, x)``, of which the backward pass computes again all but `x` and what is named in `keep`.
+
+    ``jax.checkpoint`` with a say in what is fenced off. A fence (an optimisation barrier) there must be: XLA would see
+    that it has the numbers already, and keep them. `jax.checkpoint` puts it around the gradient that arrives too
+    (`wait`), so that nothing is computed again before it is there: least memory. Without, the gradient's last
+    operation is fused with what follows: fewer bytes moved. Either way there is no forward-mode derivative.
+
+    Args:
+        function: of a module and an array; it may update the module's statistics.
+        keep: names given with ``checkpoint_name``.
+    """
+    graphdef, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+
+    def run(params: Any, stats: Any, x: jax.Array) -> tuple[Any, Any]:
+        inner = nnx.merge(graphdef, params, stats)
+        return function(inner, x), nnx.to_pure_dict(nnx.state(inner, nnx.BatchStat))
+
+    policy = jax.checkpoint_policies.save_only_these_names(*keep)
+    unfenced = jax.checkpoint(run, policy=policy, prevent_cse=False)
+
+    def backward(pullback: Any, gradient: Any) -> Any:
+        if wait:
+            pullback, gradient = jax.lax.optimization_barrier((pullback, gradient))
+        else:
+            pullback = jax.lax.optimization_barrier(pullback)
+        return pullback(gradient)
+
+    run = jax.custom_vjp(run)
+    run.defvjp(lambda *args: jax.vjp(unfenced, *args), backward)
+    out, new_stats = run(nnx.to_pure_dict(params), nnx.to_pure_dict(stats), x)
+    nnx.update(module, new_stats)
+    return out
+
+
+@jax.custom_vjp
+def relu_from_output(x: jax.Array) -> jax.Array:
+    """ReLU that keeps its output, which what follows keeps anyway, where ``jax.nn.relu`` keeps its input."""
+    return nnx.relu(x)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = nnx.relu(x)
+    return y, y
+
+
+def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    # The barrier, because XLA would find the sign from the sum, and keep that.
+    return (jnp.where(jax.lax.optimization_barrier(y) > 0, gradient, jnp.zeros_like(gradient)),)
+
+
+relu_from_output.defvjp(_relu_forward, _relu_backward)
