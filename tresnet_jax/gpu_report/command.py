@@ -147,7 +147,6 @@ def report(command: Command) -> int:
         names = ', '.join(repr(row.program.name) for row in plan)
         raise ReportError(f'--only {command.only!r} matches none of {names}')
     before = figures_of(read_document(command.diff)) if command.diff else None
-    command.out.mkdir(parents=True, exist_ok=True)
     results = Results(command.out / PARTIAL, command.out / f'{NAME}.json')
     failed = compile_missing(chosen, results)
 
@@ -168,6 +167,7 @@ def compile_missing(chosen: Sequence[Row], results: Results) -> bool:
     missing = [row for row in chosen if row.known(results.figures) is None]
     if missing:
         require_plugin()
+        results.kept.parent.mkdir(parents=True, exist_ok=True)
     total, left = (sum(row.compilations for row in some) for some in (chosen, missing))
     failed = False
     # Smoothing 0: the time left is from the mean of all, since a model takes four times as long as another.
