@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 PYTHON_NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c pass 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-all test-newest check golden clean
+.PHONY: demo test test-all test-newest check golden gpu-report clean
 
 demo: .venv-demo/ready  ## convert, compare, classify: no torch, no network but for the installation
 	.venv-demo/bin/python scripts/demo.py --out demo_output
@@ -31,8 +31,11 @@ check: .venv/ready  ## lint, format, types
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
+gpu-report: .venv-gpu/ready  ## docs/gpu_report.md: programs compiled for a GPU, without one; hours, and 6 GB to install
+	.venv-gpu/bin/python scripts/gpu_report.py
+
 clean:
-	rm -rf .venv .venv-demo .venv-newest demo_output
+	rm -rf .venv .venv-demo .venv-newest .venv-gpu demo_output
 
 .venv-demo/ready: pyproject.toml $(shell git ls-files tresnet_jax convert)
 	$(PYTHON) -m venv .venv-demo
@@ -47,6 +50,11 @@ clean:
 .venv-newest/ready: pyproject.toml
 	$(or $(PYTHON_NEWEST),$(error python3.13 or python3.12 is not here; name one: make test-newest PYTHON_NEWEST=...)) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e '.[test-core]'
+	touch $@
+
+.venv-gpu/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check -e '.[cuda12,train]'
 	touch $@
 
 golden: .venv/ready  ## timm's outputs for tests/golden, made anew

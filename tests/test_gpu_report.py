@@ -191,7 +191,7 @@ def test_memory_modes_differ_and_are_all():
 # The programs themselves.
 
 
-@pytest.mark.parametrize('changed', [{}, {'abn_memory': 'lean'}, {'remat': True, 'abn_memory': 'inplace'}])
+@pytest.mark.parametrize('changed', [{}, {'remat': True, 'abn_memory': 'inplace'}])
 def test_train_step(changed):
     """The state keeps its shapes, so that it can be donated."""
     program = dataclasses.replace(Program('train', 'test_tresnet', 2, image_size=32), **changed)
@@ -368,9 +368,10 @@ def test_interrupted(compiled, tmp_path, monkeypatch, capsys):
         return made_up(program)
 
     monkeypatch.setattr(running, 'run', run)
-    assert command.main(['--out', str(tmp_path)]) == 1
+    flags = ['--out', str(tmp_path), '--only', 'train*']
+    assert command.main(flags) == 1
     assert 'goes on' in capsys.readouterr().err
-    assert command.main(['--out', str(tmp_path)]) == 0
+    assert command.main(flags) == 0
     assert begun[4] == begun[3] and len(set(begun)) == len(begun) - 1
 
 

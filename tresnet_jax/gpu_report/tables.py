@@ -26,10 +26,10 @@ $ python scripts/gpu_report.py --diff earlier/gpu_report.json
 * **temporaries**: the peak of activations, gradients and workspaces. **arguments**: parameters, momentum, the batch.
 * **moved**: of each kernel its operands and its result, whole; less where a cache helps.
 * **fused**: of the convolutions those that cuDNN is called for with the bias at least.
-* **TFLOP**: of the convolutions, those that are computed twice too; a multiply-accumulate is two. The classifier would add
-  less than 0.1 %, but for the `test_` models.
-* **ms by bytes**, **by TFLOP**: at the device's {bandwidth:.2f} TB/s and {peak:.0f} TFLOP/s. A program takes the longer of the
-  two at least; how much more, only a GPU tells.
+* **TFLOP**: of the convolutions, those that are computed twice too; a multiply-accumulate is two. The classifier would
+  add less than 0.1 %, but for the `test_` models.
+* **ms by bytes**, **by TFLOP**: at the device's {bandwidth:.2f} TB/s and {peak:.0f} TFLOP/s. A program takes the longer of
+  the two at least; how much more, only a GPU tells.
 * The figures are exact for these versions and the same on every machine: nothing is timed. Without a GPU nothing is
   autotuned either, and cuDNN may ask for workspaces on top.
 
@@ -37,15 +37,15 @@ $ python scripts/gpu_report.py --diff earlier/gpu_report.json
 """
 LARGEST = """## Largest batch
 
-Pictures in a training step whose temporaries, arguments and results take at most 16e9 or 80e9 bytes, a multiple of 8. That
-is 93 % of what a card of that name has: `XLA_PYTHON_CLIENT_MEM_FRACTION=0.93`. The bytes rise along a line: two batches
-give a guess, which is compiled and corrected once, so each batch here was compiled and fits. It was compiled for a device
-with more memory, since XLA computes parts of a program again that would fill more than about three quarters.
+Pictures in a training step whose temporaries, arguments and results take at most 16e9 or 80e9 bytes, a multiple of 8.
+That is 93 % of what a card of that name has: `XLA_PYTHON_CLIENT_MEM_FRACTION=0.93`. The bytes rise along a line: two
+batches give a guess, which is compiled and corrected once, so each batch here was compiled and fits. It was compiled for
+a device with more memory, since XLA computes parts of a program again that would fill more than about three quarters.
 """
 UNFUSED = """## What stays outside cuDNN's calls in inference
 
-{fused} of the {all} convolutions of the folded models are called with their bias, and with the sum and the ReLU behind it
-if there are such: of models that are not listed nothing is left. Behind these, other kernels go on:
+{fused} of the {all} convolutions of the folded models are called with their bias, and with the sum and the ReLU behind
+it if there are such: of models that are not listed nothing is left. Behind these, other kernels go on:
 """
 
 
