@@ -154,9 +154,9 @@ def test_largest_batch_off_the_line():
         return 20_000_000 * batch + (500_000_000 if batch > 700 else 0)
 
     assert largest_batch(total, 16_000_000_000, 128) == 768
-    asked: dict[int, float] = {}
+    asked: dict[int, int] = {}
     limit = 2_000_000
-    found = largest_batch(lambda batch: asked.setdefault(batch, batch**1.5 * 100), limit, 128)
+    found = largest_batch(lambda batch: asked.setdefault(batch, int(batch**1.5 * 100)), limit, 128)
     assert len(asked) == 4 and found in asked and asked[found] <= limit
 
 

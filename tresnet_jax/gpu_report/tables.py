@@ -28,8 +28,8 @@ $ python scripts/gpu_report.py --diff earlier/gpu_report.json
 * **fused**: of the convolutions those that cuDNN is called for with the bias at least.
 * **TFLOP**: of the convolutions, those that are computed twice too; a multiply-accumulate is two. The classifier would
   add less than 0.1 %, but for the `test_` models.
-* **ms by bytes**, **by TFLOP**: at the device's {bandwidth:.2f} TB/s and {peak:.0f} TFLOP/s. A program takes the longer of
-  the two at least; how much more, only a GPU tells.
+* **ms by bytes**, **by TFLOP**: at the device's {bandwidth:.2f} TB/s and {peak:.0f} TFLOP/s. A program takes the longer
+  of the two at least; how much more, only a GPU tells.
 * The figures are exact for these versions and the same on every machine: nothing is timed. Without a GPU nothing is
   autotuned either, and cuDNN may ask for workspaces on top.
 
@@ -39,8 +39,8 @@ LARGEST = """## Largest batch
 
 Pictures in a training step whose temporaries, arguments and results take at most 16e9 or 80e9 bytes, a multiple of 8.
 That is 93 % of what a card of that name has: `XLA_PYTHON_CLIENT_MEM_FRACTION=0.93`. The bytes rise along a line: two
-batches give a guess, which is compiled and corrected once, so each batch here was compiled and fits. It was compiled for
-a device with more memory, since XLA computes parts of a program again that would fill more than about three quarters.
+batches give a guess, which is compiled and corrected once, so each batch here was compiled and fits. It was compiled
+for a device with more memory, since XLA computes parts of a program again that would fill more than about three quarters.
 """
 UNFUSED = """## What stays outside cuDNN's calls in inference
 
