@@ -40,7 +40,7 @@ LARGEST = """## Largest batch
 Pictures in a training step whose temporaries, arguments and results take at most 16e9 or 80e9 bytes, a multiple of 8.
 That is 93 % of what a card of that name has: `XLA_PYTHON_CLIENT_MEM_FRACTION=0.93`. The bytes rise along a line: two
 batches give a guess, which is compiled and corrected once, so each batch here was compiled and fits. It was compiled
-for a device with more memory, since XLA computes parts of a program again that would fill more than about three quarters.
+for a device with more memory, since XLA computes parts of a program again that would fill more than three quarters.
 """
 UNFUSED = """## What stays outside cuDNN's calls in inference
 
