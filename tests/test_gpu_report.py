@@ -16,7 +16,7 @@ from tresnet_jax.gpu_report import changes, command, running
 from tresnet_jax.gpu_report.convolutions import Convolution, convolutions, in_ranges, unfused
 from tresnet_jax.gpu_report.devices import DESCRIPTION, DEVICES, environment
 from tresnet_jax.gpu_report.hlo import Hlo, dimensions, shape_bytes
-from tresnet_jax.gpu_report.largest import largest_batch
+from tresnet_jax.gpu_report.largest import largest_batches
 from tresnet_jax.gpu_report.program import Program, prediction, train_step
 from tresnet_jax.gpu_report.rows import Row, memory_modes, rows
 from tresnet_jax.gpu_report.running import ReportError, Results, code_of, fingerprint, read_document
@@ -140,29 +140,32 @@ def test_programs_that_cannot_be_counted():
 # The largest batch.
 
 
-@pytest.mark.parametrize(('limit', 'expected'), [(16e9, 784), (1e9, 40), (1.1e8, 0), (1e8, 0)])
-def test_largest_batch_on_a_line(limit, expected):
+def test_largest_batches_on_a_line():
+    """The first guess is the answer; what is too small for a batch of 8 has none."""
     asked = []
-    assert largest_batch(lambda batch: asked.append(batch) or 100_000_000 + 20_250_000 * batch, limit, 128) == expected
-    assert set(asked[2:]) <= {expected} and asked[:2] == [64, 128]
+    limits = [110_000_000, 1_000_000_000, 16_000_000_000, 80_000_000_000]
+    found = largest_batches(lambda batch: asked.append(batch) or 100_000_000 + 20_250_000 * batch, limits, 128)
+    assert found == [0, 40, 784, 3944]
+    assert asked == [64, 128, 40, 784, 3944]
 
 
-def test_largest_batch_off_the_line():
-    """Where the guess is too large, one smaller by the error is compiled; never one that does not fit is given."""
-
-    def total(batch: int) -> int:
-        return 20_000_000 * batch + (500_000_000 if batch > 700 else 0)
-
-    assert largest_batch(total, 16_000_000_000, 128) == 768
+def test_largest_batches_off_the_line():
+    """Where the guess is too large it is corrected; what does not fit is never given."""
     asked: dict[int, int] = {}
-    limit = 2_000_000
-    found = largest_batch(lambda batch: asked.setdefault(batch, int(batch**1.5 * 100)), limit, 128)
-    assert len(asked) == 4 and found in asked and asked[found] <= limit
+
+    def stepped(batch: int) -> int:
+        return asked.setdefault(batch, 20_000_000 * batch + (500_000_000 if batch > 700 else 0))
+
+    assert largest_batches(stepped, [16_000_000_000, 80_000_000_000], 128) == [768, 3968]
+    assert list(asked) == [64, 128, 800, 768, 3856, 3968]
+    asked = {}
+    (found,) = largest_batches(lambda batch: asked.setdefault(batch, int(batch**1.5 * 100)), [2_000_000], 128)
+    assert len(asked) == 4 and found in asked and asked[found] <= 2_000_000
 
 
-def test_largest_batch_needs_a_rising_line():
+def test_largest_batches_need_a_rising_line():
     with pytest.raises(ValueError, match='128 pictures take 5 bytes'):
-        largest_batch(lambda batch: 5, 16, 128)
+        largest_batches(lambda batch: 5, [16], 128)
 
 
 # The plan.

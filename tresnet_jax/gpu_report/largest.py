@@ -1,31 +1,35 @@
-"""The largest batch that fits a memory: what a program takes grows with the batch along a line."""
+"""The largest batch that fits a memory: what a program takes grows with the batch along a line, nearly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 STEP = 8  # tensor cores like multiples of it
 
 
-def largest_batch(total: Callable[[int], int], limit: int, base: int) -> int:
-    """The largest multiple of `STEP` pictures whose program takes at most `limit` bytes; 0 if none is found to fit.
+def largest_batches(total: Callable[[int], int], limits: Sequence[int], base: int) -> list[int]:
+    """For each limit the largest multiple of `STEP` pictures whose program takes no more; 0 if none is found to fit.
 
     Two batches give a line and a guess; the program is compiled at the guess, and once more where the line then says
     another. So the answer was compiled and fits; that `STEP` more do not fit is the line's word.
 
     Args:
         total: bytes that the program takes at a batch.
+        limits: bytes, rising: what is found out for one makes the line of the next better.
         base: the batch to begin with, a multiple of twice `STEP`; half of it is the other.
 
     Raises:
         ValueError: the line does not rise.
     """
     known = {batch: total(batch) for batch in (base // 2, base)}
-    guess, other = base, base // 2
-    for _ in range(2):
-        slope = (known[guess] - known[other]) / (guess - other)
-        if slope <= 0:
-            raise ValueError(f'{guess} pictures take {known[guess]} bytes, {other} take {known[other]}')
-        guess, other = guess + int((limit - known[guess]) / slope // STEP) * STEP, base
-        if guess < STEP or guess in known:
-            break
-        known[guess] = total(guess)
-    return max((batch for batch, taken in known.items() if taken <= limit), default=0)
+    found = []
+    for limit in limits:
+        for _ in range(2):
+            far, near = (max(known), base) if max(known) > base else (base, base // 2)
+            slope = (known[far] - known[near]) / (far - near)
+            if slope <= 0:
+                raise ValueError(f'{far} pictures take {known[far]} bytes, {near} take {known[near]}')
+            guess = far + int((limit - known[far]) / slope // STEP) * STEP
+            if guess < STEP or guess in known:
+                break
+            known[guess] = total(guess)
+        found.append(max((batch for batch, taken in known.items() if taken <= limit), default=0))
+    return found

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
-from tresnet_jax.gpu_report.largest import largest_batch
+from tresnet_jax.gpu_report.largest import largest_batches
 from tresnet_jax.gpu_report.program import Program
 from tresnet_jax.gpu_report.running import Figures
 from tresnet_jax.memory import MODES, memory_mode
@@ -25,7 +25,7 @@ class Row:
     @property
     def compilations(self) -> int:
         """About how many there are."""
-        return 2 + len(LIMITS) if self.largest else 1
+        return 3 + len(LIMITS) if self.largest else 1
 
     def figures(self, get: Callable[[Program], Figures]) -> Figures:
         """What `get` says of the program; with 'largest', a batch for each of `LIMITS`, where that is looked for."""
@@ -46,7 +46,7 @@ class Row:
             figures = get(dataclasses.replace(self.program, batch=batch, roomy=batch > base))
             return figures['temp_bytes'] + figures['argument_bytes'] + figures['output_bytes']
 
-        return {name: largest_batch(total, limit, base) for name, limit in LIMITS.items()}
+        return dict(zip(LIMITS, largest_batches(total, list(LIMITS.values()), base), strict=True))
 
 
 def rows(device: str) -> list[Row]:
