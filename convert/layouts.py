@@ -57,6 +57,7 @@ class TimmState:
         metadata: what our own file says of itself; empty for others.
         abn_slope: of the leaky ReLUs it was trained with, where that is known and not timm's.
         data_config: how it wants its pictures, the arguments of `create_transform`, where a run said so.
+        label_names: one a class, where a run said so.
         notes: what was changed or left out on the way, one line each.
     """
 
@@ -68,6 +69,7 @@ class TimmState:
     abn_slope: float | None = None
     notes: tuple[str, ...] = ()
     data_config: dict[str, Any] | None = None
+    label_names: tuple[str, ...] | None = None
 
 
 def to_timm(checkpoint: Checkpoint) -> TimmState:
@@ -148,7 +150,8 @@ def _from_flax(checkpoint: Checkpoint) -> TimmState:
         rated = '' if top1 is None else f', top-1 {top1:.2%}'
         notes = (f'took the {kind} of step {checkpoint.training["step"]}{rated}',)
     counters, data_config = _json_dict(checkpoint, COUNTER), _data_config(checkpoint)
-    return TimmState('flax', tensors, dtypes, counters, checkpoint.metadata, slope, notes, data_config)
+    label_names = _label_names(checkpoint)
+    return TimmState('flax', tensors, dtypes, counters, checkpoint.metadata, slope, notes, data_config, label_names)
 
 
 def _data_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -163,12 +166,23 @@ def _data_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return {'input_size': (3, checked.height, checked.width)} | {name: getattr(checked, name) for name in names}
 
 
+def _label_names(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    names = _json(checkpoint, 'label_names', [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConversionError(f"{checkpoint.path}: metadata field 'label_names' is not a list of names")
+    return tuple(names) or None
+
+
 def _json_dict(checkpoint: Checkpoint, field: str) -> dict:
+    value = _json(checkpoint, field, {})
+    return value if isinstance(value, dict) else {}
+
+
+def _json(checkpoint: Checkpoint, field: str, default: Any) -> Any:
     try:
-        value = json.loads(checkpoint.metadata.get(field, '{}'))
+        return json.loads(checkpoint.metadata[field]) if field in checkpoint.metadata else default
     except json.JSONDecodeError as error:
         raise ConversionError(f'{checkpoint.path}: metadata field {field!r} is not JSON: {error}') from error
-    return value if isinstance(value, dict) else {}
 
 
 @dataclasses.dataclass(frozen=True)

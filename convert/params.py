@@ -136,6 +136,7 @@ def match(
         global_pool=global_pool,
         abn_slope=slope,
         data_config=state.data_config,
+        label_names=state.label_names,
         tensors=len(flat),
         parameters=sum(v.size for k, v in flat.items() if not k.endswith(('.mean', '.var'))),
         notes=state.notes,

@@ -27,6 +27,7 @@ class Report:
         global_pool: 'catavgmax' where the classifier is twice as wide as the features, else None.
         abn_slope: of the leaky ReLUs it was trained with, where it is not timm's.
         data_config: how it wants its pictures, the arguments of `create_transform`, where a run said so.
+        label_names: one a class of the file's, where a run said so.
         tensors: how many tensors went into the trees.
         parameters: how many numbers are parameters (running statistics not counted).
         notes: what the layout asked for, one line each.
@@ -47,6 +48,7 @@ class Report:
     global_pool: str | None
     abn_slope: float | None
     data_config: dict[str, Any] | None
+    label_names: tuple[str, ...] | None
     tensors: int
     parameters: int
     notes: tuple[str, ...]

@@ -22,14 +22,14 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
     """
     try:
         from tresnet_jax.training.checkpoint import load_weights
-        from tresnet_jax.training.config import load_config
+        from tresnet_jax.training.config import load_config, load_label_names
     except ImportError as error:
         raise ConversionError(
             f"{path}: the folder of a training run, and reading it needs pip install 'tresnet_jax[train]' ({error})"
         ) from None
     try:
         config = load_config(path)
-        weights = load_weights(path, step, ema=ema)
+        weights, label_names = load_weights(path, step, ema=ema), load_label_names(path)
         # The weights are no tag's any more. Of a model from the hub the shapes say what it is.
         architecture = '' if split_source(config.model) else split_name(config.model)[0]
     except ValueError as error:
@@ -61,6 +61,7 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
             'in_chans': '3',
             'abn_slope': '' if config.abn_slope in (None, SLOPE) else repr(config.abn_slope),
             'data_config': json.dumps(data_config),
+            'label_names': json.dumps(label_names or ()),
             COUNTER: json.dumps({norm + COUNTER: weights.step for norm in norms}),
         },
         'ema' if weights.averaged else None,

@@ -20,7 +20,8 @@ from convert.names import flatten
 from tests.runs import CONFIG, make_run
 from tresnet_jax import predict
 from tresnet_jax.factory import embedded_path
-from tresnet_jax.training.config import save_config
+from tresnet_jax.labels import class_synsets
+from tresnet_jax.training.config import LABEL_NAMES_FILE, save_config, save_label_names
 from tresnet_jax.variants import PRETRAINED
 
 EMBEDDED = embedded_path(PRETRAINED['test_resnet.fashion_mnist'])
@@ -232,3 +233,38 @@ def test_a_data_config_that_cannot_work(config):
     metadata = {'format': 'tresnet_jax', 'architecture': 'test_resnet', 'data_config': config}
     with pytest.raises(convert.ConversionError, match="a.safetensors: metadata field 'data_config' cannot work"):
         convert.to_flax(convert.Checkpoint(Path('a.safetensors'), 'safetensors', tensors, metadata))
+
+
+def test_label_names_go_with_the_weights(run, tmp_path, capsys):
+    """From the run through our file and a saved model; a classifier of another size has none."""
+    folder = tmp_path / 'run'
+    shutil.copytree(run[0], folder)
+    names = tuple(f'kind {i}' for i in range(10))
+    save_label_names(names, folder)
+    model = tresnet_jax.create_model('test_resnet', checkpoint=folder)
+    assert tresnet_jax.class_names(model) == names
+    assert tresnet_jax.class_names(tresnet_jax.create_model('test_resnet', checkpoint=folder, num_classes=4)) is None
+
+    assert main([str(folder), str(tmp_path / 'weights.safetensors'), '--to', 'flax']) == 0
+    again = tresnet_jax.create_model('test_resnet', checkpoint=tmp_path / 'weights.safetensors')
+    assert tresnet_jax.class_names(again) == names
+    tresnet_jax.save_pretrained(again, tmp_path / 'saved')
+    saved = tresnet_jax.create_model(f'local-dir:{tmp_path / "saved"}', pretrained=True)
+    assert tresnet_jax.class_names(saved) == names
+
+    picture = Path(__file__).parents[1] / 'tresnet_jax' / 'embedded' / 'pictures' / '9_ankle_boot.png'
+    capsys.readouterr()
+    assert predict.main([str(picture), '--model', 'test_resnet', '--checkpoint', str(folder), '--topk', '1']) == 0
+    assert 'kind ' in capsys.readouterr().out
+
+    (folder / LABEL_NAMES_FILE).write_text('{"0": "kind"}')
+    with pytest.raises(convert.ConversionError, match='label_names.json: expected a list of names'):
+        tresnet_jax.create_model('test_resnet', checkpoint=folder)
+
+
+def test_synsets_as_label_names():
+    row = dataclasses.replace(
+        PRETRAINED['test_resnet.fashion_mnist'], num_classes=2, label_names=('n01440764', 'n03394916')
+    )
+    assert class_synsets(row) == row.label_names
+    assert class_synsets(dataclasses.replace(row, label_names=('n01440764', 'horn'))) is None

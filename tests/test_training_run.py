@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from tresnet_jax.labels import FASHION_MNIST
 from tresnet_jax.training import command, loop
 from tresnet_jax.training.checkpoint import Checkpoints, load_weights
-from tresnet_jax.training.config import TrainConfig, TrainingError, load_config, save_config
+from tresnet_jax.training.config import TrainConfig, TrainingError, load_config, load_label_names, save_config
 from tresnet_jax.training.interval import Interval
 from tresnet_jax.training.metrics import read
 from tresnet_jax.training.recipes import RECIPES, recipe
@@ -133,6 +134,7 @@ def test_what_a_run_leaves(uninterrupted):
     kept = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
     assert len(kept) <= TINY.keep_last + TINY.keep_best and kept[-1] == 8
     resolved = load_config(workdir)
+    assert load_label_names(workdir) == FASHION_MNIST
     assert resolved.num_classes == 10 and resolved.mean == (0.5, 0.5, 0.5)
 
 

@@ -3,7 +3,7 @@
 import importlib.resources
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from tresnet_jax.model import ImageModel, Tree
 from tresnet_jax.resnetd import ResNetD
 from tresnet_jax.tresnet import SLOPE, TResNet
 from tresnet_jax.variants import ARCHITECTURES, PretrainedConfig, TResNetConfig, pretrained_config, split_name
+
+if TYPE_CHECKING:
+    from convert.report import Report
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
@@ -105,11 +108,12 @@ def create_model(
         channels = in_chans if in_chans is not None else tagged.input_size[0] if tagged else 3
         model = build_model(architecture, num_classes=classes, in_chans=channels, rngs=rngs, **options)
     else:
-        model, data_config = _load(path, architecture if saved else name, num_classes, in_chans, rngs, options)
+        model, report = _load(path, architecture if saved else name, num_classes, in_chans, rngs, options)
         if saved and checkpoint is None:
             _check_saved(saved, model, path, num_classes, in_chans)
-        if data_config is not None:  # of a run: what it was trained with goes before what its tag was
-            tagged = PretrainedConfig(architecture, '', num_classes=model.num_classes, license='', **data_config)
+        if report.data_config is not None:  # of a run: what it was trained with goes before what its tag was
+            pictures = {**report.data_config, 'label_names': report.label_names}
+            tagged = PretrainedConfig(architecture, '', num_classes=model.num_classes, license='', **pictures)
     model.pretrained_cfg = tagged or pretrained_config(architecture)
     if features_only:
         default = (1, 2, 3, 4) if isinstance(model, TResNet) else (0, 1, 2, 3, 4)
@@ -196,8 +200,8 @@ def embedded_path(config: PretrainedConfig, suffix: str = 'safetensors') -> Path
 
 def _load(
     path: Path, name: str, num_classes: int | None, in_chans: int | None, rngs: nnx.Rngs, options: dict[str, Any]
-) -> tuple[ImageModel, dict[str, Any] | None]:
-    """The model, and how it wants its pictures where the file says so.
+) -> tuple[ImageModel, 'Report']:
+    """The model, and what the converter found.
 
     Shapes first, then the file's values: nothing is compiled, and only a new classifier is drawn.
     """
@@ -217,7 +221,7 @@ def _load(
     model = fill(model, params, batch_stats)
     if num_classes is not None and num_classes != report.num_classes:
         model.start_classifier(num_classes, rngs)
-    return model, report.data_config
+    return model, report
 
 
 def fill(model: ImageModel, params: Tree, batch_stats: Tree) -> ImageModel:

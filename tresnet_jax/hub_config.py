@@ -102,6 +102,7 @@ def _to_row(config: dict[str, Any], source: str, path: Path) -> SavedConfig:
         source=source,
         global_pool=take(arguments, 'global_pool', _is_text, None),
         output_stride=take(arguments, 'output_stride', _is_positive, 32),
+        label_names=_names(config.get('label_names', pretrained.get('label_names'))),
     )
 
 
@@ -110,6 +111,11 @@ _ARGUMENTS = ('in_chans', 'num_classes', 'global_pool', 'output_stride')
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    """A list of names; timm takes other forms too, and nothing but what is printed depends on them."""
+    return tuple(value) if isinstance(value, list) and all(map(_is_text, value)) else None
 
 
 def _is_count(value: Any) -> bool:
@@ -203,11 +209,13 @@ def to_config(model: ImageModel) -> dict[str, Any]:
         'classifier': 'head.fc' if isinstance(model, TResNet) else 'fc',
         'license': row and row.license,
     }
+    names = row.label_names if row else None
     return {
         'architecture': model.architecture,
         'num_classes': model.num_classes,
         'num_features': model.num_features,
         **({'global_pool': model.global_pool} if model.global_pool else {}),
         'model_args': arguments,
+        **({'label_names': list(names)} if names and len(names) == model.num_classes else {}),
         'pretrained_cfg': {key: value for key, value in pretrained.items() if value not in (None, '')},
     }

@@ -4,6 +4,7 @@ The ImageNet tables are files in ``class_names/`` (from timm, ``timm/data/_info`
 """
 
 import functools
+import re
 from importlib import resources
 from typing import Any
 
@@ -13,6 +14,8 @@ FASHION_MNIST = (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
 )  # fmt: skip
 
+SYNSET = re.compile(r'n\d{8}')  # as WordNet and the folders of ImageNet call one
+
 # timm too tells ImageNet's subsets by their size (timm/data/imagenet_info.py: infer_imagenet_subset).
 _TABLE_OF_SIZE = {1000: 'imagenet1k', 11221: 'imagenet21k_miil'}
 
@@ -20,8 +23,8 @@ _TABLE_OF_SIZE = {1000: 'imagenet1k', 11221: 'imagenet21k_miil'}
 def class_names(source: Any) -> tuple[str, ...] | None:
     """The name of each output of a classifier.
 
-    ImageNet's 1,000 names are those the model cards print ('Samoyed'); the 11,221 of the `miil_in21k` tags
-    are WordNet's lemmas ('person, individual, someone, ...').
+    Names that the weights bring go first, those of a run's data or of a saved model. ImageNet's 1,000 names are those
+    the model cards print ('Samoyed'); the 11,221 of the `miil_in21k` tags are WordNet's lemmas ('person, ...').
 
     Args:
         source: a model, the name of one, its row of the table (`PretrainedConfig`), or a number of classes. A
@@ -33,7 +36,10 @@ def class_names(source: Any) -> tuple[str, ...] | None:
     Raises:
         ValueError: the name is unknown.
     """
-    if _is_fashion_mnist(source := _resolve(source)):
+    source = _resolve(source)
+    if names := _own_names(source):
+        return names
+    if _is_fashion_mnist(source):
         return FASHION_MNIST
     table = _TABLE_OF_SIZE.get(_num_classes(source))
     return tuple(name for _, name in _read(table)) if table else None
@@ -44,7 +50,10 @@ def class_synsets(source: Any) -> tuple[str, ...] | None:
 
     Takes and raises what `class_names` does; None when the classes are not known or not WordNet's.
     """
-    if _is_fashion_mnist(source := _resolve(source)):
+    source = _resolve(source)
+    if names := _own_names(source):
+        return names if all(map(SYNSET.fullmatch, names)) else None
+    if _is_fashion_mnist(source):
         return None
     table = _TABLE_OF_SIZE.get(_num_classes(source))
     return tuple(synset for synset, _ in _read(table)) if table else None
@@ -58,8 +67,19 @@ def _num_classes(source: Any) -> int:
     return source if isinstance(source, int) else source.num_classes
 
 
+def _config(source: Any) -> PretrainedConfig | None:
+    return source if isinstance(source, PretrainedConfig) else getattr(source, 'pretrained_cfg', None)
+
+
+def _own_names(source: Any) -> tuple[str, ...] | None:
+    """The names that come with the weights, where the classifier is still of as many classes."""
+    config = _config(source)
+    names = config.label_names if config else None
+    return names if names and len(names) == _num_classes(source) else None
+
+
 def _is_fashion_mnist(source: Any) -> bool:
-    config = source if isinstance(source, PretrainedConfig) else getattr(source, 'pretrained_cfg', None)
+    config = _config(source)
     return config is not None and config.tag == 'fashion_mnist' and _num_classes(source) == len(FASHION_MNIST)
 
 

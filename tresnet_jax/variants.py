@@ -96,7 +96,8 @@ class Accuracy(NamedTuple):
 class PretrainedConfig:
     """What comes with one set of pretrained weights; fields have timm's names and meaning.
 
-    Sizes are (channels, height, width) in pixels; mean and std are for pixels scaled to [0, 1].
+    Sizes are (channels, height, width) in pixels; mean and std are for pixels scaled to [0, 1]. `label_names`, one a
+    class, are of weights that bring their own: a run's, or a saved model's.
     """
 
     architecture: str
@@ -113,6 +114,7 @@ class PretrainedConfig:
     num_classes: int = 1000
     license: str = 'apache-2.0'
     embedded: bool = False
+    label_names: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:

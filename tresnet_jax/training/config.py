@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from convert.write import written_beside
 
 CONFIG_FILE = 'config.json'
+LABEL_NAMES_FILE = 'label_names.json'
 
 
 class TrainingError(ValueError):
@@ -206,6 +208,30 @@ def save_config(config: TrainConfig, workdir: Path) -> None:
     text = json.dumps(dataclasses.asdict(config), indent=2, default=str) + '\n'
     with written_beside(workdir / CONFIG_FILE) as beside:
         Path(beside).write_text(text, encoding='utf-8')
+
+
+def save_label_names(names: Sequence[str], workdir: Path) -> None:
+    """Write what the classes of a run are called, in the order of the outputs."""
+    with written_beside(workdir / LABEL_NAMES_FILE) as beside:
+        Path(beside).write_text(json.dumps(list(names), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def load_label_names(workdir: Path) -> tuple[str, ...] | None:
+    """What the classes of a run are called; None for a run that has not said so.
+
+    Raises:
+        TrainingError: the file is not a list of names.
+    """
+    path = workdir / LABEL_NAMES_FILE
+    try:
+        names = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise TrainingError(f'{path}: cannot be read as JSON ({error})') from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TrainingError(f'{path}: expected a list of names')
+    return tuple(names)
 
 
 def load_config(workdir: Path) -> TrainConfig:

@@ -16,7 +16,7 @@ from tresnet_jax.factory import create_model
 from tresnet_jax.model import functional
 from tresnet_jax.training.batches import eval_batches, train_batches
 from tresnet_jax.training.checkpoint import BEST, Checkpoints
-from tresnet_jax.training.config import TrainConfig, TrainingError, save_config
+from tresnet_jax.training.config import TrainConfig, TrainingError, save_config, save_label_names
 from tresnet_jax.training.distributed import local_devices, replicate
 from tresnet_jax.training.evaluation import Accuracy, evaluate
 from tresnet_jax.training.interruption import interruption
@@ -117,6 +117,8 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         state = checkpoints.restore(state, batches)
     elif first:
         save_config(config, workdir)
+        if source.num_classes == config.num_classes:
+            save_label_names(source.class_names, workdir)
     step = start = int(state.step)
     nonfinite = int(state.nonfinite)
     state = replicate(state, devices)

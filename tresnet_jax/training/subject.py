@@ -1,7 +1,6 @@
 """A trained model and the pictures to put through it: what evaluating and embedding have in common."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ import tyro
 
 from tresnet_jax.factory import create_model
 from tresnet_jax.hub import split_source
-from tresnet_jax.labels import class_synsets
+from tresnet_jax.labels import SYNSET, class_synsets
 from tresnet_jax.model import ImageModel
 from tresnet_jax.pictures import find_pictures
 from tresnet_jax.training.config import TrainConfig, TrainingError, load_config
@@ -23,8 +22,6 @@ from tresnet_jax.training.pipeline import eval_dataset, to_devices
 from tresnet_jax.training.sources import Source, open_source
 from tresnet_jax.transforms import create_transform, resolve_data_config
 from tresnet_jax.variants import split_name
-
-SYNSET = re.compile(r'n\d{8}')
 
 
 @dataclasses.dataclass(frozen=True)
