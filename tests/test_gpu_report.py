@@ -35,7 +35,7 @@ PLAN = [
 def made_up(program: Program) -> dict:
     """Figures that grow with the batch; less for a mode that saves memory."""
     each = 20_000_000 if program.abn_memory == 'plain' else 10_000_000
-    group = {'holds': 'bias', 'then': 'leaky ReLU', 'why': 'no such', 'count': 1, 'layers': ['layer1.0-2.conv1']}
+    group = {'holds': 'bias', 'left': 'leaky ReLU', 'why': 'no such', 'count': 1, 'layers': ['layer1.0-2.conv1']}
     return {
         'temp_bytes': 100_000_000 + each * program.batch,
         'argument_bytes': 50_000_000,
@@ -109,11 +109,11 @@ def test_unfused():
     (group,) = unfused([first, second, dataclasses.replace(first, layer='body.layer1.2.conv1.conv')])
     assert 'float16' in group.pop('why')
     layers = ['body.conv1.conv', 'body.layer1.2.conv1.conv']
-    assert group == {'holds': 'bias', 'then': 'leaky ReLU', 'count': 2, 'layers': layers}
-    assert unfused([third])[0]['why'] == 'no fused call'
+    assert group == {'holds': 'bias', 'left': 'leaky ReLU', 'count': 2, 'layers': layers}
+    assert third.left == 'all' and len(unfused([third])) == 1
     leaky = TEXT.replace('"activation_mode":"kNone"', '"activation_mode":"kLeakyRelu"', 1)
     first = convolutions(Hlo(leaky))[0]
-    assert first.holds == ('bias', 'leaky ReLU') and not first.why
+    assert first.holds == ('bias', 'leaky ReLU') and not first.left
 
 
 def test_ranges_of_blocks():

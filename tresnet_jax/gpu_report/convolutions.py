@@ -23,10 +23,12 @@ OPERATIONS = {  # JAX's name of an operation -> what a kernel that has it does; 
     'max': 'ReLU',
     'reduce_window_max': 'max pool',
 }
-REASONS = {  # of what comes next in a kernel of its own
+NO_BIAS = 'all'
+REASONS = {  # why what comes next is left to another kernel
+    NO_BIAS: 'XLA found no bias to put into the call',
     LEAKY_RELU: 'XLA takes a leaky ReLU into the call in float16 alone, with `--xla_gpu_use_runtime_fusion=true`',
     MEAN: "squeeze-excite's mean of the whole map goes before the sum with the shortcut and its ReLU",
-    PRODUCT: 'the sigmoid and the product with the map it scales are nothing that the call has',
+    PRODUCT: 'the call has no sigmoid, and no product with another map',
 }
 
 
@@ -49,12 +51,12 @@ class Convolution:
     operations: int
 
     @property
-    def why(self) -> str:
-        """Why what follows is not in the call; '' where nothing that could be follows."""
+    def left(self) -> str:
+        """The first of what could be in the call and is not, one of `REASONS`; '' where there is nothing."""
         if not self.fused:
-            return 'no fused call'
+            return NO_BIAS
         active = set(self.holds) - {'bias'}
-        return '' if active else next((REASONS[word] for word in self.then if word in REASONS), '')
+        return '' if active else next((word for word in self.then if word in REASONS), '')
 
 
 def convolutions(hlo: Hlo) -> list[Convolution]:
@@ -67,18 +69,18 @@ def convolutions(hlo: Hlo) -> list[Convolution]:
 
 
 def unfused(found: Iterable[Convolution]) -> list[dict[str, Any]]:
-    """Those behind which something stays in a kernel of its own, in groups of the same reason.
+    """Those behind which something is left to another kernel, in groups.
 
     Returns:
-        {'holds': ..., 'then': ..., 'why': ..., 'count': ..., 'layers': [...]}, layers with ranges of blocks.
+        {'holds': ..., 'left': ..., 'why': ..., 'count': ..., 'layers': [...]}, layers with ranges of blocks.
     """
-    groups: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for one in found:
-        if one.why:
-            groups[', '.join(one.holds), ', '.join(one.then), one.why].append(one.layer)
+        if one.left:
+            groups[', '.join(one.holds), one.left].append(one.layer)
     return [
-        {'holds': holds, 'then': then, 'why': why, 'count': len(layers), 'layers': in_ranges(layers)}
-        for (holds, then, why), layers in groups.items()
+        {'holds': holds, 'left': left, 'why': REASONS[left], 'count': len(layers), 'layers': in_ranges(layers)}
+        for (holds, left), layers in groups.items()
     ]
 
 

@@ -68,7 +68,7 @@ def markdown(found: Found, versions: dict[str, str]) -> str:
         'all': sum(figures['convolutions'] for figures in folded),
         'fused': sum(figures['fused_convolutions'] for figures in folded),
     }
-    parts = [about, '## Training', programs(train), LARGEST, largest(train), '## Inference', programs(infer)]
+    parts = [about, '## Training\n', programs(train), LARGEST, largest(train), '## Inference\n', programs(infer)]
     return '\n'.join([*parts, UNFUSED.format(**counts), unfused(infer)])
 
 
@@ -111,9 +111,9 @@ def largest(found: Found) -> str:
 def unfused(found: Found) -> str:
     """What is left outside the calls of the folded models, and why."""
     return table(
-        ['', 'convolutions', 'the call has', 'left to others', 'why', 'layers'],
+        ['', 'convolutions', 'the call has', 'next', 'why not in it', 'layers'],
         (
-            [f'`{row.program.model}`', str(group['count']), group['holds'], group['then'], group['why'],
+            [f'`{row.program.model}`', str(group['count']), group['holds'], group['left'], group['why'],
              ', '.join(f'`{layer}`' for layer in group['layers'])]
             for row, figures in found if row.program.fold
             for group in figures['unfused']
