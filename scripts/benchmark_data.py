@@ -8,9 +8,7 @@ medians over the rounds. On one core seconds are those in which the processor wo
 Without timm installed its columns stay empty.
 """
 
-import csv
 import dataclasses
-import gc
 import importlib.util
 import io
 import os
@@ -23,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import tyro
+from benchmarking.tables import markdown, write_csv, write_markdown
+from benchmarking.turns import spread, take_turns
 from PIL import Image
 from tqdm import tqdm
 
-from convert.write import written_beside
 from tresnet_jax.training.augment import create_train_transform
 from tresnet_jax.training.decoding import decode
 from tresnet_jax.training.pipeline import train_dataset
@@ -103,19 +102,14 @@ def main(
 
 def measure(what: str, cores: int, ours: Contender, timm: Contender | None, rounds: int) -> Row:
     """Medians over rounds in which the sides take turns; the first round of each is not counted."""
-    pairs = []
-    for _ in range(rounds + 1):
-        gc.collect()
-        pairs.append((ours(), timm() if timm else 1.0))
-    speeds, others = zip(*pairs[1:], strict=True)
-    ratios = [a / b for a, b in pairs[1:]]
-    low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+    speeds = take_turns({'ours': ours} | ({'timm': timm} if timm else {}), rounds)
+    others = speeds.get('timm', [1.0] * rounds)
     return Row(
         what,
         cores,
-        statistics.median(speeds) / cores,
+        statistics.median(speeds['ours']) / cores,
         statistics.median(others) / cores if timm else None,
-        (high - low) / middle,
+        spread([a / b for a, b in zip(speeds['ours'], others, strict=True)]),
     )
 
 
@@ -245,29 +239,21 @@ def write_pictures(folder: Path, count: int = 64) -> None:
 
 def table(rows: list[Row], about: str) -> str:
     """Markdown."""
-    lines = [
-        about,
-        '',
-        '| pictures per second and core | cores | ours | timm | ratio | spread |',
-        '|---|---|---|---|---|---|',
-    ]
+    cells = []
     for row in rows:
         timm = '' if row.timm is None else f'{row.timm:.0f}'
         ratio = '' if row.ratio is None else f'{row.ratio:.2f}'
-        lines.append(f'| {row.what} | {row.cores} | {row.ours:.0f} | {timm} | {ratio} | {row.spread:.0%} |')
-    return '\n'.join(lines) + '\n'
+        cells.append([row.what, str(row.cores), f'{row.ours:.0f}', timm, ratio, f'{row.spread:.0%}'])
+    header = ['pictures per second and core', 'cores', 'ours', 'timm', 'ratio', 'spread']
+    return f'{about}\n\n{markdown(header, cells)}'
 
 
 def write(out: Path, text: str, rows: list[Row]) -> None:
     """data.md and data.csv in a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    with written_beside(out / 'data.md') as beside:
-        beside.write_text(text, encoding='utf-8')
-    with written_beside(out / 'data.csv') as beside, beside.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(['what', 'cores', 'ours', 'timm', 'ratio', 'spread'])
-        for row in rows:
-            writer.writerow([row.what, row.cores, row.ours, row.timm, row.ratio, row.spread])
+    write_markdown(out / 'data.md', text)
+    cells = [(row.what, row.cores, row.ours, row.timm, row.ratio, row.spread) for row in rows]
+    write_csv(out / 'data.csv', ['what', 'cores', 'ours', 'timm', 'ratio', 'spread'], cells)
 
 
 if __name__ == '__main__':
