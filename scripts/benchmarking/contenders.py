@@ -1,0 +1,166 @@
+"""Who is compared: a row each, with what it takes part in and how it is loaded."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from tresnet_jax.variants import ALL_BOTTLENECK, ARCHITECTURES, ResNetDConfig
+
+TIMM = ('timm-eager', 'timm-channels-last')  # the better of both stands for timm
+LEARNING_RATE, MOMENTUM = 0.001, 0.9  # of the training step
+CLASSES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is run, the same for every contender.
+
+    Attributes:
+        architecture: its name.
+        weights: a safetensors file of timm's names.
+        image_size: edge of the square pictures in pixels.
+        dtype: of the computation: float32, bfloat16, float16, or float64 in PyTorch.
+        threads: of PyTorch; those of JAX are as many as the process may use cores.
+    """
+
+    architecture: str
+    weights: str
+    image_size: int
+    dtype: str
+    threads: int
+
+
+Call = Callable[[], np.ndarray]
+
+
+class Side(Protocol):
+    """A loaded model of one contender.
+
+    A call takes the next batch, from the first again behind the last, waits for everything it computes, and gives the
+    logits (B, classes) as float32. Pictures are (batches, B, H, W, 3) float32, labels (batches, B) integers.
+    """
+
+    def inference(self, pictures: np.ndarray) -> Call: ...
+
+    def training(self, pictures: np.ndarray, labels: np.ndarray) -> Call:
+        """Calls are steps from the loaded weights on: forward in training mode, backward, SGD with momentum."""
+        ...
+
+    def peak_bytes(self) -> int | None:
+        """The most that was allocated on the device at a time; None on a CPU."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """Attributes:
+    name: in the tables.
+    package: what must be installed.
+    wake: imports its libraries, sets so many threads where it must be told, and starts the device, whose name it
+        gives: 'cpu' or that of a GPU.
+    load: a model with the weights of the file.
+    measures: of command.MEASURES, those that it takes part in.
+    has: whether it knows an architecture.
+    dtypes: that it computes in.
+    cached: its processes have JAX's persistent compilation cache, filled by the uncounted round.
+    """
+
+    name: str
+    package: str
+    wake: Callable[[int], str]
+    load: Callable[[Subject], Side]
+    measures: tuple[str, ...]
+    has: Callable[[str], bool] = lambda architecture: True
+    dtypes: tuple[str, ...] = ('float32', 'bfloat16', 'float16')
+    cached: bool = False
+
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+    def takes(self, subject: Subject) -> bool:
+        return self.has(subject.architecture) and subject.dtype in self.dtypes
+
+
+# The modules of the sides import their libraries, so each is imported by its contender's own functions.
+
+
+def _wake_jax(threads: int) -> str:
+    from . import jax_side
+
+    return jax_side.wake(threads)
+
+
+def _wake_cached(threads: int) -> str:
+    from tresnet_jax.compilation_cache import use_compilation_cache
+
+    use_compilation_cache()
+    return _wake_jax(threads)
+
+
+def _ours(subject: Subject, **options: Any) -> Side:
+    from . import jax_side
+
+    return jax_side.ours(subject, **options)
+
+
+def _wake_torch(threads: int) -> str:
+    from . import torch_side
+
+    return torch_side.wake(threads)
+
+
+def _timm(subject: Subject, **options: Any) -> Side:
+    from . import torch_side
+
+    return torch_side.TorchSide(subject, **options)
+
+
+def _wake_peer(name: str) -> Callable[[int], str]:
+    def wake(threads: int) -> str:
+        from . import peers
+
+        peers.import_peer(name)
+        return _wake_jax(threads)
+
+    return wake
+
+
+def _peer(name: str) -> Callable[[Subject], Side]:
+    def load(subject: Subject) -> Side:
+        from . import peers
+
+        return peers.PEERS[name](subject)
+
+    return load
+
+
+def _is_resnetd(architecture: str) -> bool:
+    return isinstance(ARCHITECTURES[architecture], ResNetDConfig) and not architecture.startswith('test')
+
+
+def _in_jax_resnet(architecture: str) -> bool:
+    return _is_resnetd(architecture) and architecture != 'resnet26d'
+
+
+def _in_keras_hub(architecture: str) -> bool:
+    """Its basic blocks have a convolution in the first shortcut that timm's have not."""
+    return _is_resnetd(architecture) and ARCHITECTURES[architecture].blocks == ALL_BOTTLENECK
+
+
+ALL = ('inference', 'train', 'build', 'first_call', 'memory', 'largest_batch')
+FORWARD = ('inference', 'build', 'first_call', 'memory', 'largest_batch')
+PEER: dict[str, Any] = {'measures': ALL, 'dtypes': ('float32',)}
+
+CONTENDERS: dict[str, Contender] = {row.name: row for row in (
+    Contender('ours', 'tresnet_jax', _wake_jax, _ours, ALL),
+    Contender('ours-folded', 'tresnet_jax', _wake_jax, lambda subject: _ours(subject, folded=True), FORWARD),
+    Contender('ours-cached', 'tresnet_jax', _wake_cached, _ours, ('first_call',), cached=True),
+    Contender('timm-eager', 'timm', _wake_torch, _timm, ALL),
+    Contender('timm-channels-last', 'timm', _wake_torch, lambda subject: _timm(subject, channels_last=True), ALL),
+    Contender('jaxnn', 'jaxnn', _wake_peer('jaxnn'), _peer('jaxnn'), has=_is_resnetd, **PEER),
+    Contender('jax-resnet', 'jax_resnet', _wake_peer('jax_resnet'), _peer('jax_resnet'), has=_in_jax_resnet, **PEER),
+    Contender('keras-hub', 'keras_hub', _wake_peer('keras_hub'), _peer('keras_hub'), has=_in_keras_hub, **PEER),
+)}  # fmt: skip

@@ -1,0 +1,170 @@
+"""From the values of the rounds to medians, ratios and spreads; and these as Markdown, CSV and a chart."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .contenders import CONTENDERS, TIMM
+from .tables import markdown, write_bars, write_csv, write_markdown
+from .turns import spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a measure is shown: values times `scale`, in `unit`; whether more is better."""
+
+    unit: str
+    scale: float
+    more_is_better: bool = False
+
+
+KINDS = {
+    'inference': Kind('ms', 1e3),
+    'train': Kind('ms', 1e3),
+    'build': Kind('s', 1),
+    'first_call': Kind('s', 1),
+    'memory, inference': Kind('MB', 1e-6),
+    'memory, train': Kind('MB', 1e-6),
+    'largest_batch, inference': Kind('pictures', 1, more_is_better=True),
+    'largest_batch, train': Kind('pictures', 1, more_is_better=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Of one contender in one case: seconds, bytes or pictures, one value a round.
+
+    `batch` is 0 where it has no meaning.
+    """
+
+    model: str
+    what: str
+    batch: int
+    contender: str
+    values: tuple[float, ...]
+
+    @property
+    def case(self) -> tuple[str, str, int]:
+        return self.model, self.what, self.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A measurement beside timm's.
+
+    `ratio` is timm's median over this one (of what is better when more: the other way round), timm being the better of
+    its contenders; above 1 this one is ahead. Spreads are quartile distance over median, that of the ratio over the
+    rounds.
+    """
+
+    model: str
+    what: str
+    batch: int
+    contender: str
+    unit: str
+    median: float
+    spread: float
+    images_per_second: float | None
+    ratio: float | None
+    ratio_spread: float | None
+    rounds: int
+
+    @property
+    def case(self) -> tuple[str, str, int]:
+        return self.model, self.what, self.batch
+
+
+def rows(measurements: Sequence[Measurement]) -> list[Row]:
+    """One of each measurement, in their order."""
+    return [_row(m, best_timm(m, measurements)) for m in measurements]
+
+
+def best_timm(beside: Measurement, measurements: Sequence[Measurement]) -> Measurement | None:
+    """The better of timm's in the same case."""
+    theirs = [m for m in measurements if m.case == beside.case and m.contender in TIMM]
+    better = max if KINDS[beside.what].more_is_better else min
+    return better(theirs, key=lambda m: statistics.median(m.values), default=None)
+
+
+def _row(ours: Measurement, timm: Measurement | None) -> Row:
+    kind, median = KINDS[ours.what], statistics.median(ours.values)
+    ratio = ratio_spread = None
+    if timm is not None:
+        ratios = [a / b for a, b in zip(timm.values, ours.values, strict=True)]
+        ratio = statistics.median(timm.values) / median
+        if kind.more_is_better:
+            ratios, ratio = [1 / value for value in ratios], 1 / ratio
+        ratio_spread = spread(ratios)
+    return Row(
+        ours.model,
+        ours.what,
+        ours.batch,
+        ours.contender,
+        kind.unit,
+        median * kind.scale,
+        spread(ours.values),
+        ours.batch / median if ours.what in ('inference', 'train') else None,
+        ratio,
+        ratio_spread,
+        len(ours.values),
+    )
+
+
+def _cases(found: Sequence[Row]) -> Iterator[tuple[list[str], dict[str, Row]]]:
+    """What names a case, and its rows by contender."""
+    for case in dict.fromkeys(row.case for row in found):
+        model, what, batch = case
+        yield [model, what, str(batch or '')], {row.contender: row for row in found if row.case == case}
+
+
+def report(found: Sequence[Row], about: str) -> str:
+    """Markdown: medians; ratios to timm; and pictures per second, where there are such."""
+    there = {row.contender for row in found}
+    names = [name for name in CONTENDERS if name in there]
+    others = [name for name in names if name not in TIMM]
+    tables: dict[str, tuple[list[str], list[list[str]]]] = {
+        'Medians': ([*names, 'timm'] if there & set(TIMM) else names, []),
+        "timm's over each": (others, []),
+        'Pictures per second': (names, []),
+    }
+    for case, by_name in _cases(found):
+        timm = next((row for name, row in by_name.items() if name in TIMM and row.ratio == 1), None)
+        shown = by_name | ({'timm': timm} if timm else {})
+        for (columns, lines), cell in zip(tables.values(), (_median, _ratio, _speed), strict=True):
+            cells = [cell(shown[name]) if name in shown else '' for name in columns]
+            if any(cells):
+                lines.append([*case, *cells])
+    text = about
+    for title, (columns, lines) in tables.items():
+        if lines:
+            text += f'\n\n{title}:\n\n' + markdown(['model', 'what', 'batch', *columns], lines)
+    return text
+
+
+def _median(row: Row) -> str:
+    return f'{row.median:.3g} {row.unit}' + (f' ± {row.spread:.0%}' if row.rounds > 1 else '')
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None:
+        return ''
+    return f'{row.ratio:.2f}' + (f' ± {row.ratio_spread:.0%}' if row.rounds > 1 else '')
+
+
+def _speed(row: Row) -> str:
+    return '' if row.images_per_second is None else f'{row.images_per_second:.3g}'
+
+
+def write(out: Path, found: Sequence[Row], text: str, title: str) -> None:
+    """benchmark.md, benchmark.csv and, where there are ratios, benchmark.png in a folder."""
+    write_markdown(out / 'benchmark.md', text)
+    header = [field.name for field in dataclasses.fields(Row)]
+    write_csv(out / 'benchmark.csv', header, [dataclasses.astuple(row) for row in found])
+    groups, bars = [], {row.contender: [] for row in found if row.contender not in TIMM and row.ratio is not None}
+    for (model, what, batch), by_name in _cases(found):
+        groups.append(f'{model}\n{what}{f", batch {batch}" if batch else ""}')
+        for name, lengths in bars.items():
+            lengths.append(by_name[name].ratio if name in by_name else None)
+    if bars:
+        write_bars(out / 'benchmark.png', groups, bars, 'times as good as timm in PyTorch', title)
