@@ -47,8 +47,9 @@ class Checker:
     """
 
     def __init__(self, subject: Subject, pictures: np.ndarray, labels: np.ndarray, whats: Sequence[str]):
-        from .torch_side import TorchSide
+        from .torch_side import TorchSide, wake
 
+        wake(subject.threads)
         self.pictures, self.labels = pictures, labels
         exact, rounded = TorchSide(dataclasses.replace(subject, dtype='float64')), TorchSide(subject)
         self.expected = {what: self.logits(exact, what) for what in whats}

@@ -215,18 +215,20 @@ def draw(architecture: str) -> dict[str, np.ndarray]:
 def describe(command: Command, cores: int, devices: dict[str, str], load: str) -> str:
     """What the figures are of, and how to read them."""
     installed = [name for name in PACKAGES if importlib.util.find_spec(name.replace('-', '_'))]
-    versions = [f'{name} {importlib.metadata.version(name)}' for name in installed]
+    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in installed)
     return (
         f'{command.image_size} px, {command.dtype}, {said(devices)}\n\n'
-        f'{processor()}, {cores} core{"s" * (cores > 1)} for either side, load before {load}; {", ".join(versions)}. Medians of '
-        f'{command.rounds} rounds (build and first call {command.fresh_rounds}, memory one) ± quartile distance over '
-        'median; timm is the better of its columns. In the ratios, above 1 a contender is ahead of timm.'
+        f'{processor()}, {cores} core{"s" * (cores > 1)} for either side, load before {load}; {versions}. '
+        f'Medians of {command.rounds} rounds (build and first call {command.fresh_rounds}, memory one) ± quartile '
+        'distance over median; timm is the better of its columns. In the ratios, above 1 a contender is ahead of timm.'
     )
 
 
 def said(devices: dict[str, str]) -> str:
-    """'ours, timm-eager on cpu'."""
+    """'ours, timm-eager on cpu; ...', or 'on cpu' where all are."""
     by_device = {device: [name for name in devices if devices[name] == device] for device in devices.values()}
+    if len(by_device) == 1:
+        return f'on {next(iter(by_device))}'
     return '; '.join(f'{", ".join(names)} on {device}' for device, names in by_device.items())
 
 

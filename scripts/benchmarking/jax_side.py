@@ -43,7 +43,11 @@ class JaxSide:
             updates, opt_state = self.optimizer.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), batch_stats, opt_state), loss, logits
 
-        self.step = jax.jit(step, donate_argnums=0)
+        def start(params: Any, batch_stats: Any) -> Any:
+            """The state before the first step: copies, since a step takes the memory of the state before it."""
+            return *jax.tree.map(jnp.copy, (params, batch_stats)), self.optimizer.init(params)
+
+        self.start, self.step = jax.jit(start), jax.jit(step, donate_argnums=0)
 
     def inference(self, pictures: np.ndarray) -> Call:
         batches = itertools.cycle([jnp.asarray(batch, self.dtype) for batch in pictures])
@@ -58,9 +62,7 @@ class JaxSide:
         batches = itertools.cycle(
             [(jnp.asarray(x, self.dtype), jnp.asarray(y, jnp.int32)) for x, y in zip(pictures, labels, strict=True)]
         )
-        # Copies, since a step takes the memory of the state before it.
-        params, batch_stats = jax.tree.map(jnp.copy, (self.params, self.batch_stats))
-        state = params, batch_stats, self.optimizer.init(params)
+        state = self.start(self.params, self.batch_stats)
 
         def call() -> np.ndarray:
             nonlocal state

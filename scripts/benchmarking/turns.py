@@ -43,7 +43,7 @@ def timed(call: Callable[[], object], seconds: float) -> Callable[[], float]:
     call()
     began = time.perf_counter()
     call()
-    count = min(math.ceil(seconds / (time.perf_counter() - began)), 1000)
+    count = max(1, math.ceil(seconds / (time.perf_counter() - began)))
 
     def turn() -> float:
         if count > 1:
