@@ -10,7 +10,7 @@ import pytest
 
 from convert.write import save_safetensors
 from scripts.benchmarking import command, jobs, measures, processes, results, turns
-from scripts.benchmarking.contenders import CONTENDERS, Contender, Subject
+from scripts.benchmarking.contenders import CONTENDERS, MEASURES, Contender, Subject
 from scripts.benchmarking.results import Measurement
 
 SMALL = [
@@ -290,7 +290,7 @@ def test_bad_input(here, monkeypatch, capsys, flags, says):
 def test_rows_are_whole():
     for name, row in CONTENDERS.items():
         assert isinstance(row, Contender) and row.name == name
-        assert set(row.measures) <= set(dict(inference=0, train=0, build=0, first_call=0, memory=0, largest_batch=0))
+        assert set(row.measures) <= set(MEASURES)
     peers = {name: {a for a in ('resnet18d', 'resnet26d', 'resnet50d', 'tresnet_m') if CONTENDERS[name].has(a)}
              for name in ('jaxnn', 'jax-resnet', 'keras-hub')}  # fmt: skip
     assert peers == {

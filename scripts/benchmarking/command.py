@@ -66,7 +66,7 @@ class Command:
     threads: int | None = None
     """Cores for either side; all that the process may use when left out."""
     contenders: tuple[str, ...] | None = None
-    """Some of those there are; all that are installed when left out."""
+    """Who takes part; all that are installed when left out. ours-remat computes blocks again in the backward pass."""
     out: Path | None = None
     """Folder for benchmark.md, benchmark.csv and benchmark.png."""
     check: bool = False
@@ -120,12 +120,15 @@ def run(command: Command) -> int:
             bench = Bench(subject, contenders, command.threads, Path(folder) / 'compiled')
             if not bench.contenders:
                 raise BenchmarkError(f'none of {", ".join(devices) or "them"} has {architecture} in {command.dtype}')
-            for part in measured(bench, command):
-                found += part
-                rows = results.rows(found)
-                text = results.report(rows, about)
-                if command.out is not None and rows:
-                    results.write(command.out, rows, text, about.splitlines()[0])
+            try:
+                for part in measured(bench, command):
+                    found += part
+                    rows = results.rows(found)
+                    text = results.report(rows, about)
+                    if command.out is not None and rows:
+                        results.write(command.out, rows, text, about.splitlines()[0])
+            except JobError as error:
+                problems.append(f'{architecture}: {error}')
             problems += [f'{architecture}: {check}' for check in bench.checks if not check.agrees]
             problems += [f'{architecture}: {name} was left out: {message}' for name, message in bench.failures]
     print(text)

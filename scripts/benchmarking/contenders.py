@@ -56,16 +56,20 @@ class Side(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Attributes:
-    name: in the tables.
-    package: what must be installed.
-    wake: imports its libraries, sets so many threads where it must be told, and starts the device, whose name it
-        gives: 'cpu' or that of a GPU.
-    load: a model with the weights of the file.
-    measures: of command.MEASURES, those that it takes part in.
-    has: whether it knows an architecture.
-    dtypes: that it computes in.
-    cached: its processes have JAX's persistent compilation cache, filled by the uncounted round.
+    """A row of the table.
+
+    Attributes:
+        name: in the tables.
+        package: what must be installed.
+        wake: imports its libraries, sets so many threads where it must be told, and starts the device, whose name it
+            gives: 'cpu' or that of a GPU.
+        load: a model with the weights of the file.
+        measures: those of `MEASURES` that it takes part in; memory and largest_batch are those of its inference and
+            training.
+        has: whether it knows an architecture.
+        dtypes: that it computes in.
+        by_name: takes part only where it is named.
+        cached: its processes have JAX's persistent compilation cache, filled by the uncounted round.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Contender:
     measures: tuple[str, ...]
     has: Callable[[str], bool] = lambda architecture: True
     dtypes: tuple[str, ...] = ('float32', 'bfloat16', 'float16')
+    by_name: bool = False
     cached: bool = False
 
     def is_installed(self) -> bool:
@@ -150,16 +155,18 @@ def _in_keras_hub(architecture: str) -> bool:
     return _is_resnetd(architecture) and ARCHITECTURES[architecture].blocks == ALL_BOTTLENECK
 
 
-ALL = ('inference', 'train', 'build', 'first_call', 'memory', 'largest_batch')
-FORWARD = ('inference', 'build', 'first_call', 'memory', 'largest_batch')
-PEER: dict[str, Any] = {'measures': ALL, 'dtypes': ('float32',)}
+MEASURES = ('inference', 'train', 'build', 'first_call', 'memory', 'largest_batch')
+FORWARD = tuple(measure for measure in MEASURES if measure != 'train')
+PEER: dict[str, Any] = {'measures': MEASURES, 'dtypes': ('float32',)}
 
 CONTENDERS: dict[str, Contender] = {row.name: row for row in (
-    Contender('ours', 'tresnet_jax', _wake_jax, _ours, ALL),
+    Contender('ours', 'tresnet_jax', _wake_jax, _ours, MEASURES),
     Contender('ours-folded', 'tresnet_jax', _wake_jax, lambda subject: _ours(subject, folded=True), FORWARD),
     Contender('ours-cached', 'tresnet_jax', _wake_cached, _ours, ('first_call',), cached=True),
-    Contender('timm-eager', 'timm', _wake_torch, _timm, ALL),
-    Contender('timm-channels-last', 'timm', _wake_torch, lambda subject: _timm(subject, channels_last=True), ALL),
+    Contender('ours-remat', 'tresnet_jax', _wake_jax, lambda subject: _ours(subject, remat=True),
+              ('train', 'memory', 'largest_batch'), by_name=True),
+    Contender('timm-eager', 'timm', _wake_torch, _timm, MEASURES),
+    Contender('timm-channels-last', 'timm', _wake_torch, lambda subject: _timm(subject, channels_last=True), MEASURES),
     Contender('jaxnn', 'jaxnn', _wake_peer('jaxnn'), _peer('jaxnn'), has=_is_resnetd, **PEER),
     Contender('jax-resnet', 'jax_resnet', _wake_peer('jax_resnet'), _peer('jax_resnet'), has=_in_jax_resnet, **PEER),
     Contender('keras-hub', 'keras_hub', _wake_peer('keras_hub'), _peer('keras_hub'), has=_in_keras_hub, **PEER),

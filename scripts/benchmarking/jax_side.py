@@ -78,8 +78,9 @@ class JaxSide:
         return None if device.platform == 'cpu' else device.memory_stats()['peak_bytes_in_use']
 
 
-def ours(subject: Subject, *, folded: bool = False) -> Side:
-    model = tresnet_jax.create_model(subject.architecture, checkpoint=subject.weights, dtype=subject.dtype)
+def ours(subject: Subject, *, folded: bool = False, **options: Any) -> Side:
+    """Options are those of `create_model`."""
+    model = tresnet_jax.create_model(subject.architecture, checkpoint=subject.weights, dtype=subject.dtype, **options)
     if folded:
         model = tresnet_jax.fold_batchnorm(model)
     return JaxSide(*tresnet_jax.functional(model), subject.dtype)

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# How the libraries say it: XLA, then torch.
-OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory')
+# How XLA, torch and cuDNN say it.
+OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory', 'ALLOC_FAILED')
 
 
 class JobError(Exception):
@@ -39,7 +39,7 @@ def in_new_process(job: str, arguments: dict[str, Any], threads: int | None, env
         done = subprocess.run(
             [sys.executable, '-m', f'{__package__}.processes', job, json.dumps(arguments), str(threads or 0), result],
             env=os.environ | {'PYTHONPATH': paths} | environment,
-            stdout=sys.stderr,
+            stdout=2,  # what libraries print is no result
         )
         if not result.exists():
             raise JobError(f'its process ended with exit code {done.returncode}', done.returncode == -9)

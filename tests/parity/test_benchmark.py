@@ -18,7 +18,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize('model, whats', [('test_resnet', ['inference']), ('test_tresnet', ['inference', 'train'])])
+@pytest.mark.parametrize('model, whats', [('test_tresnet', ['inference']), ('test_resnet', ['inference', 'train'])])
 def test_a_model(monkeypatch, tmp_path, capsys, model, whats):
     run_here(monkeypatch)
     names = ['ours', 'ours-folded', 'timm-eager', 'timm-channels-last']
