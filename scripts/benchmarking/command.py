@@ -66,7 +66,7 @@ class Command:
     threads: int | None = None
     """Cores for either side; all that the process may use when left out."""
     contenders: tuple[str, ...] | None = None
-    """Who takes part; all that are installed when left out. ours-remat computes blocks again in the backward pass."""
+    """Who takes part; all that are installed when left out. Memory modes such as ours-lean must be named."""
     out: Path | None = None
     """Folder for benchmark.md, benchmark.csv and benchmark.png."""
     check: bool = False

@@ -1,13 +1,14 @@
 """Who is compared: a row each, with what it takes part in and how it is loaded."""
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
-from tresnet_jax.variants import ALL_BOTTLENECK, ARCHITECTURES, ResNetDConfig
+from tresnet_jax.variants import ALL_BOTTLENECK, ARCHITECTURES, ResNetDConfig, is_tresnet
 
 TIMM = ('timm-eager', 'timm-channels-last')  # the better of both stands for timm
 LEARNING_RATE, MOMENTUM = 0.001, 0.9  # of the training step
@@ -159,12 +160,21 @@ MEASURES = ('inference', 'train', 'build', 'first_call', 'memory', 'largest_batc
 FORWARD = tuple(measure for measure in MEASURES if measure != 'train')
 PEER: dict[str, Any] = {'measures': MEASURES, 'dtypes': ('float32',)}
 
+
+def _in_mode(name: str, has: Callable[[str], bool] = lambda architecture: True, **options: Any) -> Contender:
+    """Ours in another memory mode of training."""
+    measures = ('train', 'memory', 'largest_batch')
+    return Contender(name, 'tresnet_jax', _wake_jax, functools.partial(_ours, **options), measures, has, by_name=True)
+
+
 CONTENDERS: dict[str, Contender] = {row.name: row for row in (
     Contender('ours', 'tresnet_jax', _wake_jax, _ours, MEASURES),
     Contender('ours-folded', 'tresnet_jax', _wake_jax, lambda subject: _ours(subject, folded=True), FORWARD),
     Contender('ours-cached', 'tresnet_jax', _wake_cached, _ours, ('first_call',), cached=True),
-    Contender('ours-remat', 'tresnet_jax', _wake_jax, lambda subject: _ours(subject, remat=True),
-              ('train', 'memory', 'largest_batch'), by_name=True),
+    _in_mode('ours-inplace', is_tresnet, abn_memory='inplace'),
+    _in_mode('ours-lean', is_tresnet, abn_memory='lean'),
+    _in_mode('ours-recompute', abn_memory='recompute'),
+    _in_mode('ours-remat', remat=True),
     Contender('timm-eager', 'timm', _wake_torch, _timm, MEASURES),
     Contender('timm-channels-last', 'timm', _wake_torch, lambda subject: _timm(subject, channels_last=True), MEASURES),
     Contender('jaxnn', 'jaxnn', _wake_peer('jaxnn'), _peer('jaxnn'), has=_is_resnetd, **PEER),
