@@ -153,7 +153,8 @@ def test_half_precision(x64):
         assert mine <= 3 * plain + 1e-3 * np.sqrt(np.mean(np.square(truth)))
 
 
-@pytest.mark.parametrize('name', ['test_tresnet', pytest.param('test_resnet', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['test_tresnet', 'test_resnet'])
 def test_forward_mode_derivatives_of_plain(x64, name):
     """jvp, and a product with the Hessian, which the other modes do not have."""
     apply, params, stats = trees_of(name)

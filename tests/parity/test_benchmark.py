@@ -18,7 +18,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize('model, whats', [('test_tresnet', ['inference']), ('test_resnet', ['inference', 'train'])])
+@pytest.mark.parametrize(
+    'model, whats',
+    [('test_tresnet', ['inference']), pytest.param('test_resnet', ['inference', 'train'], marks=pytest.mark.slow)],
+)
 def test_a_model(monkeypatch, tmp_path, capsys, model, whats):
     run_here(monkeypatch)
     names = ['ours', 'ours-folded', 'timm-eager', 'timm-channels-last']

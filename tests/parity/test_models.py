@@ -22,7 +22,7 @@ EVALUATION_TOLERANCE = 1e-12
 TRAINING_TOLERANCE = 1e-11
 
 # Deeper or wider than a network that is held against timm's every day, and the same but for that.
-DEEP = ('resnet101d', 'resnet152d', 'resnet200d', 'tresnet_l', 'tresnet_xl')
+DEEP = ('resnet101d', 'resnet152d', 'resnet200d', 'tresnet_l', 'tresnet_v2_l', 'tresnet_xl')
 IN_TRAINING = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in sorted(ARCHITECTURES)]
 
 
