@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import gc
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scripts.benchmarking.contenders import CONTENDERS, MEASURES, Contender, Sub
 from scripts.benchmarking.results import Measurement
 
 SMALL = [
-    '--models', 'test_resnet', '--image-size', '32', '--batch-sizes', '1', '2', '--train-batch-sizes', '2',
+    '--models', 'test_resnet', '--image-size', '32', '--batch-sizes', '2', '--train-batch-sizes', '2',
     '--rounds', '2', '--fresh-rounds', '1', '--turn-seconds', '0.001',
 ]  # fmt: skip
 
@@ -100,6 +101,7 @@ def test_files(tmp_path):
     assert len(read) == len(MADE_UP) and read[3]['ratio'] == ''
     text = (tmp_path / 'benchmark.md').read_text()
     assert text.startswith('about\n')
+    assert '2000 MB' in text
     lines = [line.strip('| ').split(' | ') for line in text.splitlines() if line.startswith('|')]
     assert lines[0] == ['model', 'what', 'batch', 'ours', 'timm-eager', 'timm-channels-last', 'timm']
     assert lines[2] == [
@@ -150,8 +152,6 @@ def test_ours_alone(here, tmp_path, capsys):
     with (tmp_path / 'benchmark.csv').open(newline='') as file:
         read = list(csv.DictReader(file))
     assert [(row['what'], row['batch'], row['contender']) for row in read] == [
-        ('inference', '1', 'ours'),
-        ('inference', '1', 'ours-folded'),
         ('inference', '2', 'ours'),
         ('inference', '2', 'ours-folded'),
     ]
@@ -188,13 +188,19 @@ def test_start(side):
 
 
 def test_a_contender_that_fails(here, monkeypatch, tmp_path, capsys):
-    class Broken:
-        def inference(self, pictures):
-            raise RuntimeError('no luck\nwith more lines')
+    class Fake:
+        def __init__(self, name):
+            self.name = name
 
-    row = dataclasses.replace(CONTENDERS['ours-folded'], load=lambda subject: Broken())
-    monkeypatch.setitem(CONTENDERS, 'ours-folded', row)
-    flags = [*SMALL, '--contenders', 'ours', 'ours-folded', '--what', 'inference']
+        def inference(self, pictures):
+            if self.name == 'ours-folded':
+                raise RuntimeError('no luck\nwith more lines')
+            return lambda: pictures
+
+    for name in ('ours', 'ours-folded'):
+        row = dataclasses.replace(CONTENDERS[name], load=lambda subject, name=name: Fake(name))
+        monkeypatch.setitem(CONTENDERS, name, row)
+    flags = [*SMALL, '--contenders', 'ours', 'ours-folded', '--what', 'inference', '--batch-sizes', '1', '2']
     assert command.main(flags) == 1
     captured = capsys.readouterr()
     assert captured.err == 'error: test_resnet: ours-folded was left out: RuntimeError: no luck\n'
@@ -215,6 +221,7 @@ def bench(monkeypatch, tmp_path):
         return {'build': len(asked), 'first_call': 10 * len(asked), 'memory': 100 * arguments['batch']}
 
     monkeypatch.setattr(measures, 'in_new_process', run)
+    monkeypatch.setattr(turns.gc, 'collect', lambda: 0)
     rows = [CONTENDERS[name] for name in ('ours', 'ours-folded', 'ours-cached', 'timm-eager')]
     return measures.Bench(Subject('test_resnet', '', 32, 'float32', 1), rows, None, tmp_path), asked
 
@@ -254,9 +261,22 @@ def test_memory_and_largest_batch(bench):
 def test_a_process_of_its_own():
     found = processes.in_new_process('devices', {'contenders': ['ours', 'nobody'], 'threads': 1}, 1, {})
     assert found == {'devices': {'ours': 'cpu'}, 'failures': [['nobody', "KeyError: 'nobody'"]]}
+
+
+def test_what_fails_in_a_process_is_said(monkeypatch, tmp_path):
+    def run(command, **options):
+        processes.main(*command[3:6], command[6])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(processes.subprocess, 'run', run)
     with pytest.raises(processes.JobError, match='^AttributeError: .*no_job') as caught:
         processes.in_new_process('no_job', {}, None, {})
     assert not caught.value.out_of_memory
+    killed = subprocess.CompletedProcess([], -9)
+    monkeypatch.setattr(processes.subprocess, 'run', lambda command, **options: killed)
+    with pytest.raises(processes.JobError, match='exit code -9') as caught:
+        processes.in_new_process('devices', {}, None, {})
+    assert caught.value.out_of_memory, 'the system ends what takes too much'
 
 
 @pytest.mark.parametrize(
@@ -293,6 +313,15 @@ def test_bad_input(here, monkeypatch, capsys, flags, says):
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ') and says in captured.err
     assert captured.err.count('\n') == 1 and not captured.out
+
+
+def test_who_takes_part(monkeypatch):
+    for name, row in [*CONTENDERS.items()]:
+        if not name.startswith('ours'):
+            monkeypatch.setitem(CONTENDERS, name, dataclasses.replace(row, package='nowhere'))
+    assert [row.name for row in command.chosen(command.Command())] == ['ours', 'ours-folded', 'ours-cached']
+    named = command.Command(contenders=('ours-remat', 'ours'))
+    assert [row.name for row in command.chosen(named)] == ['ours', 'ours-remat']
 
 
 def test_rows_are_whole():

@@ -171,9 +171,8 @@ def chosen(command: Command) -> list[Contender]:
             raise BenchmarkError(f'{name}: {CONTENDERS[name].package} is not installed')
     if command.check and not CONTENDERS['timm-eager'].is_installed():
         raise BenchmarkError('--check compares with timm: pip install timm torch torchvision')
-    return [
-        row for row in CONTENDERS.values() if row.name in (command.contenders or (row.name,)) and row.is_installed()
-    ]
+    usual = [row.name for row in CONTENDERS.values() if row.is_installed() and not row.by_name]
+    return [row for row in CONTENDERS.values() if row.name in (command.contenders or usual)]
 
 
 def architecture_of(name: str, image_size: int) -> str:

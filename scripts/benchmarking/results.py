@@ -143,7 +143,7 @@ def report(found: Sequence[Row], about: str) -> str:
 
 
 def _median(row: Row) -> str:
-    return f'{row.median:.3g} {row.unit}' + (f' ± {row.spread:.0%}' if row.rounds > 1 else '')
+    return f'{_short(row.median)} {row.unit}' + (f' ± {row.spread:.0%}' if row.rounds > 1 else '')
 
 
 def _ratio(row: Row) -> str:
@@ -153,7 +153,12 @@ def _ratio(row: Row) -> str:
 
 
 def _speed(row: Row) -> str:
-    return '' if row.images_per_second is None else f'{row.images_per_second:.3g}'
+    return '' if row.images_per_second is None else _short(row.images_per_second)
+
+
+def _short(value: float) -> str:
+    """Three figures, more of them before the point."""
+    return f'{value:.3g}' if value < 999.5 else f'{value:.0f}'
 
 
 def write(out: Path, found: Sequence[Row], text: str, title: str) -> None:
