@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from tresnet_jax.convolution import conv_general_dilated
 from tresnet_jax.initializers import kaiming_normal, torch_uniform
 from tresnet_jax.memory import STATISTICS
 
@@ -44,6 +45,7 @@ def conv(
         param_dtype=param_dtype(dtype),
         kernel_init=kaiming_normal(out_chans * kernel_size**2),
         bias_init=torch_uniform(in_chans * kernel_size**2),
+        conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 

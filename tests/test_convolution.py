@@ -1,0 +1,87 @@
+"""How convolutions run: beside JAX's own, on the CPU and as it is lowered for a GPU."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from tresnet_jax.convolution import conv_general_dilated
+
+NHWC = ('NHWC', 'HWIO', 'NHWC')
+
+
+def run(convolve, size: int, stride: int):
+    pad = (size - 1) // 2
+    return lambda x, w: convolve(x, w, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=NHWC)
+
+
+def products(lowered: jax.stages.Lowered) -> list[str]:
+    """Its lines with a matrix product or a convolution, with their types."""
+    return [line for line in lowered.as_text().splitlines() if re.search(r'stablehlo.(dot_general|convolution)', line)]
+
+
+def drawn(size: int, chans: tuple[int, int], dtype='float64') -> list[jax.Array]:
+    """Pictures and a kernel, and a direction for each."""
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=s), dtype) for s in 2 * [(2, 6, 5, chans[0]), (size, size, *chans)]]
+
+
+@pytest.mark.parametrize('chans', [(4, 7), (7, 4), (5, 5)])
+@pytest.mark.parametrize(('size', 'stride'), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_equals_jax(x64, size, stride, chans):
+    """Values, derivatives either way, and a product with the Hessian."""
+    x, w, dx, dw = drawn(size, chans)
+
+    def everything(convolve):
+        f = run(convolve, size, stride)
+
+        def loss(x, w):
+            return (f(x, w) ** 3).sum()
+
+        value, tangent = jax.jvp(f, (x, w), (dx, dw))
+        gradient = jax.grad(loss, (0, 1))
+        return value, tangent, jax.linearize(f, x, w)[1](dx, dw), gradient(x, w), jax.jvp(gradient, (x, w), (dx, dw))[1]
+
+    ours, jax_own = (everything(c) for c in (conv_general_dilated, lax.conv_general_dilated))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * abs(b).max()), ours, jax_own)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+@pytest.mark.parametrize('size', [1, 3])
+def test_half_precision_is_rounded_once_on_a_cpu(x64, size, dtype):
+    x, w, *_ = drawn(size, (64, 32), dtype)
+    exact = run(lax.conv_general_dilated, size, 1)(*(a.astype(jnp.float64) for a in (x, w)))
+    convolve = jax.jit(run(conv_general_dilated, size, 1))
+    (product,) = products(convolve.lower(x, w))
+    assert product.count('xf32>') == 3
+    y = convolve(x, w)
+    assert y.dtype == dtype
+    # Half a unit in the last place is 2^-9 of bfloat16 and 2^-12 of float16; float32's own error is small beside it.
+    np.testing.assert_allclose(y.astype(jnp.float64), exact, rtol=1.01 * float(jnp.finfo(dtype).eps) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize('chans', [(4, 7), (7, 4)])
+def test_pointwise_is_a_product_on_a_cpu(chans):
+    x, w, *_ = drawn(1, chans, 'float32')
+    gradient = jax.jit(jax.grad(lambda w, x: (run(conv_general_dilated, 1, 1)(x, w) ** 2).sum(), argnums=(0, 1)))
+    text = gradient.lower(w, x).compile().as_text()
+    assert text and ' dot(' in text and ' convolution(' not in text
+
+
+@pytest.mark.parametrize('chans', [(4, 7), (7, 4)])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('size', [1, 3])
+def test_a_gpu_runs_what_jax_lowers(size, dtype, chans):
+    x, w, *_ = drawn(size, chans, dtype)
+
+    def convolutions(convolve):
+        gradient = jax.jit(jax.grad(lambda x, w: run(convolve, size, 1)(x, w).sum().astype(jnp.float32), (0, 1)))
+        lines = products(gradient.trace(x, w).lower(lowering_platforms=('cuda',)))
+        return sorted(line.partition('dim_numbers')[2] for line in lines)  # all but the inputs' names
+
+    ours = convolutions(conv_general_dilated)
+    assert len(ours) == 2  # the gradients: nothing wants the value
+    assert ours == convolutions(lax.conv_general_dilated)
