@@ -12,6 +12,7 @@ import tqdm
 import tyro
 
 from convert.write import written_beside
+from tresnet_jax.command_line import fail, parse
 from tresnet_jax.gpu_report.changes import changes
 from tresnet_jax.gpu_report.chart import draw
 from tresnet_jax.gpu_report.program import Program
@@ -111,18 +112,12 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = tyro.cli(
-        Command,
-        args=None if arguments is None else list(arguments),
-        description=Command.__doc__,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    command = parse(Command, arguments)
     try:
         command.check()
         return one(command) if command.model else report(command)
     except ValueError as error:  # ReportError, ConversionError: each one readable line
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return fail(error)
     except KeyboardInterrupt:
         print('interrupted; the same command goes on', file=sys.stderr)
         return 1
