@@ -5,8 +5,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tresnet_jax.markdown import table
+
 from .contenders import CONTENDERS, TIMM
-from .tables import markdown, write_bars, write_csv, write_markdown
+from .tables import write_bars, write_csv, write_markdown
 from .turns import spread
 
 
@@ -138,7 +140,7 @@ def report(found: Sequence[Row], about: str) -> str:
     text = about
     for title, (columns, lines) in tables.items():
         if lines:
-            text += f'\n\n{title}:\n\n' + markdown(['model', 'what', 'batch', *columns], lines)
+            text += f'\n\n{title}:\n\n' + table(['model', 'what', 'batch', *columns], lines)
     return text
 
 

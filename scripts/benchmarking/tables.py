@@ -10,12 +10,6 @@ import numpy as np
 from convert.write import written_beside
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [header, ['---'] * len(header), *rows]
-    return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
-
-
 def write_markdown(path: Path, text: str) -> None:
     with written_beside(path) as beside:
         beside.write_text(text, encoding='utf-8')
