@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convert.write import written_beside
+from tresnet_jax.labels import are_names
 
 CONFIG_FILE = 'config.json'
 LABEL_NAMES_FILE = 'label_names.json'
@@ -229,7 +230,7 @@ def load_label_names(workdir: Path) -> tuple[str, ...] | None:
         return None
     except (OSError, ValueError) as error:
         raise TrainingError(f'{path}: cannot be read as JSON ({error})') from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not are_names(names):
         raise TrainingError(f'{path}: expected a list of names')
     return tuple(names)
 
