@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import tyro
-from benchmarking.tables import write_csv, write_markdown
+from benchmarking.tables import write_csv
 from benchmarking.turns import spread, take_turns
 from PIL import Image
 from tqdm import tqdm
 
+from convert.write import save_text
 from tresnet_jax import markdown
 from tresnet_jax.training.augment import create_train_transform
 from tresnet_jax.training.decoding import decode
@@ -252,7 +253,7 @@ def table(rows: list[Row], about: str) -> str:
 def write(out: Path, text: str, rows: list[Row]) -> None:
     """data.md and data.csv in a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    write_markdown(out / 'data.md', text)
+    save_text(out / 'data.md', text)
     cells = [(row.what, row.cores, row.ours, row.timm, row.ratio, row.spread) for row in rows]
     write_csv(out / 'data.csv', ['what', 'cores', 'ours', 'timm', 'ratio', 'spread'], cells)
 

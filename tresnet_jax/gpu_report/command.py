@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tqdm
 import tyro
 
-from convert.write import written_beside
+from convert.write import save_text
 from tresnet_jax.command_line import fail, parse
 from tresnet_jax.gpu_report.changes import changes
 from tresnet_jax.gpu_report.chart import draw
@@ -182,8 +182,7 @@ def write(out: Path, results: Results, found: Found) -> None:
     """The three files of a report that is whole."""
     (out / 'images').mkdir(exist_ok=True)
     draw(found, out / 'images' / f'{NAME}.png')
-    with written_beside(out / f'{NAME}.md') as beside:
-        beside.write_text(markdown(found, versions()), encoding='utf-8')
+    save_text(out / f'{NAME}.md', markdown(found, versions()))
     batches = {row.program.name: figures['largest'] for row, figures in found if row.largest}
     results.write(out / f'{NAME}.json', largest=batches)
     results.kept.unlink(missing_ok=True)
