@@ -25,6 +25,7 @@ from convert.report import Report
 from convert.stored import seeded_weights, timm_model, write_golden
 from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot, reference_state
 from convert.write import save_flax, save_torch
+from tresnet_jax.command_line import fail
 from tresnet_jax.factory import build_model, embedded_path, fill
 from tresnet_jax.model import ImageModel
 from tresnet_jax.variants import PRETRAINED, pretrained_config, split_name
@@ -206,8 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             convert(tyro.cli(Arguments, args=argv, prog='python -m convert', description=Arguments.__doc__))
     except ConversionError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return fail(error)
     return 0
 
 

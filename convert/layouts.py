@@ -11,6 +11,7 @@ import numpy as np
 from convert.errors import ConversionError
 from convert.names import flax_key_to_torch, flax_to_torch_layout
 from convert.read import Checkpoint
+from tresnet_jax.labels import are_names
 from tresnet_jax.transforms import create_transform
 from tresnet_jax.variants import (
     ALL_BOTTLENECK,
@@ -168,7 +169,7 @@ def _data_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def _label_names(checkpoint: Checkpoint) -> tuple[str, ...] | None:
     names = _json(checkpoint, 'label_names', [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not are_names(names):
         raise ConversionError(f"{checkpoint.path}: metadata field 'label_names' is not a list of names")
     return tuple(names) or None
 

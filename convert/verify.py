@@ -203,7 +203,6 @@ def _our_layers(model: ImageModel, images: np.ndarray) -> Outputs:
     def run(state: nnx.State, x: jax.Array) -> dict[str, jax.Array]:
         outputs: dict[str, jax.Array] = {}
         copy = nnx.merge(graphdef, state)
-        copy.set_memory()
         listen(copy, lambda path, layer, x, y: outputs.update({'.'.join(map(str, path)): y}))
         copy(x)
         return outputs

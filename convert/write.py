@@ -48,6 +48,16 @@ def written_beside(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def save_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8.
+
+    Raises:
+        ConversionError: it cannot be written.
+    """
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding='utf-8')
+
+
 def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write arrays as one safetensors file.
 

@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 import tyro
-from benchmarking.tables import markdown, write_csv, write_markdown
+from benchmarking.tables import write_csv
 from benchmarking.turns import spread, take_turns
 from PIL import Image
 from tqdm import tqdm
 
+from convert.write import save_text
+from tresnet_jax import markdown
 from tresnet_jax.training.augment import create_train_transform
 from tresnet_jax.training.decoding import decode
 from tresnet_jax.training.pipeline import train_dataset
@@ -245,13 +247,13 @@ def table(rows: list[Row], about: str) -> str:
         ratio = '' if row.ratio is None else f'{row.ratio:.2f}'
         cells.append([row.what, str(row.cores), f'{row.ours:.0f}', timm, ratio, f'{row.spread:.0%}'])
     header = ['pictures per second and core', 'cores', 'ours', 'timm', 'ratio', 'spread']
-    return f'{about}\n\n{markdown(header, cells)}'
+    return f'{about}\n\n{markdown.table(header, cells)}'
 
 
 def write(out: Path, text: str, rows: list[Row]) -> None:
     """data.md and data.csv in a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    write_markdown(out / 'data.md', text)
+    save_text(out / 'data.md', text)
     cells = [(row.what, row.cores, row.ours, row.timm, row.ratio, row.spread) for row in rows]
     write_csv(out / 'data.csv', ['what', 'cores', 'ours', 'timm', 'ratio', 'spread'], cells)
 

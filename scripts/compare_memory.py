@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from convert.write import written_beside
+from convert.write import save_text, written_beside
 from tresnet_jax.training.metrics import read
 
 RUNS = {
@@ -86,8 +86,7 @@ def main(out: Path = Path('memory_modes'), steps: int = 200, model: str = 'test_
         first, mean = distances[name][:20].mean(), distances[name].mean()
         last = curve.losses[-20:].mean()
         print(f'{name:18}{first:16.5f}{mean:12.5f}{last:12.4f}{100 * curve.top1:8.2f} %')
-    with written_beside(out.with_suffix('.json')) as beside:
-        beside.write_text(json.dumps({name: list(curve.losses) for name, curve in curves.items()}), encoding='utf-8')
+    save_text(out.with_suffix('.json'), json.dumps({name: list(curve.losses) for name, curve in curves.items()}))
     plot(curves, out)
     return 0
 

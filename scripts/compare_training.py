@@ -23,7 +23,8 @@ import tyro
 from matplotlib.figure import Figure
 from timm.models.tresnet import TResNet
 
-from convert.write import written_beside
+from convert.write import save_text, written_beside
+from tresnet_jax.command_line import fail
 from tresnet_jax.training.batches import eval_transform, train_transform
 from tresnet_jax.training.config import TrainConfig, TrainingError, load_config
 from tresnet_jax.training.metrics import read
@@ -135,14 +136,13 @@ def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], ou
             theirs[str(seed)] = train(dataclasses.replace(configs[0], seed=seed))
             seconds[str(seed)] = time.monotonic() - began
     except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return fail(error)
     ours = {
         str(config.seed): [(r['step'], r['top1']) for r in read(run) if r['kind'] == 'eval']
         for run, config in zip(runs, configs, strict=True)
     }
-    with written_beside(out.with_suffix('.json')) as beside:
-        beside.write_text(json.dumps({'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}, indent=1))
+    document = {'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}
+    save_text(out.with_suffix('.json'), json.dumps(document, indent=1))
     plot(ours, theirs, out)
     for what, curves in (('tresnet_jax', ours), ('timm', theirs)):
         last = [100 * points[-1][1] for points in curves.values()]

@@ -1,5 +1,6 @@
 """Class names: the right table for each source, and the right row for each class."""
 
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -82,3 +83,13 @@ tresnet_jax.labels.class_names(1000)
 assert [path[-14:] for path in opened if path.endswith('.tsv')] == ['imagenet1k.tsv']
 """
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize('value', ['["cat"]', '[]', '["", "cat"]'])
+def test_lists_of_names(value):
+    assert labels.are_names(json.loads(value))
+
+
+@pytest.mark.parametrize('value', ['"cat"', '{"0": "cat"}', '["cat", 1]', '[["cat"]]', 'null'])
+def test_no_lists_of_names(value):
+    assert not labels.are_names(json.loads(value))

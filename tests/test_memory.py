@@ -15,9 +15,10 @@ from tresnet_jax.memory import MODES, relu_from_output
 
 TRESNET_MODES = [(mode, remat) for mode in MODES for remat in (False, True)][1:]  # all are held against the first
 RESNET_MODES = [('plain', True), ('recompute', False), ('recompute', True)]
-EVERY_DAY = [('inplace', False), ('recompute', False), ('lean', True)]
+EVERY_DAY = [('test_tresnet', *row) for row in (('inplace', False), ('recompute', False), ('lean', True))]
+EVERY_DAY += [('test_resnet', 'recompute', True)]
 CASES = [
-    pytest.param(name, *row, marks=[] if name == 'test_tresnet' and row in EVERY_DAY else pytest.mark.slow)
+    pytest.param(name, *row, marks=[] if (name, *row) in EVERY_DAY else pytest.mark.slow)
     for name, rows in (('test_tresnet', TRESNET_MODES), ('test_resnet', RESNET_MODES))
     for row in rows
 ]
@@ -29,7 +30,8 @@ def error(a, b) -> float:
 
 def trees_of(name: str, **options):
     """The functional form, and a tree of float64 parameters with gammas of both signs and none near zero."""
-    model = tresnet_jax.create_model(name, num_classes=10, dtype='float64', drop_path_rate=0.3, **options)
+    random = {'drop_rate': 0.3, 'drop_path_rate': 0.3}
+    model = tresnet_jax.create_model(name, num_classes=10, dtype='float64', **random, **options)
     apply, params, stats = tresnet_jax.functional(model)
     rng = np.random.default_rng(0)
 
@@ -51,7 +53,7 @@ def loss_of(apply):
 
 @functools.cache
 def results(name: str, mode: str, remat: bool):
-    """Loss, statistics and gradients over two devices with synchronised batch norm, and random drop path."""
+    """Loss, statistics and gradients over two devices with synchronised batch norm, dropout and random drop path."""
     apply, params, stats = trees_of(name, abn_memory=mode, remat=remat, axis_name='devices')
     x = np.random.default_rng(1).normal(size=(2, 3, 32, 32, 3))
     step = jax.pmap(

@@ -3,11 +3,14 @@
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+import convert
 from tresnet_jax import pictures
 
 
@@ -197,15 +200,25 @@ def test_contact_sheet(tmp_path):
     assert (below.max(-1) < 100).any(), 'no black letters below the first picture'
 
 
-def test_contact_sheet_fails_without_leavings(tmp_path):
+def test_contact_sheet_fails_without_leavings(tmp_path, monkeypatch):
     square = Image.new('RGB', (4, 4))
     with pytest.raises(ValueError, match='1 pictures and 0 captions'):
         pictures.contact_sheet([square], [], tmp_path / 'a.png')
     with pytest.raises(ValueError, match='0 pictures'):
         pictures.contact_sheet([], [], tmp_path / 'a.png')
-    with pytest.raises(OSError):
+    with pytest.raises(convert.ConversionError, match='a.png: the folder .*missing does not exist'):
         pictures.contact_sheet([square], ['x'], tmp_path / 'missing' / 'a.png')
     (tmp_path / 'folder').mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(convert.ConversionError, match='folder: is a folder'):
         pictures.contact_sheet([square], ['x'], tmp_path / 'folder')
     assert [p.name for p in tmp_path.iterdir()] == ['folder']
+
+    def fill_the_disk(figure: Figure, path: Path, **options):
+        path.write_text('half of it')
+        raise OSError('no space left')
+
+    monkeypatch.setattr(Figure, 'savefig', fill_the_disk)
+    (tmp_path / 'folder' / 'a.png').write_text('the old one')
+    with pytest.raises(convert.ConversionError, match='a.png: cannot be written: no space left'):
+        pictures.contact_sheet([square], ['x'], tmp_path / 'folder' / 'a.png')
+    assert [(p.name, p.read_text()) for p in (tmp_path / 'folder').iterdir()] == [('a.png', 'the old one')]

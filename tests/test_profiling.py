@@ -208,7 +208,8 @@ def test_a_model_is_left_as_it_is_and_nothing_is_compiled():
         if 'backend_compile' in event:
             compiled.append((event, duration))
 
-    model = tresnet_jax.create_model('test_resnet', num_classes=10, drop_rate=0.5, drop_path_rate=0.5).train()
+    options = {'drop_rate': 0.5, 'drop_path_rate': 0.5, 'abn_memory': 'recompute', 'remat': True}
+    model = tresnet_jax.create_model('test_resnet', num_classes=10, **options).train()
     before = nnx.split(model)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -173,6 +173,15 @@ def test_readable_errors(uninterrupted, tmp_path, capsys):
     assert '--lr must be positive' in error_of(capsys, *new, '--lr', '-1')
     assert 'unknown part' in error_of(capsys, *new, '--freeze', 'layer9', '--model', 'test_resnet')
     assert 'no_such_model' in error_of(capsys, *new, '--model', 'no_such_model')
+    for flags, what in (
+        (('--aa', 'rand-w0'), "training pictures: auto_augment 'rand-w0': 'w0' is unknown"),
+        (('--scale', '0.5', '0.1'), 'training pictures: scale must be two rising shares'),
+        (('--ratio', '2', '1'), 'training pictures: ratio must be'),
+        (('--train-interpolation', 'cubic'), 'training pictures: interpolation must be one of random'),
+        (('--interpolation', 'cubic'), 'evaluation pictures: interpolation must be one of nearest'),
+    ):
+        assert what in error_of(capsys, '--workdir', str(tmp_path / 'never'), *flags)
+    assert not (tmp_path / 'never').exists()
     message = error_of(capsys, '--workdir', str(workdir), '--lr', '0.3')
     assert 'holds a run with --lr 0.05' in message
     assert '--coordinator' in error_of(capsys, *new, '--process-id', '0')

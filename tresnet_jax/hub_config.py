@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tresnet_jax.hub import CONFIG, WEIGHTS, HubError, find
+from tresnet_jax.labels import are_names
 from tresnet_jax.model import ImageModel
 from tresnet_jax.resnetd import ResNetD
 from tresnet_jax.transforms import resolve_data_config
@@ -115,7 +116,7 @@ def _is_text(value: Any) -> bool:
 
 def _names(value: Any) -> tuple[str, ...] | None:
     """A list of names; timm takes other forms too, and nothing but what is printed depends on them."""
-    return tuple(value) if isinstance(value, list) and all(map(_is_text, value)) else None
+    return tuple(value) if are_names(value) else None
 
 
 def _is_count(value: Any) -> bool:

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tresnet_jax.abn import BatchNormAct, activate
+from tresnet_jax.abn import BatchNormAct
+from tresnet_jax.inplace_abn import activate
 from tresnet_jax.listening import replace_layer
 from tresnet_jax.model import ImageModel
 

@@ -59,6 +59,11 @@ def class_synsets(source: Any) -> tuple[str, ...] | None:
     return tuple(synset for synset, _ in _read(table)) if table else None
 
 
+def are_names(value: Any) -> bool:
+    """Whether a value out of JSON is a list of names."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 def _resolve(source: Any) -> Any:
     return pretrained_config(source) if isinstance(source, str) else source
 

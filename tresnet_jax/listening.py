@@ -10,6 +10,7 @@ from flax import nnx
 
 from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.layers import AvgPool
+from tresnet_jax.model import ImageModel
 
 Tell = Callable[[tuple[Any, ...], nnx.Module, jax.Array, jax.Array], None]
 
@@ -27,13 +28,14 @@ class _Listener(nnx.Module):
         return y
 
 
-def listen(model: nnx.Module, tell: Tell) -> None:
+def listen(model: ImageModel, tell: Tell) -> None:
     """Have every convolution, batch norm, shortcut pool and linear layer call ``tell(path, layer, x, y)``.
 
-    Changes the model in place, so give it a copy. `path` is timm's name, in parts. A model that saves memory
-    (`set_memory`) splits its blocks and merges them again inside functions out of which no value may be kept: call
-    ``set_memory()`` on the copy.
+    Changes the model in place, so give it a copy. `path` is timm's name, in parts. The memory mode is then 'plain',
+    which changes the backward pass alone: the others split blocks and merge them again inside functions out of which no
+    value may be kept.
     """
+    model.set_memory()
     modules = dict(nnx.iter_modules(model))
     for path, layer in modules.items():
         if isinstance(layer, nnx.Conv | nnx.Linear | BatchNormAct | AvgPool):

@@ -97,9 +97,12 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], path
 
     Raises:
         ValueError: no pictures, or not as many captions.
-        OSError: the file cannot be written.
+        convert.ConversionError: (a ValueError) the file cannot be written.
     """
     from matplotlib.figure import Figure
+
+    # Here, not above: the converter needs the library.
+    from convert.write import written_beside
 
     if not pictures or len(pictures) != len(captions):
         raise ValueError(f'one caption a picture, got {len(pictures)} pictures and {len(captions)} captions')
@@ -116,10 +119,5 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], path
         # Names may hold dollar signs, which are no formulas.
         text = axis.text(0.5, -0.03, caption, fontsize=8, ha='center', va='top', transform=axis.transAxes)
         text.set_parse_math(False)
-    path = Path(path)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
+    with written_beside(Path(path)) as beside:
         figure.savefig(beside, format='png', dpi=100)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import tqdm
 import tyro
 from PIL import Image
 
+from tresnet_jax.command_line import fail
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.factory import create_model
 from tresnet_jax.inference import fold_batchnorm
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f'{config.checkpoint}: a model of {what} cannot classify colour pictures')
             model = fold_batchnorm(model)
         except (ValueError, OSError) as error:
-            return _fail(error)
+            return fail(error)
         try:
             results = _run(config, model, paths)
             sys.stdout.flush()
@@ -127,13 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 _plot(good, config.plot)
             except (ValueError, OSError) as error:
-                return _fail(error)
+                return fail(error)
     return 1 if any('error' in result for result in results) else 0
-
-
-def _fail(error: Exception) -> int:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
 
 
 def _check(config: Config) -> list[Path]:

@@ -96,7 +96,6 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
 
     def forward(state: nnx.State, x: jax.Array) -> dict[str, jax.Array]:
         m = nnx.merge(graphdef, state).eval()  # a new model, so the caller's keeps its layers and its mode
-        m.set_memory()  # as `listen` asks; it changes the backward pass alone
         listen(m, lambda path, layer, x, y: counts[_stage(path)].update(_layer_counts(m, layer, x, y)))
         last, maps = m.forward_intermediates(x)
         outputs = dict(zip(STAGES, maps, strict=False))

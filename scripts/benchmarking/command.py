@@ -13,12 +13,12 @@ from typing import Literal
 
 import jax
 import numpy as np
-import tyro
 from flax import nnx
 
 import convert
 from convert.stored import seeded_weights
 from convert.write import save_safetensors
+from tresnet_jax.command_line import fail, parse
 from tresnet_jax.factory import build_model
 from tresnet_jax.initializers import ShapesOnly
 from tresnet_jax.profiling import profile
@@ -75,17 +75,11 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = tyro.cli(
-        Command,
-        args=None if arguments is None else list(arguments),
-        description=Command.__doc__,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    command = parse(Command, arguments)
     try:
         return run(command)
     except (ValueError, JobError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return fail(error)
 
 
 def run(command: Command) -> int:

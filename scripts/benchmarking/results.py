@@ -5,8 +5,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from convert.write import save_text
+from tresnet_jax.markdown import table
+
 from .contenders import CONTENDERS, TIMM
-from .tables import markdown, write_bars, write_csv, write_markdown
+from .tables import write_bars, write_csv
 from .turns import spread
 
 
@@ -138,7 +141,7 @@ def report(found: Sequence[Row], about: str) -> str:
     text = about
     for title, (columns, lines) in tables.items():
         if lines:
-            text += f'\n\n{title}:\n\n' + markdown(['model', 'what', 'batch', *columns], lines)
+            text += f'\n\n{title}:\n\n' + table(['model', 'what', 'batch', *columns], lines)
     return text
 
 
@@ -163,7 +166,7 @@ def _short(value: float) -> str:
 
 def write(out: Path, found: Sequence[Row], text: str, title: str) -> None:
     """benchmark.md, benchmark.csv and, where there are ratios, benchmark.png in a folder."""
-    write_markdown(out / 'benchmark.md', text)
+    save_text(out / 'benchmark.md', text)
     header = [field.name for field in dataclasses.fields(Row)]
     write_csv(out / 'benchmark.csv', header, [dataclasses.astuple(row) for row in found])
     groups, bars = [], {row.contender: [] for row in found if row.contender not in TIMM and row.ratio is not None}

@@ -1,4 +1,4 @@
-"""The files a benchmark leaves: Markdown, CSV and a bar chart, each written whole or not at all."""
+"""Files that a benchmark leaves: CSV and a bar chart, each written whole or not at all."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,17 +8,6 @@ from typing import Any
 import numpy as np
 
 from convert.write import written_beside
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [header, ['---'] * len(header), *rows]
-    return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
-
-
-def write_markdown(path: Path, text: str) -> None:
-    with written_beside(path) as beside:
-        beside.write_text(text, encoding='utf-8')
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -30,7 +30,7 @@ PLAIN = TrainConfig(
 RECIPES = {
     'plain': {},
     'nesterov, cosine, warm-up': {'opt': 'sgd', 'lr': 0.2, 'sched': 'cosine', 'warmup_epochs': 5, 'min_lr': 1e-3},
-    'step': {'sched': 'step', 'decay_epochs': 7, 'decay_rate': 0.3},
+    'step': {'lr': 0.05, 'sched': 'step', 'decay_epochs': 7, 'decay_rate': 0.5},
     'one cycle': {'sched': 'one_cycle', 'lr': 0.3, 'pct_start': 0.3},
     'smoothing': {'smoothing': 0.1},
     'mixup, average': {'smoothing': 0.1, 'mixup': 0.4, 'model_ema': True, 'model_ema_decay': 0.8},
@@ -183,7 +183,7 @@ def test_twenty_steps(name, recipe, record_error):
     state, losses = our_training(name, model, config)
     average, expected = torch_training(model, config)
 
-    assert np.abs(np.array(expected) / expected[0] - 1).max() > 0.1, 'the weights hardly move'
+    assert abs(expected[-1] / expected[0] - 1) > 0.1, 'the weights hardly move'
     assert relative_error(np.array(losses), np.array(expected)) <= 1e-9
     found = errors(state.params, state.batch_stats, model)
     if config.model_ema:

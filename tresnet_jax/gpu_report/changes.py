@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from tresnet_jax.gpu_report.program import Program
 from tresnet_jax.gpu_report.rows import Row
 from tresnet_jax.gpu_report.running import Figures
-from tresnet_jax.gpu_report.tables import table
+from tresnet_jax.markdown import table
 
 COMPARED = (
     'temp_bytes', 'argument_bytes', 'traffic_bytes', 'kernels', 'convolutions', 'fused_convolutions', 'operations'

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import tqdm
 import tyro
 
-from convert.write import written_beside
+from convert.write import save_text
+from tresnet_jax.command_line import fail, parse
 from tresnet_jax.gpu_report.changes import changes
 from tresnet_jax.gpu_report.chart import draw
 from tresnet_jax.gpu_report.program import Program
@@ -111,18 +112,12 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = tyro.cli(
-        Command,
-        args=None if arguments is None else list(arguments),
-        description=Command.__doc__,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    command = parse(Command, arguments)
     try:
         command.check()
         return one(command) if command.model else report(command)
     except ValueError as error:  # ReportError, ConversionError: each one readable line
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return fail(error)
     except KeyboardInterrupt:
         print('interrupted; the same command goes on', file=sys.stderr)
         return 1
@@ -187,8 +182,7 @@ def write(out: Path, results: Results, found: Found) -> None:
     """The three files of a report that is whole."""
     (out / 'images').mkdir(exist_ok=True)
     draw(found, out / 'images' / f'{NAME}.png')
-    with written_beside(out / f'{NAME}.md') as beside:
-        beside.write_text(markdown(found, versions()), encoding='utf-8')
+    save_text(out / f'{NAME}.md', markdown(found, versions()))
     batches = {row.program.name: figures['largest'] for row, figures in found if row.largest}
     results.write(out / f'{NAME}.json', largest=batches)
     results.kept.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tresnet_jax
-from convert.write import written_beside
+from convert.write import save_text
 from tresnet_jax.gpu_report.devices import DESCRIPTION, environment, plugin
 from tresnet_jax.gpu_report.program import Program
 
@@ -87,8 +87,7 @@ class Results:
             for program, found in self.figures.items()
         ]
         document = {'code': self.code, 'versions': versions(), **more, 'programs': rows}
-        with written_beside(path) as beside:
-            beside.write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
+        save_text(path, json.dumps(document, indent=1) + '\n')
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The report as Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tresnet_jax.gpu_report.devices import DEVICES
 from tresnet_jax.gpu_report.program import Program
 from tresnet_jax.gpu_report.rows import LIMITS, Row
 from tresnet_jax.gpu_report.running import Figures
+from tresnet_jax.markdown import table
 
 Found = Sequence[tuple[Row, Figures]]
 
@@ -125,9 +126,3 @@ def label(program: Program) -> str:
     """A program in a table for its mode: '`tresnet_m` inplace, remat'."""
     more = f' {program.abn_memory}' if program.mode == 'train' else '' if program.fold else ' not folded'
     return f'`{program.model}`{more}' + ', remat' * program.remat
-
-
-def table(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [heads, ['---'] * len(heads), *cells]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'

@@ -1,15 +1,17 @@
 """A run's batches, on its devices, as its configuration says."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from tresnet_jax.training.augment import TrainTransform, create_train_transform
-from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.config import TrainConfig, TrainingError
 from tresnet_jax.training.pipeline import eval_dataset, to_devices, train_dataset
 from tresnet_jax.training.sources import Source
 from tresnet_jax.transforms import EvalTransform, create_transform
+from tresnet_jax.variants import IMAGENET
 
 
 def train_transform(config: TrainConfig) -> TrainTransform:
@@ -35,6 +37,16 @@ def eval_transform(config: TrainConfig) -> EvalTransform:
     """How a resolved configuration prepares pictures for evaluation."""
     assert config.mean is not None and config.std is not None
     return create_transform(config.image_size, config.interpolation, config.mean, config.std, config.crop_pct)
+
+
+def check_pictures(config: TrainConfig) -> None:
+    """Raises TrainingError where pictures cannot be augmented or prepared so, before a run has begun."""
+    resolved = dataclasses.replace(config, mean=config.mean or IMAGENET['mean'], std=config.std or IMAGENET['std'])
+    for what, create in (('training', train_transform), ('evaluation', eval_transform)):
+        try:
+            create(resolved)
+        except ValueError as error:
+            raise TrainingError(f'{what} pictures: {error}') from None
 
 
 def train_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from tresnet_jax.command_line import fail
 from tresnet_jax.training.config import CHANGEABLE, CONFIG_FILE, RESOLVED, TrainConfig, TrainingError, load_config
 from tresnet_jax.training.distributed import Hosts, set_up
 from tresnet_jax.training.recipes import RECIPES, recipe
@@ -42,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         result = train(config, command.workdir)
     except ValueError as error:  # TrainingError, DataError, ConversionError, HubError: each one readable line
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return fail(error)
     if result.finished:
         print(f'done: {command.workdir}; python -m convert {command.workdir} model.safetensors --to torch')
     return 0

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.write import written_beside
+from convert.write import save_text
+from tresnet_jax.labels import are_names
 
 CONFIG_FILE = 'config.json'
 LABEL_NAMES_FILE = 'label_names.json'
@@ -206,14 +207,12 @@ CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadab
 def save_config(config: TrainConfig, workdir: Path) -> None:
     """Write config.json below the run's folder."""
     text = json.dumps(dataclasses.asdict(config), indent=2, default=str) + '\n'
-    with written_beside(workdir / CONFIG_FILE) as beside:
-        Path(beside).write_text(text, encoding='utf-8')
+    save_text(workdir / CONFIG_FILE, text)
 
 
 def save_label_names(names: Sequence[str], workdir: Path) -> None:
     """Write what the classes of a run are called, in the order of the outputs."""
-    with written_beside(workdir / LABEL_NAMES_FILE) as beside:
-        Path(beside).write_text(json.dumps(list(names), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    save_text(workdir / LABEL_NAMES_FILE, json.dumps(list(names), indent=1, ensure_ascii=False) + '\n')
 
 
 def load_label_names(workdir: Path) -> tuple[str, ...] | None:
@@ -229,7 +228,7 @@ def load_label_names(workdir: Path) -> tuple[str, ...] | None:
         return None
     except (OSError, ValueError) as error:
         raise TrainingError(f'{path}: cannot be read as JSON ({error})') from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not are_names(names):
         raise TrainingError(f'{path}: expected a list of names')
     return tuple(names)
 

@@ -9,6 +9,7 @@ import jax
 import tqdm
 import tyro
 
+from tresnet_jax.command_line import fail, parse
 from tresnet_jax.inference import fold_batchnorm
 from tresnet_jax.model import functional
 from tresnet_jax.training.config import TrainingError
@@ -35,21 +36,14 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = tyro.cli(
-        Command,
-        args=None if arguments is None else list(arguments),
-        default=Command(tyro.MISSING, Flags()),
-        description=Command.__doc__,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    command = parse(Command, arguments, default=Command(tyro.MISSING, Flags()))
     try:
         if command.shard_size < 1:
             raise TrainingError(f'--shard-size must be positive, got {command.shard_size}')
         subject = prepare(command.flags, command.hosts, split='train', num_classes=0, flat=True)
         print(run(command, subject))
     except ValueError as error:  # TrainingError, DataError, ConversionError, HubError: each one readable line
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return fail(error)
     except KeyboardInterrupt:
         print(f'interrupted; the same command goes on with {command.out}', file=sys.stderr)
         return 130

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from convert.write import save_safetensors, written_beside
+from convert.write import save_safetensors, save_text
 from tresnet_jax.model import Tree
 from tresnet_jax.training.config import TrainingError
 from tresnet_jax.training.step import AXIS, Batch, normalise
@@ -76,8 +76,7 @@ class Shards:
             there = [bool(column.any()) for column in everywhere.T]
         if first and not index.exists():
             for name, content in ((NAMES_FILE, text), (INDEX_FILE, json.dumps(identity, indent=2) + '\n')):
-                with written_beside(self.folder / name) as beside:
-                    beside.write_text(content, encoding='utf-8')
+                save_text(self.folder / name, content)
         return there
 
     def _check_same(self, index: Path, identity: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import tqdm
 import tyro
 
 from convert.report import describe_pictures
+from tresnet_jax.command_line import fail, parse
 from tresnet_jax.inference import fold_batchnorm
 from tresnet_jax.model import functional
 from tresnet_jax.training.config import TrainingError
@@ -62,13 +62,7 @@ class Figure:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = tyro.cli(
-        Command,
-        args=None if arguments is None else list(arguments),
-        default=Command(Flags()),
-        description=Command.__doc__,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    command = parse(Command, arguments, default=Command(Flags()))
     try:
         subject = prepare(command.flags, command.hosts)
         published = published_for(subject)
@@ -76,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise TrainingError(_nothing_to_check(subject))
         accuracy = measure(subject, command.flags)
     except ValueError as error:  # TrainingError, DataError, ConversionError, HubError: each one readable line
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return fail(error)
     top1 = figure(accuracy, accuracy.top1, published and published.top1)
     top5 = figure(accuracy, accuracy.top5, published and published.top5)
     if jax.process_index() == 0:

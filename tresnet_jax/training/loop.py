@@ -14,7 +14,7 @@ from flax import nnx
 
 from tresnet_jax.factory import create_model
 from tresnet_jax.model import functional
-from tresnet_jax.training.batches import eval_batches, train_batches
+from tresnet_jax.training.batches import check_pictures, eval_batches, train_batches
 from tresnet_jax.training.checkpoint import BEST, Checkpoints
 from tresnet_jax.training.config import TrainConfig, TrainingError, save_config, save_label_names
 from tresnet_jax.training.distributed import local_devices, replicate
@@ -56,6 +56,7 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         ValueError: what `create_model` raises.
     """
     config.check()
+    check_pictures(config)
     workdir.mkdir(parents=True, exist_ok=True)
     devices = local_devices(config.devices)
     first = jax.process_index() == 0

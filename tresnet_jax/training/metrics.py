@@ -9,7 +9,7 @@ from typing import Any
 
 import tqdm
 
-from convert.write import written_beside
+from convert.write import save_text, written_beside
 
 FILE = 'metrics.jsonl'
 
@@ -97,8 +97,7 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep the records up to a step: a run that goes on makes the later ones again."""
     if path.exists():
         kept = [json.dumps(record) + '\n' for record in read(path.parent) if record['step'] <= step]
-        with written_beside(path) as beside:
-            beside.write_text(''.join(kept), encoding='utf-8')
+        save_text(path, ''.join(kept))
 
 
 def plot(workdir: Path) -> None:
