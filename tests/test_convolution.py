@@ -13,9 +13,10 @@ from tresnet_jax.convolution import conv_general_dilated
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 
 
-def run(convolve, size: int, stride: int):
-    pad = (size - 1) // 2
-    return lambda x, w: convolve(x, w, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=NHWC)
+def run(convolve, size: int, stride: int = 1, dilation: int = 1):
+    pads = 2 * (2 * (dilation * (size - 1) // 2,),)
+    strides, dilations = (stride, stride), (dilation, dilation)
+    return lambda x, w: convolve(x, w, strides, pads, rhs_dilation=dilations, dimension_numbers=NHWC)
 
 
 def products(lowered: jax.stages.Lowered) -> list[str]:
@@ -23,20 +24,21 @@ def products(lowered: jax.stages.Lowered) -> list[str]:
     return [line for line in lowered.as_text().splitlines() if re.search(r'stablehlo.(dot_general|convolution)', line)]
 
 
-def drawn(size: int, chans: tuple[int, int], dtype='float64') -> list[jax.Array]:
+def drawn(size: int, chans: tuple[int, int], dtype='float64', map_size=(6, 5)) -> list[jax.Array]:
     """Pictures and a kernel, and a direction for each."""
     rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.normal(size=s), dtype) for s in 2 * [(2, 6, 5, chans[0]), (size, size, *chans)]]
+    return [jnp.asarray(rng.normal(size=s), dtype) for s in 2 * [(2, *map_size, chans[0]), (size, size, *chans)]]
 
 
-@pytest.mark.parametrize('chans', [(4, 7), (7, 4), (5, 5)])
-@pytest.mark.parametrize(('size', 'stride'), [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_equals_jax(x64, size, stride, chans):
+@pytest.mark.parametrize('chans', [(4, 7), (7, 4)])
+@pytest.mark.parametrize('map_size', [(6, 5), (4, 4), (3, 2), (1, 1)])
+@pytest.mark.parametrize(('size', 'stride', 'dilation'), [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2)])
+def test_equals_jax(x64, size, stride, dilation, map_size, chans):
     """Values, derivatives either way, and a product with the Hessian."""
-    x, w, dx, dw = drawn(size, chans)
+    x, w, dx, dw = drawn(size, chans, map_size=map_size)
 
     def everything(convolve):
-        f = run(convolve, size, stride)
+        f = run(convolve, size, stride, dilation)
 
         def loss(x, w):
             return (f(x, w) ** 3).sum()
@@ -53,8 +55,8 @@ def test_equals_jax(x64, size, stride, chans):
 @pytest.mark.parametrize('size', [1, 3])
 def test_half_precision_is_rounded_once_on_a_cpu(x64, size, dtype):
     x, w, *_ = drawn(size, (64, 32), dtype)
-    exact = run(lax.conv_general_dilated, size, 1)(*(a.astype(jnp.float64) for a in (x, w)))
-    convolve = jax.jit(run(conv_general_dilated, size, 1))
+    exact = run(lax.conv_general_dilated, size)(*(a.astype(jnp.float64) for a in (x, w)))
+    convolve = jax.jit(run(conv_general_dilated, size))
     (product,) = products(convolve.lower(x, w))
     assert product.count('xf32>') == 3
     y = convolve(x, w)
@@ -64,11 +66,15 @@ def test_half_precision_is_rounded_once_on_a_cpu(x64, size, dtype):
 
 
 @pytest.mark.parametrize('chans', [(4, 7), (7, 4)])
-def test_pointwise_is_a_product_on_a_cpu(chans):
-    x, w, *_ = drawn(1, chans, 'float32')
-    gradient = jax.jit(jax.grad(lambda w, x: (run(conv_general_dilated, 1, 1)(x, w) ** 2).sum(), argnums=(0, 1)))
-    text = gradient.lower(w, x).compile().as_text()
-    assert text and ' dot(' in text and ' convolution(' not in text
+@pytest.mark.parametrize(
+    ('size', 'map_size', 'products_only'), [(1, (6, 5), True), (3, (2, 4), True), (3, (3, 3), False)]
+)
+def test_what_is_a_product_on_a_cpu(size, map_size, products_only, chans):
+    x, w, *_ = drawn(size, chans, 'float32', map_size)
+    gradient = jax.jit(jax.grad(lambda x, w: (run(conv_general_dilated, size)(x, w) ** 2).sum(), argnums=(0, 1)))
+    text = gradient.lower(x, w).compile().as_text() or ''
+    assert (' dot(' in text, ' convolution(' in text) == (products_only, not products_only)
+    assert 'rhs_reversal' not in text  # the sign that XLA took the map for the kernel
 
 
 @pytest.mark.parametrize('chans', [(4, 7), (7, 4)])
@@ -78,7 +84,7 @@ def test_a_gpu_runs_what_jax_lowers(size, dtype, chans):
     x, w, *_ = drawn(size, chans, dtype)
 
     def convolutions(convolve):
-        gradient = jax.jit(jax.grad(lambda x, w: run(convolve, size, 1)(x, w).sum().astype(jnp.float32), (0, 1)))
+        gradient = jax.jit(jax.grad(lambda x, w: run(convolve, size)(x, w).sum().astype(jnp.float32), (0, 1)))
         lines = products(gradient.trace(x, w).lower(lowering_platforms=('cuda',)))
         return sorted(line.partition('dim_numbers')[2] for line in lines)  # all but the inputs' names
 

@@ -21,7 +21,6 @@ def parse(kind: type[Command], arguments: Sequence[str] | None, default: Command
         kind,
         args=None if arguments is None else list(arguments),
         default=tyro.MISSING_NONPROP if default is None else default,
-        description=kind.__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 

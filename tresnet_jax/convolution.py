@@ -3,39 +3,72 @@
 Nothing here changes what is computed, and every derivative of any order stays JAX's own.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+Convolve = Callable[[jax.Array, jax.Array], jax.Array]
+
 # (N, C) x (C, O) -> (N, O), no window: a matrix product that is differentiated as a convolution.
 _NO_WINDOW = lax.ConvDimensionNumbers((0, 1), (1, 0), (0, 1))
 
 
-def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], *args, **kwargs) -> jax.Array:
-    """As ``jax.lax.conv_general_dilated``, for ``nnx.Conv``.
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    rhs_dilation: Sequence[int],
+    **kwargs: Any,
+) -> jax.Array:
+    """As ``jax.lax.conv_general_dilated``, for ``nnx.Conv`` without groups; a 1x1 kernel is taken to be unpadded.
 
     Args:
         lhs: (B, H, W, C_in), any floating dtype.
         rhs: (h, w, C_in, C_out), the same dtype.
         window_strides: for H and W.
-        *args: passed on, as kwargs. A 1x1 kernel is taken to be without padding or groups.
+        padding: before and behind, for H and W.
+        rhs_dilation: for H and W.
+        **kwargs: passed on where XLA convolves.
 
     Returns:
         (B, H', W', C_out), the dtype of the inputs.
     """
 
     def direct(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(lhs, rhs, window_strides, *args, **kwargs)
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, rhs_dilation=rhs_dilation, **kwargs)
 
-    on_cpu = _pointwise if rhs.shape[:2] == (1, 1) and set(window_strides) == {1} else direct
+    def products(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return _sum_of_products(lhs, rhs, window_strides, padding, rhs_dilation)
+
+    window = rhs.shape[:2]
+    starts = _starts(lhs, rhs, padding, rhs_dilation)
+    outputs = math.prod(-(-n // stride) for n, stride in zip(starts, window_strides, strict=True))
+    on_cpu: Convolve = direct
+    if window == (1, 1) and set(window_strides) == {1}:
+        on_cpu = _pointwise
+    # XLA takes a map with fewer pixels than the kernel for the kernel, and what that becomes runs at a hundredth of the
+    # speed. The input's gradient is convolved from the output's map.
+    elif outputs < math.prod(window):
+        on_cpu = products
     if lhs.dtype.itemsize < 4:
         return lax.platform_dependent(lhs, rhs, cpu=_in_float32(on_cpu), default=direct)
     if on_cpu is direct:
         return direct(lhs, rhs)
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=direct)
+
+
+def _starts(
+    lhs: jax.Array, rhs: jax.Array, padding: Sequence[tuple[int, int]], rhs_dilation: Sequence[int]
+) -> list[int]:
+    """In how many places along H and W the kernel fits, at a stride of one."""
+    sizes = zip(lhs.shape[1:3], padding, rhs_dilation, rhs.shape[:2], strict=True)
+    return [n + sum(pads) - dilation * (k - 1) for n, pads, dilation, k in sizes]
 
 
 def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -52,7 +85,27 @@ def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     return product.reshape(*lhs.shape[:-1], -1)
 
 
-def _in_float32(convolve: Any) -> Any:
+def _sum_of_products(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    rhs_dilation: Sequence[int],
+) -> jax.Array:
+    """One matrix product for each place in the kernel, with the pixels that it meets."""
+    padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
+    starts = _starts(lhs, rhs, padding, rhs_dilation)
+
+    def met(*place: int) -> jax.Array:
+        corners = (d * at for d, at in zip(rhs_dilation, place, strict=True))
+        rows, columns = (slice(a, a + n, s) for a, n, s in zip(corners, starts, window_strides, strict=True))
+        return padded[:, rows, columns]
+
+    places = [(row, column) for row in range(rhs.shape[0]) for column in range(rhs.shape[1])]
+    return sum((met(*place) @ rhs[place] for place in places[1:]), met(0, 0) @ rhs[0, 0])
+
+
+def _in_float32(convolve: Convolve) -> Convolve:
     """For half precision: a CPU has no such units, and XLA's fusions around bfloat16 convolutions gave wrong numbers.
 
     Seen from JAX 0.11 to 0.12.0.1 in a residual block with a pooled shortcut.
