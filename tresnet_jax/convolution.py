@@ -13,9 +13,6 @@ from jax import lax
 
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
-# (N, C) x (C, O) -> (N, O), no window: a matrix product that is differentiated as a convolution.
-_NO_WINDOW = lax.ConvDimensionNumbers((0, 1), (1, 0), (0, 1))
-
 
 def conv_general_dilated(
     lhs: jax.Array,
@@ -72,17 +69,8 @@ def _starts(
 
 
 def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """A 1x1 convolution as one matrix product over all pixels, as XLA's own, its weight gradient above all, is slow.
-
-    The weight gradient is a product too, over all pixels, for which XLA transposes the left factor: JAX puts the
-    output's gradient there for a dot product, and the input for a convolution. The narrower of them costs less.
-    """
-    pixels, kernel = lhs.reshape(-1, lhs.shape[-1]), rhs[0, 0]
-    if kernel.shape[0] > kernel.shape[1]:
-        product = pixels @ kernel
-    else:
-        product = lax.conv_general_dilated(pixels, kernel, (), (), dimension_numbers=_NO_WINDOW)
-    return product.reshape(*lhs.shape[:-1], -1)
+    """A 1x1 convolution as one matrix product over all pixels: XLA's own, its weight gradient above all, is slow."""
+    return (lhs.reshape(-1, lhs.shape[-1]) @ rhs[0, 0]).reshape(*lhs.shape[:-1], -1)
 
 
 def _sum_of_products(
