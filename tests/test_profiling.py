@@ -113,10 +113,10 @@ def test_timms_benchmark_tables(name, size):
 
 
 def primitives(jaxpr):
-    """Every equation of a program, inner programs' too."""
+    """Every equation of a program, inner programs' too; of those for one platform each the last, for all others."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in equation.params.values():
+        for value in equation.params['branches'][-1:] if 'branches' in equation.params else equation.params.values():
             inner = getattr(value, 'jaxpr', value)
             if hasattr(inner, 'eqns'):
                 yield from primitives(inner)
