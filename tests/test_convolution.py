@@ -50,6 +50,17 @@ def test_equals_jax(x64, size, stride, dilation, map_size):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * abs(b).max()), ours, jax_own)
 
 
+@pytest.mark.parametrize('map_size', [(6, 5), (3, 2)])
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+def test_padding_by_name(x64, padding, map_size):
+    x, w, *_ = drawn(2, map_size=map_size)
+    ours, jax_own = (
+        convolve(x, w, (2, 1), padding, rhs_dilation=(1, 1), dimension_numbers=NHWC)
+        for convolve in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    np.testing.assert_allclose(ours, jax_own, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 @pytest.mark.parametrize('size', [1, 3])
 def test_half_precision_is_rounded_once_on_a_cpu(x64, size, dtype):

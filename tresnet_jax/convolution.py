@@ -18,7 +18,7 @@ def conv_general_dilated(
     lhs: jax.Array,
     rhs: jax.Array,
     window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    padding: str | Sequence[tuple[int, int]],
     *,
     rhs_dilation: Sequence[int],
     **kwargs: Any,
@@ -29,7 +29,7 @@ def conv_general_dilated(
         lhs: (B, H, W, C_in), any floating dtype.
         rhs: (h, w, C_in, C_out), the same dtype.
         window_strides: for H and W.
-        padding: before and behind, for H and W.
+        padding: before and behind, for H and W; or 'SAME' or 'VALID'.
         rhs_dilation: for H and W.
         **kwargs: passed on where XLA convolves.
 
@@ -37,13 +37,17 @@ def conv_general_dilated(
         (B, H', W', C_out), the dtype of the inputs.
     """
 
+    window = rhs.shape[:2]
+    if isinstance(padding, str):
+        spans = [dilation * (k - 1) + 1 for dilation, k in zip(rhs_dilation, window, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], spans, window_strides, padding)
+
     def direct(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, rhs_dilation=rhs_dilation, **kwargs)
 
     def products(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _sum_of_products(lhs, rhs, window_strides, padding, rhs_dilation)
 
-    window = rhs.shape[:2]
     starts = _starts(lhs, rhs, padding, rhs_dilation)
     outputs = math.prod(-(-n // stride) for n, stride in zip(starts, window_strides, strict=True))
     on_cpu: Convolve = direct
