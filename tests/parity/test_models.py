@@ -26,7 +26,14 @@ DEEP = ('resnet101d', 'resnet152d', 'resnet200d', 'tresnet_l', 'tresnet_v2_l', '
 IN_TRAINING = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in sorted(ARCHITECTURES)]
 
 
-@pytest.fixture(scope='module', params=sorted(ARCHITECTURES))
+# Between ResNet-50-D and ResNet-200-D, and the same but for the number of blocks.
+BETWEEN = ('resnet101d', 'resnet152d')
+
+
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in BETWEEN else []) for name in sorted(ARCHITECTURES)],
+)
 def pair(request):
     """An architecture's name and timm's model of it."""
     yield request.param, reference(request.param)
