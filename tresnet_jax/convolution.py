@@ -46,9 +46,11 @@ def conv_general_dilated(
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, rhs_dilation=rhs_dilation, **kwargs)
 
     def products(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return _sum_of_products(lhs, rhs, window_strides, padding, rhs_dilation)
+        return _sum_of_products(lhs, rhs, starts, window_strides, padding, rhs_dilation)
 
-    starts = _starts(lhs, rhs, padding, rhs_dilation)
+    sizes = zip(lhs.shape[1:3], padding, rhs_dilation, window, strict=True)
+    # In how many places along H and W the kernel fits, at a stride of one.
+    starts = [n + sum(pads) - dilation * (k - 1) for n, pads, dilation, k in sizes]
     outputs = math.prod(-(-n // stride) for n, stride in zip(starts, window_strides, strict=True))
     on_cpu: Convolve = direct
     if window == (1, 1) and set(window_strides) == {1}:
@@ -58,18 +60,10 @@ def conv_general_dilated(
     elif outputs < math.prod(window):
         on_cpu = products
     if lhs.dtype.itemsize < 4:
-        return lax.platform_dependent(lhs, rhs, cpu=_in_float32(on_cpu), default=direct)
+        on_cpu = _in_float32(on_cpu)
     if on_cpu is direct:
         return direct(lhs, rhs)
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=direct)
-
-
-def _starts(
-    lhs: jax.Array, rhs: jax.Array, padding: Sequence[tuple[int, int]], rhs_dilation: Sequence[int]
-) -> list[int]:
-    """In how many places along H and W the kernel fits, at a stride of one."""
-    sizes = zip(lhs.shape[1:3], padding, rhs_dilation, rhs.shape[:2], strict=True)
-    return [n + sum(pads) - dilation * (k - 1) for n, pads, dilation, k in sizes]
 
 
 def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -80,13 +74,13 @@ def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 def _sum_of_products(
     lhs: jax.Array,
     rhs: jax.Array,
+    starts: Sequence[int],
     window_strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     rhs_dilation: Sequence[int],
 ) -> jax.Array:
     """One matrix product for each place in the kernel, with the pixels that it meets."""
     padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
-    starts = _starts(lhs, rhs, padding, rhs_dilation)
 
     def met(*place: int) -> jax.Array:
         corners = (d * at for d, at in zip(rhs_dilation, place, strict=True))
