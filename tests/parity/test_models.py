@@ -23,17 +23,15 @@ TRAINING_TOLERANCE = 1e-11
 
 # Deeper or wider than a network that is held against timm's every day, and the same but for that.
 DEEP = ('resnet101d', 'resnet152d', 'resnet200d', 'tresnet_l', 'tresnet_v2_l', 'tresnet_xl')
-IN_TRAINING = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in sorted(ARCHITECTURES)]
-
-
 # Between ResNet-50-D and ResNet-200-D, and the same but for the number of blocks.
 BETWEEN = ('resnet101d', 'resnet152d')
 
 
-@pytest.fixture(
-    scope='module',
-    params=[pytest.param(name, marks=[pytest.mark.slow] if name in BETWEEN else []) for name in sorted(ARCHITECTURES)],
-)
+def every_architecture(slow: tuple[str, ...]) -> list:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in sorted(ARCHITECTURES)]
+
+
+@pytest.fixture(scope='module', params=every_architecture(slow=BETWEEN))
 def pair(request):
     """An architecture's name and timm's model of it."""
     yield request.param, reference(request.param)
@@ -84,7 +82,7 @@ def test_evaluation_float64(pair, record_error):
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('pair', IN_TRAINING, indirect=True)
+@pytest.mark.parametrize('pair', every_architecture(slow=DEEP), indirect=True)
 def test_training_float64(pair, record_error):
     """Outputs with batch statistics, running statistics after the step, and the gradient of every parameter."""
     name, model = pair
