@@ -132,7 +132,7 @@ def avg_pool(x: jax.Array) -> jax.Array:
     h, w = x.shape[1:3]
     rows, columns = (np.where(np.arange(0, n, 2) == n - 1, 1, 2) for n in (h, w))
     y = at_least_float32(jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))))
-    # No reduction: in a residual block of bfloat16 XLA's fusions for the CPU read past one (JAX 0.11 to 0.12.0.1).
+    # No reduction: in a residual block of bfloat16 XLA's fusions for the CPU got one wrong (JAX 0.11 to 0.12.0.1).
     y = y[:, ::2, ::2] + y[:, 1::2, ::2] + y[:, ::2, 1::2] + y[:, 1::2, 1::2]
     return (y * jnp.asarray(1 / np.outer(rows, columns)[None, :, :, None], y.dtype)).astype(x.dtype)
 
