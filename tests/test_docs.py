@@ -40,12 +40,19 @@ def test_python_example(code, clone):
             assert said[1] in result.stdout
 
 
-def test_commands(clone):
-    """The commands run in the order of the page, those that call our scripts and modules."""
-    lines = [line for page in PAGES for line in page.read_text(encoding='utf-8').splitlines()]
-    commands = [line for line in lines if re.match(r'python (-m convert|scripts/)', line)]
-    assert len(commands) >= 4
-    for command in commands:
+def commands(page: Path) -> list[str]:
+    """Those that call our scripts and modules, in the order of the page."""
+    lines = page.read_text(encoding='utf-8').splitlines()
+    return [line for line in lines if re.match(r'python (-m convert|scripts/)', line)]
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_commands(page, clone):
+    for command in commands(page):
         _, *words = shlex.split(command, comments=True)
         result = subprocess.run([sys.executable, *words], cwd=clone, capture_output=True, text=True)
         assert result.returncode == 0, f'{command}\n{result.stderr}'
+
+
+def test_pages_have_commands():
+    assert {'README', 'training'} <= {page.stem for page in PAGES if commands(page)}

@@ -112,6 +112,7 @@ def test_training_float64(pair, record_error):
     record_error(name, 'statistics, f64', largest(ours_after, after, TRAINING_TOLERANCE))
 
 
+@pytest.mark.parametrize('pair', every_architecture(slow=DEEP), indirect=True)
 def test_evaluation_float32(pair, record_error):
     """Within ten times the error that torch itself makes in float32."""
     name, model = pair
