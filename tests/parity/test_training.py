@@ -36,7 +36,8 @@ RECIPES = {
     'mixup, average': {'smoothing': 0.1, 'mixup': 0.4, 'model_ema': True, 'model_ema_decay': 0.8},
     'average, warm-up': {'model_ema': True, 'model_ema_decay': 0.8, 'model_ema_warmup': True},
     'clipping': {'clip_grad': 0.5},
-    'adamw': {'opt': 'adamw', 'lr': 0.1},
+    # Adam's steps are as long where a gradient is all but zero, and there rounding decides on the direction.
+    'adamw': {'opt': 'adamw', 'lr': 0.01},
     # With a schedule, since it is timm's schedulers that scale the rates of the layers.
     'layer decay': {'layer_decay': 0.7, 'sched': 'step', 'decay_epochs': 7, 'decay_rate': 0.3},
     'frozen': {'freeze': ('stem', 'layer1')},
