@@ -10,6 +10,7 @@ from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.inplace_abn import activate
 from tresnet_jax.listening import replace_layer
 from tresnet_jax.model import ImageModel
+from tresnet_jax.winograd import conv_general_dilated
 
 
 class Activation(nnx.Module):
@@ -22,7 +23,7 @@ class Activation(nnx.Module):
         return activate(x, self.slope)
 
 
-def fold_batchnorm(model: ImageModel) -> ImageModel:
+def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
     """A new model with each batch norm's affine map folded into the convolution before it.
 
     In evaluation mode batch norm is a scale and a shift for each channel, so that the kernel takes the one and a bias
@@ -44,6 +45,8 @@ def fold_batchnorm(model: ImageModel) -> ImageModel:
         if isinstance(norm, BatchNormAct):
             _fold(norm, _convolution_before(modules, path))
             replace_layer(modules, path, Activation(norm.slope))
+        elif winograd and isinstance(norm, nnx.Conv):
+            norm.conv_general_dilated = conv_general_dilated
     folded.folded = True
     return folded.eval()
 
