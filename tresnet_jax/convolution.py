@@ -60,7 +60,7 @@ def conv_general_dilated(
     elif outputs < math.prod(window):
         on_cpu = products
     if lhs.dtype.itemsize < 4:
-        on_cpu = in_float32(on_cpu)
+        on_cpu = _in_float32(on_cpu)
     if on_cpu is direct:
         return direct(lhs, rhs)
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=direct)
@@ -91,7 +91,7 @@ def _sum_of_products(
     return sum((met(*place) @ rhs[place] for place in places[1:]), met(0, 0) @ rhs[0, 0])
 
 
-def in_float32(convolve: Convolve) -> Convolve:
+def _in_float32(convolve: Convolve) -> Convolve:
     """For half precision: a CPU has no such units, and XLA's fusions around bfloat16 convolutions gave wrong numbers.
 
     Seen from JAX 0.11 to 0.12.0.1 in a residual block with a pooled shortcut.

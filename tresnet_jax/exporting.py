@@ -24,6 +24,7 @@ from tresnet_jax.layers import param_dtype
 from tresnet_jax.model import ImageModel, functional
 from tresnet_jax.profiling import height_width, input_size
 from tresnet_jax.transforms import resolve_data_config
+from tresnet_jax.winograd import KERNELS
 
 FORMAT = 'tresnet_jax.export'
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -67,8 +68,10 @@ def export(
         raise ValueError(f'batch must be positive, or None for any, got {batch}')
 
     apply, params, batch_stats = functional(fold_batchnorm(model))
-    # The convolutions would cast them at each call.
-    params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), params)
+    # The convolutions would cast them at each call; Winograd's method needs its own kernels in float32.
+    params = jax.tree.map_with_path(
+        lambda path, leaf: leaf if path[-1].key == KERNELS else leaf.astype(model.dtype), params
+    )
     pictures = jax.export.symbolic_shape('batch') if batch is None else (batch,)
     exported = jax.export.export(jax.jit(lambda x: apply(params, batch_stats, x)), platforms=tuple(platforms))(
         jax.ShapeDtypeStruct((*pictures, height, width, model.in_chans), param_dtype(model.dtype))

@@ -10,7 +10,7 @@ from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.inplace_abn import activate
 from tresnet_jax.listening import replace_layer
 from tresnet_jax.model import ImageModel
-from tresnet_jax.winograd import conv_general_dilated
+from tresnet_jax.winograd import WinogradConv
 
 
 class Activation(nnx.Module):
@@ -32,6 +32,11 @@ def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
 
     Args:
         model: of `create_model`, in either mode, with concrete weights; it is left as it is.
+        winograd: on a CPU, convolve by Winograd's method where that is faster (`tresnet_jax.winograd`): maps of 25x25
+            and more, and from 13x13 on if the batch is a multiple of 8. Each such convolution is off by 1e-6 to 4e-6 of
+            its largest output in float32; float32 logits of resnet50d and tresnet_m are within 1e-6 of float64's, as
+            without. Kernels for it are kept beside the others: 56 MB of resnet50d, 125 MB of tresnet_m. On a GPU or TPU
+            only that memory changes.
 
     Returns:
         A model in evaluation mode that is called as the given one and works with `functional` and `export`. Its
@@ -45,8 +50,11 @@ def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
         if isinstance(norm, BatchNormAct):
             _fold(norm, _convolution_before(modules, path))
             replace_layer(modules, path, Activation(norm.slope))
-        elif winograd and isinstance(norm, nnx.Conv):
-            norm.conv_general_dilated = conv_general_dilated
+    if winograd:
+        for path, layer in modules.items():
+            is_inside = path and isinstance(modules[path[:-1]], WinogradConv)
+            if isinstance(layer, nnx.Conv) and WinogradConv.takes(layer) and not is_inside:
+                replace_layer(modules, path, WinogradConv(layer))
     folded.folded = True
     return folded.eval()
 

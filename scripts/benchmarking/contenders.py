@@ -112,6 +112,10 @@ def _ours(subject: Subject, **options: Any) -> Side:
     return jax_side.ours(subject, **options)
 
 
+def _winograd(subject: Subject) -> Side:
+    return _ours(subject, folded=True, winograd=True)
+
+
 def _wake_torch(threads: int) -> str:
     from . import torch_side
 
@@ -170,6 +174,7 @@ def _in_mode(name: str, has: Callable[[str], bool] = lambda architecture: True, 
 CONTENDERS: dict[str, Contender] = {row.name: row for row in (
     Contender('ours', 'tresnet_jax', _wake_jax, _ours, MEASURES),
     Contender('ours-folded', 'tresnet_jax', _wake_jax, lambda subject: _ours(subject, folded=True), FORWARD),
+    Contender('ours-winograd', 'tresnet_jax', _wake_jax, _winograd, FORWARD),
     Contender('ours-cached', 'tresnet_jax', _wake_cached, _ours, ('first_call',), cached=True),
     _in_mode('ours-inplace', is_tresnet, abn_memory='inplace'),
     _in_mode('ours-lean', is_tresnet, abn_memory='lean'),

@@ -78,9 +78,9 @@ class JaxSide:
         return None if device.platform == 'cpu' else device.memory_stats()['peak_bytes_in_use']
 
 
-def ours(subject: Subject, *, folded: bool = False, **options: Any) -> Side:
-    """Options are those of `create_model`."""
+def ours(subject: Subject, *, folded: bool = False, winograd: bool = False, **options: Any) -> Side:
+    """Options are those of `create_model`; winograd is for a folded model."""
     model = tresnet_jax.create_model(subject.architecture, checkpoint=subject.weights, dtype=subject.dtype, **options)
     if folded:
-        model = tresnet_jax.fold_batchnorm(model)
+        model = tresnet_jax.fold_batchnorm(model, winograd=winograd)
     return JaxSide(*tresnet_jax.functional(model), subject.dtype)
