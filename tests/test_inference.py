@@ -201,3 +201,13 @@ def test_half_precision_gives_the_same_classes(name, dtype, fold):
     assert len(single) == 500
     assert (single.argmax(1) == half.argmax(1)).mean() >= 0.99
     assert 1e-5 < np.sqrt(np.square(half - single).mean() / np.square(single).mean()) < 0.05
+
+
+@pytest.mark.parametrize('size', [200, 224])
+def test_bfloat16_of_one_wide_picture(size):
+    """A program that is the logits alone: XLA took the last convolutions into one fusion with the mean, and gave NaN."""
+    x = pictures(1, size, size)
+    call = jax.jit(lambda model, x: model(x))
+    single = np.asarray(call(as_trained('test_resnet'), x))
+    half = np.asarray(call(tresnet_jax.fold_batchnorm(as_trained('test_resnet', dtype='bfloat16')), x), np.float32)
+    assert np.abs(half - single).max() <= 0.05 * np.abs(single).max()

@@ -94,10 +94,11 @@ def _sum_of_products(
 def _in_float32(convolve: Convolve) -> Convolve:
     """For half precision: a CPU has no such units, and XLA's fusions around bfloat16 convolutions gave wrong numbers.
 
-    Seen from JAX 0.11 to 0.12.0.1 in a residual block with a pooled shortcut.
+    Seen from JAX 0.11 to 0.12.0.1: in a residual block with a pooled shortcut, and where the mean over a map took the
+    convolutions before it into one fusion, which the barrier keeps it from.
     """
 
     def run(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return convolve(lhs.astype(jnp.float32), rhs.astype(jnp.float32)).astype(lhs.dtype)
+        return lax.optimization_barrier(convolve(lhs.astype(jnp.float32), rhs.astype(jnp.float32))).astype(lhs.dtype)
 
     return run
