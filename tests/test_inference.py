@@ -205,7 +205,7 @@ def test_half_precision_gives_the_same_classes(name, dtype, fold):
 
 @pytest.mark.parametrize('size', [200, 224])
 def test_bfloat16_of_one_wide_picture(size):
-    """A program that is the logits alone: XLA took the last convolutions into one fusion with the mean, and gave NaN."""
+    """Nothing but the logits: XLA took the last convolutions into one fusion with the mean, and gave NaN."""
     x = pictures(1, size, size)
     call = jax.jit(lambda model, x: model(x))
     single = np.asarray(call(as_trained('test_resnet'), x))
