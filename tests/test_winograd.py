@@ -107,6 +107,14 @@ def test_whole_models(name):
     jax.clear_caches()
 
 
+def test_profile():
+    """Layers that are listened to: the same counts, and more parameters."""
+    model = as_trained('test_resnet')
+    folded, ours = (tresnet_jax.profile(tresnet_jax.fold_batchnorm(model, winograd=how), 224) for how in (False, True))
+    assert (ours.macs, ours.card_flops) == (folded.macs, folded.card_flops)
+    assert ours.parameters - folded.parameters == 36 * (48 * 48 + 96 * 96)
+
+
 def test_folding_again_changes_nothing():
     def names(model):
         return [path for path, _ in nnx.iter_modules(model)]

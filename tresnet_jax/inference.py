@@ -52,8 +52,7 @@ def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
             replace_layer(modules, path, Activation(norm.slope))
     if winograd:
         for path, layer in modules.items():
-            is_inside = path and isinstance(modules[path[:-1]], WinogradConv)
-            if isinstance(layer, nnx.Conv) and WinogradConv.takes(layer) and not is_inside:
+            if isinstance(layer, nnx.Conv) and WinogradConv.takes(layer) and not isinstance(layer, WinogradConv):
                 replace_layer(modules, path, WinogradConv(layer))
     folded.folded = True
     return folded.eval()

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from tresnet_jax.initializers import ShapesOnly, normal
 from tresnet_jax.layers import at_least_float32
 
 KERNELS = 'kernels'  # the name of a layer's transformed kernel among the parameters
@@ -29,19 +30,34 @@ ALONE = 49  # tiles from which one picture fills a matrix product: those of a ma
 TOGETHER, LEAST_TILES = 8, 16  # so many pictures of so many tiles, those of 14x14, fill one
 
 
-class WinogradConv(nnx.Module):
+class WinogradConv(nnx.Conv):
     """A 3x3 convolution in a model for evaluation, by Winograd's method where that pays (`pictures_at_once`).
 
     Elsewhere, and on a GPU or TPU, it is the convolution that it was made from. Its largest error over its largest
     output is 1e-6 to 4e-6 in float32, and 1e-14 in float64; half precision is computed in float32 and rounded once.
 
+    Args:
+        conv: that convolution, which it shares its parameters with.
+
     Attributes:
-        conv: that convolution.
-        kernels: its kernel as (36, C_in, C_out), float32 or float64: four times the memory.
+        kernels: the kernel as (36, C_in, C_out), float32 or float64: four times the memory.
     """
 
     def __init__(self, conv: nnx.Conv):
-        self.conv = conv
+        super().__init__(
+            conv.in_features,
+            conv.out_features,
+            (3, 3),
+            padding=conv.padding,
+            use_bias=conv.use_bias,
+            dtype=conv.dtype,
+            param_dtype=conv.param_dtype,
+            kernel_init=normal(0),  # not drawn: the parameters are shapes until they are given
+            bias_init=normal(0),
+            conv_general_dilated=conv.conv_general_dilated,
+            rngs=ShapesOnly(),
+        )
+        self.kernel, self.bias = conv.kernel, conv.bias
         kernel = np.asarray(conv.kernel[...], np.float64)
         each_way = _matrices()[0]
         kernels = np.kron(each_way, each_way) @ kernel.reshape(9, -1)
@@ -55,21 +71,21 @@ class WinogradConv(nnx.Module):
         fits = shape == ((3, 3), 1, 1, ((1, 1), (1, 1)))
         return fits and LEAST_CHANNELS <= min(channels) and max(channels) <= MOST_CHANNELS
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array) -> jax.Array:
         """(B, H, W, C_in) -> (B, H, W, C_out)."""
-        together = pictures_at_once(*x.shape[:3])
+        together = pictures_at_once(*inputs.shape[:3])
         if not together:
-            return self.conv(x)
-        return lax.platform_dependent(x, cpu=functools.partial(self._by_groups, together=together), default=self.conv)
+            return super().__call__(inputs)
+        by_groups = functools.partial(self._by_groups, together=together)
+        return lax.platform_dependent(inputs, cpu=by_groups, default=super().__call__)
 
     def _by_groups(self, x: jax.Array, together: int) -> jax.Array:
         b, *picture = x.shape
-        dtype, kernels = self.conv.dtype, self.kernels[...]
-        groups = at_least_float32(x.astype(dtype)).reshape(b // together, together, *picture)
-        y = lax.map(lambda group: convolve(group, kernels), groups).reshape(*x.shape[:3], -1)
-        if self.conv.bias is not None:
-            y += self.conv.bias[...].astype(y.dtype).reshape(1, 1, 1, -1)
-        return y.astype(dtype)
+        groups = at_least_float32(x.astype(self.dtype)).reshape(b // together, together, *picture)
+        y = lax.map(lambda group: convolve(group, self.kernels[...]), groups).reshape(*x.shape[:3], -1)
+        if self.bias is not None:
+            y += self.bias[...].astype(y.dtype).reshape(1, 1, 1, -1)
+        return y.astype(self.dtype)
 
 
 def pictures_at_once(batch: Any, height: int, width: int) -> int:
