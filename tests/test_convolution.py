@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 from jax import lax
 
+from tresnet_jax import convolution
 from tresnet_jax.convolution import conv_general_dilated
 
 NHWC = ('NHWC', 'HWIO', 'NHWC')
+
+
+@pytest.fixture(autouse=True)
+def as_with_jax_0_10(monkeypatch):
+    """Of all kinds of convolutions there are some, whatever the version."""
+    monkeypatch.setattr(convolution, 'ONE_THREAD', 64)
 
 
 def run(convolve, size: int, stride: int = 1, dilation: int = 1):
@@ -30,7 +37,7 @@ def drawn(size: int, dtype='float64', map_size=(6, 5), chans=(4, 7)) -> list[jax
     return [jnp.asarray(rng.normal(size=s), dtype) for s in 2 * [(2, *map_size, chans[0]), (size, size, *chans)]]
 
 
-@pytest.mark.parametrize('map_size', [(6, 5), (4, 4), (3, 2), (1, 1)])
+@pytest.mark.parametrize('map_size', [(6, 5), (4, 4), (3, 2), (1, 1), (33, 32)])
 @pytest.mark.parametrize(('size', 'stride', 'dilation'), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2)])
 def test_equals_jax(x64, size, stride, dilation, map_size):
     """Values, derivatives either way, and a product with the Hessian."""
@@ -86,10 +93,33 @@ def test_what_is_a_product_on_a_cpu(size, map_size, products_only):
     assert 'rhs_reversal' not in text  # the sign that XLA took the map for the kernel
 
 
+@pytest.mark.parametrize(
+    ('chans', 'map_size', 'taken'),
+    [((64, 64), (32, 32), True), ((64, 65), (32, 32), False), ((65, 64), (32, 32), False), ((64, 64), (32, 31), False)],
+)
+def test_few_channels_of_wide_maps(chans, map_size, taken):
+    """The value and both gradients, each with an edge longer in the output, or the kernel, than in the input."""
+    x, w, *_ = drawn(3, 'float32', map_size, chans)
+    f = run(conv_general_dilated, 3)
+    lowered = jax.jit(lambda x, w, g: (f(x, w), jax.vjp(f, x, w)[1](g))).lower(x, w, f(x, w))
+    uneven = 0
+    for line in products(lowered):
+        groups = re.search(r'dim_numbers = \[(.*?)\]x\[(.*?)\]->\[(.*?)\]', line)
+        types = re.search(r': \(tensor<(.*?)xf32>, tensor<(.*?)xf32>\) -> tensor<(.*?)xf32>', line)
+        assert groups and types
+        spatial = [
+            [int(n) for n, name in zip(shape.split('x'), names.split(', '), strict=True) if name.isdigit()]
+            for names, shape in zip(groups.groups(), types.groups(), strict=True)
+        ]
+        map_, kernel, output = spatial
+        uneven += any(max(k, o) > m for m, k, o in zip(map_, kernel, output, strict=True))
+    assert uneven == 3 * taken
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('size', [1, 3])
-def test_a_gpu_runs_what_jax_lowers(size, dtype):
-    x, w, *_ = drawn(size, dtype)
+@pytest.mark.parametrize(('size', 'map_size'), [(1, (6, 5)), (3, (6, 5)), (3, (33, 32))])
+def test_a_gpu_runs_what_jax_lowers(size, map_size, dtype):
+    x, w, *_ = drawn(size, dtype, map_size)
 
     def convolutions(convolve):
         gradient = jax.jit(jax.grad(lambda x, w: run(convolve, size)(x, w).sum().astype(jnp.float32), (0, 1)))

@@ -13,6 +13,10 @@ from jax import lax
 
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
+# JAX 0.10 runs a convolution to no more channels than this in one thread, unless it is `_uneven`. Later ones use all.
+ONE_THREAD = 64 if jax.__version_info__ < (0, 11) else 0
+WIDE = 32 * 32  # pixels from which that is worth a row and a column more
+
 
 def conv_general_dilated(
     lhs: jax.Array,
@@ -48,6 +52,9 @@ def conv_general_dilated(
     def products(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _sum_of_products(lhs, rhs, starts, window_strides, padding, rhs_dilation)
 
+    def uneven(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return _uneven(lhs, rhs, padding, **kwargs)
+
     sizes = zip(lhs.shape[1:3], padding, rhs_dilation, window, strict=True)
     # In how many places along H and W the kernel fits, at a stride of one.
     starts = [n + sum(pads) - dilation * (k - 1) for n, pads, dilation, k in sizes]
@@ -59,6 +66,13 @@ def conv_general_dilated(
     # speed. The input's gradient is convolved from the output's map.
     elif outputs < math.prod(window):
         on_cpu = products
+    elif (
+        max(rhs.shape[2:]) <= ONE_THREAD
+        and outputs >= WIDE
+        and set(window_strides) == set(rhs_dilation) == {1}
+        and padding[1][0] > 0
+    ):
+        on_cpu = uneven
     if lhs.dtype.itemsize < 4:
         on_cpu = _in_float32(on_cpu)
     if on_cpu is direct:
@@ -89,6 +103,18 @@ def _sum_of_products(
 
     places = [(row, column) for row in range(rhs.shape[0]) for column in range(rhs.shape[1])]
     return sum((met(*place) @ rhs[place] for place in places[1:]), met(0, 0) @ rhs[0, 0])
+
+
+def _uneven(lhs: jax.Array, rhs: jax.Array, padding: Sequence[tuple[int, int]], **kwargs: Any) -> jax.Array:
+    """A convolution with a row too many in its output and a column too many in its input.
+
+    XLA gives convolutions to YNNPACK unless an edge is longer in the output than in the input, or in the kernel than in
+    the input. Here one is for the output, for the input's gradient, and for the kernel's; so all three run in Eigen,
+    which uses all threads.
+    """
+    (top, bottom), (left, right) = padding
+    lhs = jnp.pad(lhs, ((0, 0), (0, 0), (1, 0), (0, 0)))
+    return lax.conv_general_dilated(lhs, rhs, (1, 1), ((top + 1, bottom), (left - 1, right)), **kwargs)[:, 1:]
 
 
 def _in_float32(convolve: Convolve) -> Convolve:
