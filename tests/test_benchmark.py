@@ -319,7 +319,8 @@ def test_who_takes_part(monkeypatch):
     for name, row in [*CONTENDERS.items()]:
         if not name.startswith('ours'):
             monkeypatch.setitem(CONTENDERS, name, dataclasses.replace(row, package='nowhere'))
-    assert [row.name for row in command.chosen(command.Command())] == ['ours', 'ours-folded', 'ours-cached']
+    everyone = [row.name for row in command.chosen(command.Command())]
+    assert everyone == ['ours', 'ours-folded', 'ours-winograd', 'ours-cached']
     named = command.Command(contenders=('ours-remat', 'ours'))
     assert [row.name for row in command.chosen(named)] == ['ours', 'ours-remat']
 
