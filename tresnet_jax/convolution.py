@@ -13,7 +13,7 @@ from jax import lax
 
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
-# JAX 0.10 runs a convolution to no more channels than this in one thread, unless it is `_uneven`. Later ones use all.
+# JAX 0.10 runs a convolution to no more channels than this in one thread, unless it is `_uneven`; 0.12 uses all.
 ONE_THREAD = 64 if jax.__version_info__ < (0, 11) else 0
 WIDE = 32 * 32  # pixels from which that is worth a row and a column more
 
