@@ -12,14 +12,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from tresnet_jax.gpu_report import changes, command, running
+from tresnet_jax.gpu_report import changes, command, running, tables
 from tresnet_jax.gpu_report.convolutions import Convolution, convolutions, in_ranges, unfused
 from tresnet_jax.gpu_report.devices import DESCRIPTION, DEVICES, environment
 from tresnet_jax.gpu_report.hlo import Hlo, dimensions, shape_bytes
 from tresnet_jax.gpu_report.largest import largest_batches
 from tresnet_jax.gpu_report.program import Program, prediction, train_step
 from tresnet_jax.gpu_report.rows import Row, memory_modes, rows
-from tresnet_jax.gpu_report.running import ReportError, Results, code_of, fingerprint, read_document
+from tresnet_jax.gpu_report.running import ReportError, Results, code_of, figures_of, fingerprint, read_document
 from tresnet_jax.memory import MODES, memory_mode
 from tresnet_jax.variants import list_models
 
@@ -161,6 +161,17 @@ def test_largest_batches_off_the_line():
     asked = {}
     (found,) = largest_batches(lambda batch: asked.setdefault(batch, int(batch**1.5 * 100)), [2_000_000], 128)
     assert len(asked) == 4 and found in asked and asked[found] <= 2_000_000
+
+
+def test_largest_batches_go_down_until_one_fits():
+    asked = []
+
+    def flat_behind(batch: int) -> int:
+        asked.append(batch)
+        return 20_000_000 * batch if batch <= 128 else 15_990_000_000 + (batch - 780) * 1_000_000
+
+    assert largest_batches(flat_behind, [16_000_000_000], 128) == [784]
+    assert asked == [64, 128, 800, 792, 784]
 
 
 def test_largest_batches_need_a_rising_line():
@@ -402,6 +413,17 @@ def test_diff(compiled, tmp_path, monkeypatch, capsys):
 def test_diff_of_the_same():
     figures = {PLAN[2].program: made_up(PLAN[2].program)}
     assert changes.changes(PLAN[2:], figures, figures) == '1 programs have the same figures as before.\n'
+
+
+def test_the_page_in_docs_shows_the_figures_beside_it():
+    docs = Path(__file__).parent.parent / 'docs'
+    figures = figures_of(read_document(docs / 'gpu_report.json'))
+    found = [(row, known) for row in rows('h100') if (known := row.known(figures))]
+    assert len(found) == len(rows('h100'))
+    train, infer = ([pair for pair in found if pair[0].program.mode == mode] for mode in ('train', 'infer'))
+    text = (docs / 'gpu_report.md').read_text(encoding='utf-8')
+    for part in (tables.programs(train), tables.largest(train), tables.programs(infer), tables.unfused(infer)):
+        assert part in text
 
 
 def test_code_without_words():

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 STEP = 8  # tensor cores like multiples of it
+TRIES = 5  # for a limit
 
 
 def largest_batches(total: Callable[[int], int], limits: Sequence[int], base: int) -> list[int]:
     """For each limit the largest multiple of `STEP` pictures whose program takes no more; 0 if none is found to fit.
 
     Two batches give a line and a guess; the program is compiled at the guess, and once more where the line then says
-    another. So the answer was compiled and fits; that `STEP` more do not fit is the line's word.
+    another, or until one fits. So the answer was compiled and fits; that `STEP` more do not fit is the line's word.
 
     Args:
         total: bytes that the program takes at a batch.
@@ -22,14 +23,19 @@ def largest_batches(total: Callable[[int], int], limits: Sequence[int], base: in
     known = {batch: total(batch) for batch in (base // 2, base)}
     found = []
     for limit in limits:
-        for _ in range(2):
+        too_large: list[int] = []
+        for attempt in range(TRIES):
             far, near = (max(known), base) if max(known) > base else (base, base // 2)
             slope = (known[far] - known[near]) / (far - near)
             if slope <= 0:
                 raise ValueError(f'{far} pictures take {known[far]} bytes, {near} take {known[near]}')
             guess = far + int((limit - known[far]) / slope // STEP) * STEP
+            guess = min([guess, *(batch - STEP for batch in too_large)])
             if guess < STEP or guess in known:
                 break
             known[guess] = total(guess)
+            too_large += [guess] * (known[guess] > limit)
+            if attempt and len(too_large) <= attempt:  # one of them fits
+                break
         found.append(max((batch for batch, taken in known.items() if taken <= limit), default=0))
     return found
