@@ -30,7 +30,9 @@ def largest_batches(total: Callable[[int], int], limits: Sequence[int], base: in
             if slope <= 0:
                 raise ValueError(f'{far} pictures take {known[far]} bytes, {near} take {known[near]}')
             guess = far + int((limit - known[far]) / slope // STEP) * STEP
-            guess = min([guess, *(batch - STEP for batch in too_large)])
+            # Some batches take much more than the line says; from these go down by what they take too much.
+            steps = ((batch, int((known[batch] - limit) / slope // STEP)) for batch in too_large)
+            guess = min([guess, *(batch - max(count, 1) * STEP for batch, count in steps)])
             if guess < STEP or guess in known:
                 break
             known[guess] = total(guess)
