@@ -23,21 +23,22 @@ def largest_batches(total: Callable[[int], int], limits: Sequence[int], base: in
     known = {batch: total(batch) for batch in (base // 2, base)}
     found = []
     for limit in limits:
-        too_large: list[int] = []
-        for attempt in range(TRIES):
+        guesses: list[int] = []
+        while len(guesses) < TRIES:
             far, near = (max(known), base) if max(known) > base else (base, base // 2)
             slope = (known[far] - known[near]) / (far - near)
             if slope <= 0:
                 raise ValueError(f'{far} pictures take {known[far]} bytes, {near} take {known[near]}')
             guess = far + int((limit - known[far]) / slope // STEP) * STEP
-            # Some batches take much more than the line says; from these go down by what they take too much.
-            steps = ((batch, int((known[batch] - limit) / slope // STEP)) for batch in too_large)
-            guess = min([guess, *(batch - max(count, 1) * STEP for batch, count in steps)])
+            # Some batches take much more than the line says: from these go down by what they take too much.
+            for batch in guesses:
+                if known[batch] > limit:
+                    guess = min(guess, batch - max(int((known[batch] - limit) / slope // STEP), 1) * STEP)
             if guess < STEP or guess in known:
                 break
             known[guess] = total(guess)
-            too_large += [guess] * (known[guess] > limit)
-            if attempt and len(too_large) <= attempt:  # one of them fits
+            guesses.append(guess)
+            if len(guesses) > 1 and any(known[batch] <= limit for batch in guesses):
                 break
         found.append(max((batch for batch, taken in known.items() if taken <= limit), default=0))
     return found
