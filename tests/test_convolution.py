@@ -37,11 +37,12 @@ def drawn(size: int, dtype='float64', map_size=(6, 5), chans=(4, 7)) -> list[jax
     return [jnp.asarray(rng.normal(size=s), dtype) for s in 2 * [(2, *map_size, chans[0]), (size, size, *chans)]]
 
 
+@pytest.mark.parametrize('chans', [(4, 7), (7, 4)])
 @pytest.mark.parametrize('map_size', [(6, 5), (4, 4), (3, 2), (1, 1), (33, 32)])
 @pytest.mark.parametrize(('size', 'stride', 'dilation'), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2)])
-def test_equals_jax(x64, size, stride, dilation, map_size):
+def test_equals_jax(x64, size, stride, dilation, map_size, chans):
     """Values, derivatives either way, and a product with the Hessian."""
-    x, w, dx, dw = drawn(size, map_size=map_size)
+    x, w, dx, dw = drawn(size, map_size=map_size, chans=chans)
 
     def everything(convolve):
         f = run(convolve, size, stride, dilation)
@@ -83,14 +84,34 @@ def test_half_precision_is_rounded_once_on_a_cpu(x64, size, dtype):
 
 
 @pytest.mark.parametrize(
-    ('size', 'map_size', 'products_only'), [(1, (6, 5), True), (3, (2, 4), True), (3, (3, 3), False)]
+    ('size', 'map_size', 'chans', 'stride', 'products_only'),
+    [
+        (1, (6, 5), (4, 7), 1, True),
+        (3, (2, 4), (4, 7), 1, True),
+        (3, (3, 3), (4, 7), 1, False),
+        (3, (64, 63), (3, 64), 2, True),
+        (3, (64, 62), (3, 64), 2, False),
+        (3, (64, 64), (5, 64), 2, False),
+        (3, (64, 64), (3, 65), 2, False),
+    ],
 )
-def test_what_is_a_product_on_a_cpu(size, map_size, products_only):
-    x, w, *_ = drawn(size, 'float32', map_size)
-    gradient = jax.jit(jax.grad(lambda x, w: (run(conv_general_dilated, size)(x, w) ** 2).sum(), argnums=(0, 1)))
+def test_what_is_a_product_on_a_cpu(size, map_size, chans, stride, products_only):
+    x, w, *_ = drawn(size, 'float32', map_size, chans)
+    gradient = jax.jit(jax.grad(lambda x, w: (run(conv_general_dilated, size, stride)(x, w) ** 2).sum(), (0, 1)))
     text = gradient.lower(x, w).compile().as_text() or ''
     assert (' dot(' in text, ' convolution(' in text) == (products_only, not products_only)
     assert 'rhs_reversal' not in text  # the sign that XLA took the map for the kernel
+
+
+@pytest.mark.parametrize(
+    ('chans', 'map_size', 'first'), [((7, 4), (6, 5), 4), ((4, 7), (6, 5), 4), ((7, 4), (2, 1), 7)]
+)
+def test_the_factor_of_fewer_channels_is_transposed(chans, map_size, first):
+    """Of a 1x1 kernel's gradient; with fewer pixels than channels the product is left to XLA."""
+    x, w, *_ = drawn(1, 'float32', map_size, chans)
+    gradient = jax.jit(lambda x, w, g: jax.vjp(run(conv_general_dilated, 1), x, w)[1](g)[1])
+    text = gradient.lower(x, w, run(conv_general_dilated, 1)(x, w)).compile().as_text() or ''
+    assert re.findall(r'= f32\[(\d+),\d+\]\S* dot\(', text) == [str(first)]
 
 
 @pytest.mark.parametrize(
@@ -116,10 +137,11 @@ def test_few_channels_of_wide_maps(chans, map_size, taken):
     assert uneven == 3 * taken
 
 
+@pytest.mark.parametrize('chans', [(4, 7), (7, 4)])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize(('size', 'map_size'), [(1, (6, 5)), (3, (6, 5)), (3, (33, 32))])
-def test_a_gpu_runs_what_jax_lowers(size, map_size, dtype):
-    x, w, *_ = drawn(size, dtype, map_size)
+def test_a_gpu_runs_what_jax_lowers(size, map_size, dtype, chans):
+    x, w, *_ = drawn(size, dtype, map_size, chans)
 
     def convolutions(convolve):
         gradient = jax.jit(jax.grad(lambda x, w: run(convolve, size)(x, w).sum().astype(jnp.float32), (0, 1)))

@@ -3,6 +3,7 @@
 Nothing here changes what is computed, and every derivative of any order stays JAX's own.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +14,10 @@ from jax import lax
 
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 
-# JAX 0.10 runs a convolution to no more channels than this in one thread, unless it is `_uneven`; 0.12 uses all.
+# JAX 0.10 runs a convolution to no more channels than this in one thread, unless it is done otherwise; 0.12 uses all.
 ONE_THREAD = 64 if jax.__version_info__ < (0, 11) else 0
-WIDE = 32 * 32  # pixels from which that is worth a row and a column more
+WIDE = 32 * 32  # pixels from which that is worth it
+COLOURS = 4  # channels of a picture, of which patches are small
 
 
 def conv_general_dilated(
@@ -49,8 +51,15 @@ def conv_general_dilated(
     def direct(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, rhs_dilation=rhs_dilation, **kwargs)
 
+    def met(lhs: jax.Array) -> list[jax.Array]:
+        return _pixels_met(lhs, window, starts, window_strides, padding, rhs_dilation)
+
     def products(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return _sum_of_products(lhs, rhs, starts, window_strides, padding, rhs_dilation)
+        pairs = zip(met(lhs), rhs.reshape(-1, *rhs.shape[2:]), strict=True)
+        return functools.reduce(jnp.add, (pixels @ weights for pixels, weights in pairs))
+
+    def patches(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return jnp.concatenate(met(lhs), -1) @ rhs.reshape(-1, rhs.shape[-1])
 
     def uneven(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _uneven(lhs, rhs, padding, **kwargs)
@@ -66,13 +75,11 @@ def conv_general_dilated(
     # speed. The input's gradient is convolved from the output's map.
     elif outputs < math.prod(window):
         on_cpu = products
-    elif (
-        max(rhs.shape[2:]) <= ONE_THREAD
-        and outputs >= WIDE
-        and set(window_strides) == set(rhs_dilation) == {1}
-        and padding[1][0] > 0
-    ):
-        on_cpu = uneven
+    elif max(rhs.shape[2:]) <= ONE_THREAD and outputs >= WIDE:
+        if rhs.shape[2] <= COLOURS:
+            on_cpu = patches
+        elif set(window_strides) == set(rhs_dilation) == {1} and padding[1][0] > 0:
+            on_cpu = uneven
     if lhs.dtype.itemsize < 4:
         on_cpu = _in_float32(on_cpu)
     if on_cpu is direct:
@@ -82,18 +89,37 @@ def conv_general_dilated(
 
 def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """A 1x1 convolution as one matrix product over all pixels: XLA's own, its weight gradient above all, is slow."""
-    return (lhs.reshape(-1, lhs.shape[-1]) @ rhs[0, 0]).reshape(*lhs.shape[:-1], -1)
+    pixels, weights = lhs.reshape(-1, lhs.shape[-1]), rhs[0, 0]
+    if pixels.shape[0] > weights.shape[1] < weights.shape[0]:
+        weights = _gradient_transposed(weights)
+    return (pixels @ weights).reshape(*lhs.shape[:-1], -1)
 
 
-def _sum_of_products(
+@jax.custom_jvp
+def _gradient_transposed(weights: jax.Array) -> jax.Array:
+    """The weights themselves, whose gradient is computed as its transpose.
+
+    Of the two factors of a weight gradient XLA writes the first one transposed, by default the inputs: here, where they
+    have more channels, the outputs' gradient.
+    """
+    return weights
+
+
+@_gradient_transposed.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # The barrier keeps XLA from exchanging the factors and dropping both transpositions.
+    return primals[0], lax.optimization_barrier(tangents[0].T).T
+
+
+def _pixels_met(
     lhs: jax.Array,
-    rhs: jax.Array,
+    window: tuple[int, ...],
     starts: Sequence[int],
     window_strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     rhs_dilation: Sequence[int],
-) -> jax.Array:
-    """One matrix product for each place in the kernel, with the pixels that it meets."""
+) -> list[jax.Array]:
+    """For each place in the kernel the pixels that it meets, (B, H', W', C_in)."""
     padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
 
     def met(*place: int) -> jax.Array:
@@ -101,8 +127,7 @@ def _sum_of_products(
         rows, columns = (slice(a, a + n, s) for a, n, s in zip(corners, starts, window_strides, strict=True))
         return padded[:, rows, columns]
 
-    places = [(row, column) for row in range(rhs.shape[0]) for column in range(rhs.shape[1])]
-    return sum((met(*place) @ rhs[place] for place in places[1:]), met(0, 0) @ rhs[0, 0])
+    return [met(row, column) for row in range(window[0]) for column in range(window[1])]
 
 
 def _uneven(lhs: jax.Array, rhs: jax.Array, padding: Sequence[tuple[int, int]], **kwargs: Any) -> jax.Array:

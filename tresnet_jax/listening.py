@@ -9,8 +9,8 @@ import jax
 from flax import nnx
 
 from tresnet_jax.abn import BatchNormAct
-from tresnet_jax.layers import AvgPool
 from tresnet_jax.model import ImageModel
+from tresnet_jax.pooling import AvgPool
 
 Tell = Callable[[tuple[Any, ...], nnx.Module, jax.Array, jax.Array], None]
 

@@ -14,13 +14,11 @@ from tresnet_jax.layers import (
     Dropout,
     DropPath,
     Identity,
-    check_pool_type,
     draw_key,
-    global_pool,
     linear,
-    pool_multiplier,
 )
 from tresnet_jax.memory import PLAIN, memory_mode
+from tresnet_jax.pooling import check_pool_type, global_pool, pool_multiplier
 from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 
 Tree = dict[Any, Any]

@@ -15,9 +15,9 @@ from flax import nnx
 from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.factory import build_model
 from tresnet_jax.initializers import ShapesOnly
-from tresnet_jax.layers import AvgPool
 from tresnet_jax.listening import listen
 from tresnet_jax.model import ImageModel
+from tresnet_jax.pooling import AvgPool
 from tresnet_jax.tresnet import TResNet
 from tresnet_jax.variants import is_tresnet, pretrained_config, split_name
 

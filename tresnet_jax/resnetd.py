@@ -11,8 +11,9 @@ from flax import nnx
 
 from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.initializers import torch_uniform
-from tresnet_jax.layers import AvgPool, Identity, conv, max_pool
+from tresnet_jax.layers import Identity, conv
 from tresnet_jax.model import ImageModel, ResidualBlock
+from tresnet_jax.pooling import AvgPool, max_pool
 from tresnet_jax.variants import BASIC, EXPANSION, ResNetDConfig
 
 RELU, LINEAR = 0.0, None

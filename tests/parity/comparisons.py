@@ -28,7 +28,7 @@ import tresnet_jax
 from convert.names import flax_key_to_torch, flax_to_torch_layout
 from tests.parity import test_layers, test_layouts, test_models, test_options, test_transforms, test_variants
 from tests.parity.reference import nhwc, ours, pictures, randomise, reference, relative_error, state_of, timm_model
-from tresnet_jax import abn, initializers, layers, transforms, variants
+from tresnet_jax import abn, initializers, layers, pooling, transforms, variants
 from tresnet_jax import inplace_abn as abn_functions
 from tresnet_jax.factory import build_model
 from tresnet_jax.initializers import ShapesOnly
@@ -190,7 +190,7 @@ def another_slope() -> float:
     return error_of(mine(nhwc(pictures(2, 3, 36, 48))), expected_of_another_slope())
 
 
-def pooling(function: Callable[[jax.Array], jax.Array], theirs: torch.nn.Module) -> float:
+def pool_error(function: Callable[[jax.Array], jax.Array], theirs: torch.nn.Module) -> float:
     """Values and gradients; all values are negative, so that a border of zeros would win a maximum."""
     errors = []
     for size in ((8, 6), (7, 9)):
@@ -207,22 +207,22 @@ def pooling(function: Callable[[jax.Array], jax.Array], theirs: torch.nn.Module)
 
 @comparison(test_layers.test_pooling, test_layers.TOLERANCE)
 def blur_pool() -> float:
-    return pooling(layers.BlurPool(), timm.layers.BlurPool2d(6).double())
+    return pool_error(pooling.BlurPool(), timm.layers.BlurPool2d(6).double())
 
 
 @comparison(test_layers.test_pooling, test_layers.TOLERANCE)
 def average_pool() -> float:
-    return pooling(layers.AvgPool(2), torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False))
+    return pool_error(pooling.AvgPool(2), torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False))
 
 
 @comparison(test_layers.test_pooling, test_layers.TOLERANCE)
 def dilated_average_pool() -> float:
-    return pooling(layers.AvgPool(1), timm.layers.AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False))
+    return pool_error(pooling.AvgPool(1), timm.layers.AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False))
 
 
 @comparison(test_layers.test_pooling, test_layers.TOLERANCE)
 def max_pool() -> float:
-    return pooling(lambda x: layers.max_pool(x), torch.nn.MaxPool2d(3, 2, 1))
+    return pool_error(lambda x: pooling.max_pool(x), torch.nn.MaxPool2d(3, 2, 1))
 
 
 @comparison(test_layers.test_space_to_depth, EXACT)
@@ -459,7 +459,7 @@ def timm_pooled(kind: str) -> np.ndarray:
 @comparison(test_options.test_global_pool, test_options.TOLERANCE)
 def global_pools() -> float:
     errors = []
-    for kind in layers.POOL_TYPES:
+    for kind in pooling.POOL_TYPES:
         mine = build_model('test_resnet', num_classes=0, in_chans=3, global_pool=kind, rngs=ShapesOnly())
         errors.append(error_of(mine.forward_head(nhwc(pictures(2, 96, 3, 2))), timm_pooled(kind)))
     return max(errors)

@@ -25,6 +25,7 @@ from tresnet_jax import (
     layers,
     memory,
     model,
+    pooling,
     resnetd,
     transforms,
     tresnet,
@@ -32,7 +33,7 @@ from tresnet_jax import (
 )
 
 # What a patch calls although it stands in its place.
-blur_pool, drop = layers.blur_pool, layers.drop
+blur_pool, drop = pooling.blur_pool, layers.drop
 batch_statistics, update = inplace_abn.batch_statistics, abn.BatchNormAct._update
 conv_norm_act, all_feature_info = tresnet.ConvNormAct, resnetd.ResNetD._all_feature_info
 take_indices = model.take_indices
@@ -98,7 +99,7 @@ def blur_bordered_by(mode: str) -> Patch:
             x = 0.25 * before + 0.5 * at + 0.25 * after
         return x
 
-    return (layers, 'blur_pool', blur)
+    return (pooling, 'blur_pool', blur)
 
 
 def subsample(x: jax.Array) -> jax.Array:
@@ -197,7 +198,7 @@ def block(order: str) -> Callable[[Any, jax.Array, jax.Array | None], jax.Array]
         strided = any(layer.aa is not None for layer in (self.conv1, self.conv2))
         for part in order:
             if part == 'b':
-                x = layers.blur_pool(x) if strided else x
+                x = pooling.blur_pool(x) if strided else x
             elif part == 's':
                 x = x if self.se is None else self.se(x)
             elif part == 'd':
@@ -232,7 +233,7 @@ def multiples_of_32(self: model.ImageModel, height: int, width: int) -> None:
 
 def pooled_at_stride_one(self: tresnet.Shortcut, x: jax.Array) -> jax.Array:
     if len(self) == 1:
-        x = layers.avg_pool_dilated(x)
+        x = pooling.avg_pool_dilated(x)
     for layer in self:
         x = layer(x)
     return x
@@ -283,7 +284,7 @@ class PoolAtStrideOne(resnetd.Stack):
     """A shortcut with a pool where timm has an Identity."""
 
     def __init__(self, parts: list[Any]):
-        super().__init__([layers.AvgPool(1) if isinstance(parts[0], layers.Identity) else parts[0], *parts[1:]])
+        super().__init__([pooling.AvgPool(1) if isinstance(parts[0], layers.Identity) else parts[0], *parts[1:]])
 
 
 def dilated_from_the_first(make: type) -> Callable[..., Any]:
@@ -341,7 +342,7 @@ def rates_from_one_end(rate: float, depths: tuple[int, ...]) -> list[float]:
 
 
 def pool_with(kind: str, combine: Callable[[jax.Array], jax.Array]) -> Patch:
-    original = layers.global_pool
+    original = pooling.global_pool
     return (model, 'global_pool', lambda x, name: combine(x) if name == kind else original(x, name))
 
 
@@ -367,7 +368,7 @@ def logits_behind_dropout_alone(
     self: model.ImageModel, x: jax.Array, pre_logits: bool = False, *, rngs: nnx.Rngs | None = None
 ) -> jax.Array:
     """A pre_logits that is taken before the dropout."""
-    x = layers.global_pool(x, self.global_pool)
+    x = pooling.global_pool(x, self.global_pool)
     return x if pre_logits else self.get_classifier()(self.head_drop(x, rngs))
 
 
@@ -576,8 +577,8 @@ MUTANTS = (
     row('the blur is bordered by zeros', 'blur_pool', blur_bordered_by('constant')),
     row("the blur's border repeats the edge", 'blur_pool', blur_bordered_by('edge')),
     row("the blur's border mirrors the edge too", 'blur_pool', blur_bordered_by('symmetric')),
-    row('the blur begins at the second pixel', 'blur_pool', (layers, 'blur_pool', blur_from_the_second_pixel)),
-    row('a 2x2 box instead of the blur', 'blur_pool', (layers, 'blur_pool', layers.avg_pool)),
+    row('the blur begins at the second pixel', 'blur_pool', (pooling, 'blur_pool', blur_from_the_second_pixel)),
+    row('a 2x2 box instead of the blur', 'blur_pool', (pooling, 'blur_pool', pooling.avg_pool)),
     row('a strided convolution instead of the blur', 'tresnet',
         (tresnet.ConvNormAct, '__call__', stride_instead_of_blur)),
     row('the blur comes before the activation', 'tresnet',
@@ -612,18 +613,18 @@ MUTANTS = (
     row('second version: a pool in the shortcut of layer1', 'tresnet_v2',
         (tresnet.Shortcut, '__call__', pooled_at_stride_one)),
     row('an activation behind the shortcut', 'tresnet', (tresnet.Shortcut, '__call__', activated_shortcut)),
-    row("a TResNet's strided 1x1 shortcut", 'tresnet', (layers, 'avg_pool', subsample)),
-    row("a TResNet's pool counts the border", 'tresnet', (layers, 'avg_pool', average_counting_the_border)),
+    row("a TResNet's strided 1x1 shortcut", 'tresnet', (pooling, 'avg_pool', subsample)),
+    row("a TResNet's pool counts the border", 'tresnet', (pooling, 'avg_pool', average_counting_the_border)),
     # The pools of both.
-    row('the average counts the border', 'average_pool', (layers, 'avg_pool', average_counting_the_border)),
-    row('the average leaves an odd border out', 'average_pool', (layers, 'avg_pool', average_without_the_border)),
+    row('the average counts the border', 'average_pool', (pooling, 'avg_pool', average_counting_the_border)),
+    row('the average leaves an odd border out', 'average_pool', (pooling, 'avg_pool', average_without_the_border)),
     row('the dilated average does not count the border', 'dilated_average_pool',
-        (layers, 'avg_pool_dilated', dilated_average_not_counting)),
+        (pooling, 'avg_pool_dilated', dilated_average_not_counting)),
     row('the dilated average is padded in front', 'dilated_average_pool',
-        (layers, 'avg_pool_dilated', dilated_average_padded_in_front)),
-    row('no pool in a dilated shortcut', 'output_stride', (layers, 'avg_pool_dilated', lambda x: x)),
-    row('the max pool is padded as SAME', 'max_pool', (layers, 'max_pool', max_pool_same)),
-    row('the max pool is padded with zeros', 'max_pool', (layers, 'max_pool', max_pool_of_zeros)),
+        (pooling, 'avg_pool_dilated', dilated_average_padded_in_front)),
+    row('no pool in a dilated shortcut', 'output_stride', (pooling, 'avg_pool_dilated', lambda x: x)),
+    row('the max pool is padded as SAME', 'max_pool', (pooling, 'max_pool', max_pool_same)),
+    row('the max pool is padded with zeros', 'max_pool', (pooling, 'max_pool', max_pool_of_zeros)),
     # Batch norm.
     row("Keras' epsilon of 1e-3", 'batch_norm', defaults(abn.BatchNormAct.__init__, epsilon=1e-3)),
     row('an epsilon of 1.001e-5', 'batch_norm', defaults(abn.BatchNormAct.__init__, epsilon=1.001e-5)),
@@ -649,10 +650,10 @@ MUTANTS = (
         variants.ARCHITECTURES, 'resnet18d', dataclasses.replace(variants.ARCHITECTURES['resnet18d'], stem_width=64))),
     row("a network's max pool is padded as SAME", 'resnet', (resnetd, 'max_pool', max_pool_same)),
     row('the first feature map is behind the max pool', 'resnet',
-        (resnetd.ResNetD, '_stem', lambda self, x: (layers.max_pool(self.bn1(self.conv1(x))),) * 2)),
+        (resnetd.ResNetD, '_stem', lambda self, x: (pooling.max_pool(self.bn1(self.conv1(x))),) * 2)),
     row("a bottleneck's stride is in its first convolution", 'resnet', (resnetd, 'Bottleneck', StrideInTheFirst)),
-    row('a strided 1x1 shortcut', 'resnet', (layers, 'avg_pool', subsample)),
-    row("a shortcut's pool counts the border", 'resnet', (layers, 'avg_pool', average_counting_the_border)),
+    row('a strided 1x1 shortcut', 'resnet', (pooling, 'avg_pool', subsample)),
+    row("a shortcut's pool counts the border", 'resnet', (pooling, 'avg_pool', average_counting_the_border)),
     row('a pool in a shortcut of stride 1', 'bottlenecks', (resnetd, 'Stack', PoolAtStrideOne)),
     row("a dilated stage's first block is dilated at once", 'output_stride',
         *((resnetd, made.__name__, dilated_from_the_first(made)) for made in RESNET_BLOCKS)),

@@ -9,7 +9,7 @@ import torch
 from flax import nnx
 
 from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error
-from tresnet_jax import layers
+from tresnet_jax import layers, pooling
 from tresnet_jax.abn import BatchNormAct
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -28,10 +28,10 @@ def torch_gradient(function, x: torch.Tensor, weight: torch.Tensor) -> tuple[tor
 @pytest.mark.parametrize(
     'our_layer, their_layer',
     [
-        (layers.blur_pool, timm.layers.BlurPool2d(6).double()),
-        (layers.avg_pool, torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)),
-        (layers.avg_pool_dilated, timm.layers.AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)),
-        (layers.max_pool, torch.nn.MaxPool2d(3, 2, 1)),
+        (pooling.blur_pool, timm.layers.BlurPool2d(6).double()),
+        (pooling.avg_pool, torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)),
+        (pooling.avg_pool_dilated, timm.layers.AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)),
+        (pooling.max_pool, torch.nn.MaxPool2d(3, 2, 1)),
     ],
     ids=['blur_pool', 'avg_pool', 'avg_pool_dilated', 'max_pool'],
 )
@@ -47,6 +47,19 @@ def test_pooling(our_layer, their_layer, size):
 
     got_gradient, got = jax.jit(jax.grad(loss, has_aux=True))(nhwc(x))
     assert relative_error(got, nhwc(expected)) <= TOLERANCE
+    assert relative_error(got_gradient, nhwc(gradient)) <= TOLERANCE
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_max_pool_of_equal_pixels_and_nan(size):
+    """The first of equal pixels has the gradient, and a NaN is the maximum of its windows."""
+    x, weight = torch.round(pictures(2, 6, *size)), pictures(2, 6, 13, 13, seed=4)
+    x[0, 0, -1, 0] = float('nan')
+    expected, gradient = torch_gradient(torch.nn.MaxPool2d(3, 2, 1), x, weight)
+    got, gradient_of = jax.vjp(jax.jit(pooling.max_pool), nhwc(x))
+    np.testing.assert_array_equal(got, nhwc(expected))
+    _, h, w, _ = got.shape
+    (got_gradient,) = gradient_of(jnp.asarray(nhwc(weight)[:, :h, :w]))
     assert relative_error(got_gradient, nhwc(gradient)) <= TOLERANCE
 
 

@@ -13,7 +13,7 @@ import tresnet_jax
 from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error, state_of, timm_model
 from tresnet_jax.factory import build_model, fill
 from tresnet_jax.initializers import ShapesOnly
-from tresnet_jax.layers import POOL_TYPES
+from tresnet_jax.pooling import POOL_TYPES
 
 SMALL = ('test_resnet', 'test_tresnet')
 TOLERANCE = 1e-12
