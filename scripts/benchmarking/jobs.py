@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from tresnet_jax.host_memory import keep_freed_memory
+
 from .checking import Check, Checker
 from .contenders import CLASSES, CONTENDERS, Call, Contender, Side, Subject
 from .memory import peak_resident
@@ -65,7 +67,7 @@ def side_by_side(
     turn_seconds: float,
     check: bool,
 ) -> dict[str, Any]:
-    """Contenders of one model take turns.
+    """Contenders of one model take turns, in a process that keeps freed memory.
 
     Args:
         subject: of `contenders.Subject`.
@@ -79,6 +81,7 @@ def side_by_side(
         {'seconds': [(what, batch size, contender, [seconds of a call, one a round])], 'checks': [fields of
         `checking.Check`], 'failures': [(contender, message)]}.
     """
+    keep_freed_memory()
     given = Subject(**subject)
     running = Running(given, contenders)
     checks: list[Check] = []
