@@ -13,6 +13,7 @@ import importlib.util
 import io
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +29,10 @@ from tqdm import tqdm
 
 from convert.write import save_text
 from tresnet_jax import markdown
+from tresnet_jax.command_line import fail
 from tresnet_jax.training.augment import create_train_transform
 from tresnet_jax.training.decoding import decode
+from tresnet_jax.training.errors import DataError
 from tresnet_jax.training.pipeline import train_dataset
 from tresnet_jax.training.sources import Source, open_source
 
@@ -259,4 +262,7 @@ def write(out: Path, text: str, rows: list[Row]) -> None:
 
 
 if __name__ == '__main__':
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except (DataError, OSError) as error:
+        sys.exit(fail(error))

@@ -66,8 +66,9 @@ def side_by_side(
     rounds: int,
     turn_seconds: float,
     check: bool,
+    keep_memory: bool,
 ) -> dict[str, Any]:
-    """Contenders of one model take turns, in a process that keeps freed memory.
+    """Contenders of one model take turns.
 
     Args:
         subject: of `contenders.Subject`.
@@ -76,12 +77,14 @@ def side_by_side(
         rounds: that are counted.
         turn_seconds: that a turn fills with calls.
         check: compare their outputs with timm's before; nothing is timed where one differs.
+        keep_memory: `keep_freed_memory`, in this process and so for all of them.
 
     Returns:
         {'seconds': [(what, batch size, contender, [seconds of a call, one a round])], 'checks': [fields of
         `checking.Check`], 'failures': [(contender, message)]}.
     """
-    keep_freed_memory()
+    if keep_memory:
+        keep_freed_memory()
     given = Subject(**subject)
     running = Running(given, contenders)
     checks: list[Check] = []
