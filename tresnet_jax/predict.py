@@ -20,7 +20,6 @@ from PIL import Image
 from tresnet_jax.command_line import fail
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.factory import create_model
-from tresnet_jax.host_memory import keep_freed_memory
 from tresnet_jax.inference import fold_batchnorm
 from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.pictures import PictureError, contact_sheet, find_pictures, load_picture
@@ -109,7 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # About large pictures and damaged metadata: they do no harm, and would break the progress bar's line.
         warnings.filterwarnings('ignore', module=r'PIL\.')
         use_compilation_cache()
-        keep_freed_memory()
         try:
             paths = _check(config)
             pretrained = config.checkpoint is None

@@ -65,8 +65,6 @@ class Command:
     """How long a turn calls, at least once."""
     threads: int | None = None
     """Cores for either side; all that the process may use when left out."""
-    keep_freed_memory: bool = False
-    """Time inference and training, of all sides, in a process that gives no memory back, as train.py and predict.py."""
     contenders: tuple[str, ...] | None = None
     """Who takes part; all that are installed when left out. Memory modes such as ours-lean must be named."""
     out: Path | None = None
@@ -138,9 +136,7 @@ def measured(bench: Bench, command: Command) -> Iterator[list[results.Measuremen
     sizes = {'inference': command.batch_sizes, 'train': command.train_batch_sizes}
     together = {what: batches for what, batches in sizes.items() if what in command.what}
     if together or command.check:
-        yield bench.side_by_side(
-            together, command.rounds, command.turn_seconds, command.check, command.keep_freed_memory
-        )
+        yield bench.side_by_side(together, command.rounds, command.turn_seconds, command.check)
         print(''.join(f'{bench.subject.architecture}: {check}\n' for check in bench.checks), end='', flush=True)
         if not all(check.agrees for check in bench.checks):
             return
@@ -215,10 +211,9 @@ def draw(architecture: str) -> dict[str, np.ndarray]:
 def describe(command: Command, cores: int, devices: dict[str, str], load: str) -> str:
     """What the figures are of, and how to read them."""
     installed = [name for name in PACKAGES if importlib.util.find_spec(name.replace('-', '_'))]
-    kept = ', freed memory kept' if command.keep_freed_memory else ''
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in installed)
     return (
-        f'{command.image_size} px, {command.dtype}, {said(devices)}{kept}\n\n'
+        f'{command.image_size} px, {command.dtype}, {said(devices)}\n\n'
         f'{processor()}, {cores} core{"s" * (cores > 1)} for either side, load before {load}; {versions}. '
         f'Medians of {command.rounds} rounds (build and first call {command.fresh_rounds}, memory one) ± quartile '
         'distance over median; timm is the better of its columns. In the ratios, above 1 a contender is ahead of timm.'

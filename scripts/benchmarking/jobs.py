@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from tresnet_jax.host_memory import keep_freed_memory
-
 from .checking import Check, Checker
 from .contenders import CLASSES, CONTENDERS, Call, Contender, Side, Subject
 from .memory import peak_resident
@@ -66,7 +64,6 @@ def side_by_side(
     rounds: int,
     turn_seconds: float,
     check: bool,
-    keep_memory: bool,
 ) -> dict[str, Any]:
     """Contenders of one model take turns.
 
@@ -77,14 +74,11 @@ def side_by_side(
         rounds: that are counted.
         turn_seconds: that a turn fills with calls.
         check: compare their outputs with timm's before; nothing is timed where one differs.
-        keep_memory: `keep_freed_memory`, in this process and so for all of them.
 
     Returns:
         {'seconds': [(what, batch size, contender, [seconds of a call, one a round])], 'checks': [fields of
         `checking.Check`], 'failures': [(contender, message)]}.
     """
-    if keep_memory:
-        keep_freed_memory()
     given = Subject(**subject)
     running = Running(given, contenders)
     checks: list[Check] = []

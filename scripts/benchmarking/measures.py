@@ -48,12 +48,7 @@ class Bench:
         return Measurement(self.subject.architecture, what, batch, contender, tuple(values))
 
     def side_by_side(
-        self,
-        batch_sizes: Mapping[str, Sequence[int]],
-        rounds: int,
-        turn_seconds: float,
-        check: bool,
-        keep_memory: bool,
+        self, batch_sizes: Mapping[str, Sequence[int]], rounds: int, turn_seconds: float, check: bool
     ) -> list[Measurement]:
         """Seconds of calls of inference and training, in one process; `jobs.side_by_side` has the arguments.
 
@@ -65,7 +60,6 @@ class Bench:
             'rounds': rounds,
             'turn_seconds': turn_seconds,
             'check': check,
-            'keep_memory': keep_memory,
         }
         found = self._run('side_by_side', arguments, SHARED)
         for failure in found['failures']:

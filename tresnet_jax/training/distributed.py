@@ -12,7 +12,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tresnet_jax.compilation_cache import use_compilation_cache
-from tresnet_jax.host_memory import keep_freed_memory
 from tresnet_jax.training.config import TrainingError
 from tresnet_jax.training.step import AXIS
 
@@ -55,7 +54,6 @@ def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = Fa
         with contextlib.suppress(RuntimeError):  # JAX is in use already: `local_devices` tells if there are too few
             jax.config.update('jax_num_cpu_devices', devices)
     use_compilation_cache()
-    keep_freed_memory()
     arguments = resolve(hosts, os.environ)
     if arguments is None:
         return
