@@ -103,15 +103,13 @@ def test_what_is_a_product_on_a_cpu(size, map_size, chans, stride, products_only
     assert 'rhs_reversal' not in text  # the sign that XLA took the map for the kernel
 
 
-@pytest.mark.parametrize(
-    ('chans', 'map_size', 'first'), [((7, 4), (6, 5), 4), ((4, 7), (6, 5), 4), ((7, 4), (2, 1), 7)]
-)
-def test_the_factor_of_fewer_channels_is_transposed(chans, map_size, first):
-    """Of a 1x1 kernel's gradient; with fewer pixels than channels the product is left to XLA."""
-    x, w, *_ = drawn(1, 'float32', map_size, chans)
+@pytest.mark.parametrize('chans', [(7, 4), (4, 7)])
+def test_the_factor_of_fewer_channels_is_transposed(chans):
+    """Of a 1x1 kernel's gradient."""
+    x, w, *_ = drawn(1, 'float32', chans=chans)
     gradient = jax.jit(lambda x, w, g: jax.vjp(run(conv_general_dilated, 1), x, w)[1](g)[1])
     text = gradient.lower(x, w, run(conv_general_dilated, 1)(x, w)).compile().as_text() or ''
-    assert re.findall(r'= f32\[(\d+),\d+\]\S* dot\(', text) == [str(first)]
+    assert re.findall(r'= f32\[(\d+),\d+\]\S* dot\(', text) == ['4']
 
 
 @pytest.mark.parametrize(

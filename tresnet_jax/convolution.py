@@ -1,6 +1,6 @@
 """How a convolution runs: the one place that decides. On a GPU or TPU as XLA's own, on a CPU as what is faster there.
 
-Nothing here changes what is computed, and every derivative of any order stays JAX's own.
+Nothing here changes what is computed, and derivatives of any order and mode work.
 """
 
 import functools
@@ -90,7 +90,7 @@ def conv_general_dilated(
 def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """A 1x1 convolution as one matrix product over all pixels: XLA's own, its weight gradient above all, is slow."""
     pixels, weights = lhs.reshape(-1, lhs.shape[-1]), rhs[0, 0]
-    if pixels.shape[0] > weights.shape[1] < weights.shape[0]:
+    if weights.shape[0] > weights.shape[1]:
         weights = _gradient_transposed(weights)
     return (pixels @ weights).reshape(*lhs.shape[:-1], -1)
 
