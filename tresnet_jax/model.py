@@ -10,13 +10,7 @@ from flax import nnx
 from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.features import FeatureInfo, take_indices
 from tresnet_jax.initializers import torch_uniform
-from tresnet_jax.layers import (
-    Dropout,
-    DropPath,
-    Identity,
-    draw_key,
-    linear,
-)
+from tresnet_jax.layers import Dropout, DropPath, Identity, draw_key, linear
 from tresnet_jax.memory import PLAIN, memory_mode
 from tresnet_jax.pooling import check_pool_type, global_pool, pool_multiplier
 from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig

@@ -91,7 +91,9 @@ def max_pool(x: jax.Array) -> jax.Array:
         return nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
 
     def by_axes(x: jax.Array) -> jax.Array:
-        return functools.reduce(_larger, _threes(functools.reduce(_larger, _threes(x, 2, -jnp.inf)), 1, -jnp.inf))
+        for axis in (2, 1):
+            x = functools.reduce(_larger, _threes(x, axis, -jnp.inf))
+        return x
 
     return jax.lax.platform_dependent(x, cpu=by_axes, default=direct)
 

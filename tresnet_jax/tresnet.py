@@ -11,12 +11,7 @@ from flax import nnx
 
 from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.initializers import normal
-from tresnet_jax.layers import (
-    SqueezeExcite,
-    conv,
-    space_to_depth,
-    stagewise_drop_path_rates,
-)
+from tresnet_jax.layers import SqueezeExcite, conv, space_to_depth, stagewise_drop_path_rates
 from tresnet_jax.model import ImageModel, ResidualBlock
 from tresnet_jax.pooling import AvgPool, BlurPool
 from tresnet_jax.variants import BASIC, EXPANSION, TResNetConfig
