@@ -36,7 +36,7 @@ def kinds(layer: nnx.Module, x: jax.Array, platform: str) -> tuple[bool, bool]:
     return 'stablehlo.dot_general' in text, 'stablehlo.convolution' in text
 
 
-@pytest.mark.parametrize('map_shape', [(1, 28, 28), (3, 25, 31), (1, 50, 27), (16, 14, 13)])
+@pytest.mark.parametrize('map_shape', [(1, 28, 28), (3, 25, 31), (1, 50, 27), (16, 14, 13), (8, 7, 6)])
 def test_equals_jax(x64, map_shape):
     layer, x = drawn('float64', map_shape)
     ours = WinogradConv(layer)
@@ -44,7 +44,7 @@ def test_equals_jax(x64, map_shape):
     assert_close([run(ours, x)], [exactly(layer, x)], 1e-13)
 
 
-@pytest.mark.parametrize('chans', [(48, 64), (256, 256)])
+@pytest.mark.parametrize('chans', [(48, 64), (256, 512)])
 def test_error_in_float32(x64, chans):
     layer, x = drawn('float32', (1, 28, 28), chans)
     y = run(WinogradConv(layer), x)
@@ -63,7 +63,7 @@ def test_half_precision_is_rounded_once(x64, dtype):
 
 def test_where_it_is_used():
     assert [pictures_at_once(1, n, n) for n in (112, 56, 28, 25, 24, 14, 7)] == [1, 1, 1, 1, 0, 0, 0]
-    assert [pictures_at_once(8, n, n) for n in (56, 28, 24, 14, 13, 12, 7)] == [1, 1, 8, 8, 8, 0, 0]
+    assert [pictures_at_once(8, n, n) for n in (56, 28, 24, 14, 7, 5, 4)] == [1, 1, 8, 8, 8, 8, 0]
     assert [pictures_at_once(b, 14, 14) for b in (1, 4, 8, 12, 32)] == [0, 0, 8, 0, 8]
     (symbolic,) = jax.export.symbolic_shape('b')
     assert [pictures_at_once(symbolic, n, n) for n in (28, 14)] == [1, 0]
@@ -73,8 +73,8 @@ def test_which_convolutions_are_taken():
     def takes(*args, **options):
         return WinogradConv.takes(conv(*args, dtype=jnp.dtype('float32'), rngs=nnx.Rngs(0), **options))
 
-    assert takes(48, 64, 3) and takes(256, 256, 3)
-    assert not any([takes(32, 64, 3), takes(64, 32, 3), takes(256, 512, 3), takes(64, 64, 1)])
+    assert takes(48, 64, 3) and takes(256, 512, 3)
+    assert not any([takes(32, 64, 3), takes(64, 32, 3), takes(64, 64, 1)])
     assert not any([takes(64, 64, 3, stride=2), takes(64, 64, 3, dilation=2)])
 
 

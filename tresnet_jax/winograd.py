@@ -24,10 +24,9 @@ TILE = 4  # pixels of a tile's edge in the output
 # Where the polynomials of the method are evaluated, infinity aside. Their powers are exact in float32, and the error is
 # a fifth of that with the usual 0, ±1, ±2.
 POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
-# With fewer channels the products save less than the transforms cost; with more, maps are smaller than 14x14.
-LEAST_CHANNELS, MOST_CHANNELS = 48, 256
+LEAST_CHANNELS = 48  # with fewer the products save less than the transforms cost
 ALONE = 49  # tiles from which one picture fills a matrix product: those of a map of 28x28
-TOGETHER, LEAST_TILES = 8, 16  # so many pictures of so many tiles, those of 14x14, fill one
+TOGETHER, LEAST_TILES = 8, 4  # so many pictures of so many tiles, those of 7x7, fill one
 
 
 class WinogradConv(nnx.Conv):
@@ -65,11 +64,10 @@ class WinogradConv(nnx.Conv):
 
     @staticmethod
     def takes(conv: nnx.Conv) -> bool:
-        """Whether it is one that there may be a gain for: 3x3, stride 1, padding 1, a middling number of channels."""
+        """Whether it is one that there may be a gain for: 3x3, stride 1, padding 1, and not too few channels."""
         shape = (conv.kernel_size, conv.strides, conv.kernel_dilation, conv.padding)
-        channels = (conv.in_features, conv.out_features)
         fits = shape == ((3, 3), 1, 1, ((1, 1), (1, 1)))
-        return fits and LEAST_CHANNELS <= min(channels) and max(channels) <= MOST_CHANNELS
+        return fits and LEAST_CHANNELS <= min(conv.in_features, conv.out_features)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """(B, H, W, C_in) -> (B, H, W, C_out)."""

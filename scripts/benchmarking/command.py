@@ -62,7 +62,7 @@ class Command:
     fresh_rounds: int = 3
     """The same of build and first_call, where every turn is a process of its own."""
     turn_seconds: float = 0.5
-    """How long a turn calls, at least once."""
+    """How long a turn calls, at least once, after a call that does not count."""
     threads: int | None = None
     """Cores for either side; all that the process may use when left out."""
     contenders: tuple[str, ...] | None = None

@@ -37,8 +37,9 @@ def take_turns(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[s
 def timed(call: Callable[[], object], seconds: float) -> Callable[[], float]:
     """A turn that calls for about so many seconds, at least once, and gives the mean seconds of a call.
 
-    Calls twice at once: what is compiled at first is not timed, and the second call tells how many fill a turn. Where
-    there are several the first is left out: threads of the contender before may still be looking for work.
+    Calls twice at once: what is compiled at first is not timed, and the second call tells how many fill a turn. Each
+    turn begins with one more that is left out: threads of the contender before may still be looking for work, and
+    memory that was freed has gone back to the system.
     """
     call()
     began = time.perf_counter()
@@ -46,8 +47,7 @@ def timed(call: Callable[[], object], seconds: float) -> Callable[[], float]:
     count = max(1, math.ceil(seconds / (time.perf_counter() - began)))
 
     def turn() -> float:
-        if count > 1:
-            call()
+        call()
         began = time.perf_counter()
         for _ in range(count):
             call()
