@@ -35,8 +35,8 @@ def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
         winograd: on a CPU, convolve by Winograd's method where that is faster (`tresnet_jax.winograd`): maps of 25x25
             and more, and from 5x5 on if the batch is a multiple of 8. Each such convolution is off by 1e-6 to 4e-6 of
             its largest output in float32; float32 logits of resnet50d and tresnet_m are within 1e-6 of float64's, as
-            without. Kernels for it are kept beside the others: 132 MB of resnet50d, 239 MB of tresnet_m. On a GPU or TPU
-            only that memory changes.
+            without. Kernels for it are kept beside the others: 132 MB of resnet50d, 239 MB of tresnet_m. On a GPU or
+            TPU only that memory changes.
 
     Returns:
         A model in evaluation mode that is called as the given one and works with `functional` and `export`. Its

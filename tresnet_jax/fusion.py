@@ -1,0 +1,24 @@
+"""What XLA may not compute again on a CPU."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def computed_once(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
+    """``function(*inputs)``, which has the shape and dtype of the first input.
+
+    On a CPU XLA puts sums and activations into every loop that reads them. A block of a residual network reads the sum
+    that the one before ends with, so that the last block of a stage would add up the branches of all: the square of
+    their number to compute, all their maps to keep, and ever larger loops to compile. A branch of a condition is a
+    program of its own, which XLA leaves alone; optimisation barriers are gone by then. On a GPU or TPU the function
+    alone remains.
+    """
+
+    def apart(*inputs: jax.Array) -> jax.Array:
+        # Behind the barrier XLA cannot see that there is no choice.
+        return lax.cond(lax.optimization_barrier(jnp.array(True)), function, lambda first, *_: first, *inputs)
+
+    return lax.platform_dependent(*inputs, cpu=apart, default=function)
