@@ -27,7 +27,7 @@ def plainly(function, *inputs):
 
 def most_read(run) -> int:
     """By one loop of the program compiled for a CPU, the number of arrays."""
-    text = jax.jit(lambda x: chain(x, run)).lower(jnp.asarray(INPUTS, jnp.float32)).compile().as_text()
+    text = jax.jit(lambda x: chain(x, run)).lower(jnp.asarray(INPUTS, jnp.float32)).compile().as_text() or ''
     return max(len(operands.split(',')) for operands in re.findall(r' fusion\(([^)]*)\), kind=kLoop', text))
 
 
