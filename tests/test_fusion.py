@@ -1,12 +1,14 @@
 """What XLA computes once on a CPU: the programs it makes of a chain of residual sums, and their derivatives."""
 
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tresnet_jax
 from tests.test_inference import assert_close
 from tresnet_jax.fusion import computed_once
 
@@ -14,10 +16,14 @@ BRANCHES = np.random.default_rng(0).normal(size=(8, 32, 32)) / 6
 INPUTS = np.random.default_rng(1).normal(size=(64, 32))
 
 
-def chain(x, run=computed_once):
+def relu_of_sum(x, y):
+    return jax.nn.relu(x + y)
+
+
+def chain(x, run: Callable[..., jax.Array] = computed_once):
     """Residual blocks of one matrix product each."""
     for weights in BRANCHES:
-        x = run(lambda branch, x: jax.nn.relu(branch + x), x @ jnp.asarray(weights, x.dtype), x)
+        x = run(relu_of_sum, x @ jnp.asarray(weights, x.dtype), x)
     return x
 
 
@@ -64,3 +70,13 @@ def test_elsewhere_nothing_remains(platform):
         to: 'optimization_barrier' in traced.lower(lowering_platforms=(to,)).as_text() for to in (platform, 'cpu')
     }
     assert barriers == {platform: False, 'cpu': True}
+
+
+def test_a_model_outside_of_jit_compiles_nothing_again(caplog):
+    model, x = tresnet_jax.create_model('test_resnet').eval(), jnp.zeros((1, 32, 32, 3))
+    with jax.log_compiles():
+        model(x)
+        assert 'compilation' in caplog.text
+        caplog.clear()
+        model(x)
+    assert 'compilation' not in caplog.text

@@ -1,5 +1,6 @@
 """What XLA may not compute again on a CPU."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)  # so that outside of jit a condition is compiled only once
 def computed_once(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
     """``function(*inputs)``, which has the shape and dtype of the first input.
 
@@ -15,6 +17,8 @@ def computed_once(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax
     their number to compute, all their maps to keep, and ever larger loops to compile. A branch of a condition is a
     program of its own, which XLA leaves alone; optimisation barriers are gone by then. On a GPU or TPU the function
     alone remains.
+
+    It is traced once for a function, inputs' shapes and dtypes, so it must be hashable and always do the same.
     """
 
     def apart(*inputs: jax.Array) -> jax.Array:

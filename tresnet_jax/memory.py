@@ -28,9 +28,9 @@ class Memory:
     end: tuple[str, ...] | None = None
     block: tuple[str, ...] | None = None
 
-    def relu(self, x: jax.Array) -> jax.Array:
-        """The ReLU behind the sum of a block."""
-        return nnx.relu(x) if self == PLAIN else relu_from_output(x)
+    def relu_of_sum(self, x: jax.Array, shortcut: jax.Array) -> jax.Array:
+        """What a block ends with."""
+        return nnx.relu(x + shortcut) if self == PLAIN else relu_from_output(x + shortcut)
 
     def run_end(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
         """``function(module, x)`` for the end of a branch."""

@@ -51,7 +51,7 @@ class ResidualBlock(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """(B, H, W, C) -> (B, h, w, channels); `key` for a block that drops its branch at random."""
         out, shortcut = self.memory.run_block(lambda block, x: (block.branch(x), block.shortcut(x)), self, x)
-        return computed_once(lambda out, shortcut: self.memory.relu(out + shortcut), self.drop_path(out, key), shortcut)
+        return computed_once(self.memory.relu_of_sum, self.drop_path(out, key), shortcut)
 
 
 class ImageModel(nnx.Module):
