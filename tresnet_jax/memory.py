@@ -30,7 +30,8 @@ class Memory:
 
     def relu_of_sum(self, x: jax.Array, shortcut: jax.Array) -> jax.Array:
         """What a block ends with."""
-        return nnx.relu(x + shortcut) if self == PLAIN else relu_from_output(x + shortcut)
+        relu = nnx.relu if self == PLAIN else relu_from_output
+        return relu(x + shortcut)
 
     def run_end(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
         """``function(module, x)`` for the end of a branch."""
