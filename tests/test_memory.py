@@ -11,7 +11,7 @@ from flax import nnx
 
 import tresnet_jax
 from tresnet_jax.inplace_abn import SCALE_FLOOR, batch_norm_act, inplace_abn
-from tresnet_jax.memory import MODES, relu_from_output
+from tresnet_jax.memory import MODES, relu_of_sum, relu_of_sum_from_output
 
 TRESNET_MODES = [(mode, remat) for mode in MODES for remat in (False, True)][1:]  # all are held against the first
 RESNET_MODES = [('plain', True), ('recompute', False), ('recompute', True)]
@@ -130,10 +130,12 @@ def test_inplace_gradients_below_the_floor(x64, scale):
     np.testing.assert_allclose(dbias, plain_dbias, rtol=1e-12)
 
 
-def test_relu_from_output(x64):
-    x = jnp.array([-2.0, -0.0, 0.0, 3.0])
-    np.testing.assert_array_equal(relu_from_output(x), nnx.relu(x))
-    np.testing.assert_array_equal(jax.grad(lambda x: relu_from_output(x).sum())(x), [0.0, 0.0, 0.0, 1.0])
+@pytest.mark.parametrize('run', [relu_of_sum, relu_of_sum_from_output])
+def test_relu_of_sum(x64, run):
+    x, shortcut = jnp.array([-2.0, -0.0, 0.0, 3.0, 1.0]), jnp.array([1.0, 0.0, 0.0, 1.0, -1.0])
+    np.testing.assert_array_equal(run(x, shortcut), nnx.relu(x + shortcut))
+    for gradient in jax.grad(lambda *args: run(*args).sum(), argnums=(0, 1))(x, shortcut):
+        np.testing.assert_array_equal(gradient, [0.0, 0.0, 0.0, 1.0, 0.0])
 
 
 def test_half_precision(x64):

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from tresnet_jax.fusion import computed_once
 from tresnet_jax.layers import at_least_float32
 from tresnet_jax.memory import STATISTICS
 
@@ -66,18 +67,17 @@ def _batch_norm_act(
 ) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
     """`batch_norm_act`, and the two numbers (C,) to take from z for scale * n, as they were rounded on the way."""
     axes = tuple(range(x.ndim - 1))
-    shift, mean, var = batch_statistics(x, axis_name)
+    shift, mean, var, centred = batch_statistics(x, axis_name)
     factor = jax.lax.rsqrt(var + epsilon) * scale
     scaled_mean = mean * factor
     offset = bias - scaled_mean
-    centred = at_least_float32(x) - jnp.expand_dims(shift, axes)
     y = activate(centred * jnp.expand_dims(factor, axes) + jnp.expand_dims(offset, axes), slope)
     mean, var = map(jax.lax.stop_gradient, (shift + mean, var))
     return y.astype(x.dtype), mean, var, (offset, scaled_mean)
 
 
-def batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A number k near the mean, the mean less k, and the biased variance: (C,) each, over all devices of the axis.
+def batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A number k near the mean, the mean less k, and the biased variance: (C,) each, over all devices; and x - k.
 
     One pass over x is enough for both, and nothing cancels: mean((x - k)^2) - mean(x - k)^2 (Chan, Golub and LeVeque,
     1983). k is the mean of the middle pixels, which bounds the error: (mean - k)^2 is at most H W times the variance.
@@ -85,9 +85,28 @@ def batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, ja
     axes = tuple(range(x.ndim - 1))
     middle = x[:, *(size // 2 for size in x.shape[1:-1])]
     shift = _over_devices(jax.lax.stop_gradient(at_least_float32(middle).mean(0)), axis_name)
-    centred = at_least_float32(x) - jnp.expand_dims(shift, axes)
+    centred = centre(x, shift)
     mean, square = _over_devices((centred.mean(axes), jnp.square(centred).mean(axes)), axis_name)
-    return shift, mean, square - jnp.square(mean)
+    return shift, mean, square - jnp.square(mean), centred
+
+
+def _centre(x: jax.Array, shift: jax.Array) -> jax.Array:
+    return at_least_float32(x) - jnp.expand_dims(shift, tuple(range(x.ndim - 1)))
+
+
+@jax.custom_jvp
+def centre(x: jax.Array, shift: jax.Array) -> jax.Array:
+    """x less a constant (C,), at least float32.
+
+    Once: on a CPU sums over a map are not fused with what they add up, so this is written anyway; but what else can be
+    computed from x would be, and x kept for the backward pass beside it.
+    """
+    return computed_once(_centre, x, shift)
+
+
+@centre.defjvp
+def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return centre(*primals), at_least_float32(tangents[0])
 
 
 def _over_devices(means: Any, axis_name: str | None) -> Any:

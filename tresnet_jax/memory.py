@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tresnet_jax.fusion import computed_once
+
 # What is kept by name where the rest is computed again.
 STATISTICS = 'statistics'  # numbers of a channel or of a picture: means, variances, squeeze-excite's
 CONVOLUTION = 'convolution'  # the input of a batch norm
@@ -30,8 +32,7 @@ class Memory:
 
     def relu_of_sum(self, x: jax.Array, shortcut: jax.Array) -> jax.Array:
         """What a block ends with."""
-        relu = nnx.relu if self == PLAIN else relu_from_output
-        return relu(x + shortcut)
+        return relu_of_sum(x, shortcut) if self == PLAIN else relu_of_sum_from_output(x, shortcut)
 
     def run_end(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
         """``function(module, x)`` for the end of a branch."""
@@ -104,20 +105,41 @@ def recomputed(
     return out
 
 
+def _relu_of_sum(x: jax.Array, shortcut: jax.Array) -> jax.Array:
+    return nnx.relu(x + shortcut)
+
+
+def _where_positive(y: jax.Array, gradient: jax.Array) -> jax.Array:
+    return jnp.where(y > 0, gradient, jnp.zeros_like(gradient))
+
+
+@jax.custom_jvp
+def relu_of_sum(x: jax.Array, shortcut: jax.Array) -> jax.Array:
+    """``nnx.relu(x + shortcut)``, whose gradient looks at the output, where ``jax.nn.relu`` writes where x > 0."""
+    return computed_once(_relu_of_sum, x, shortcut)
+
+
+@relu_of_sum.defjvp
+def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = relu_of_sum(*primals)
+    # With the checkpoint y is kept, which what follows keeps anyway, and not y > 0.
+    return y, jax.checkpoint(_where_positive, prevent_cse=False)(y, tangents[0] + tangents[1])
+
+
 @jax.custom_vjp
-def relu_from_output(x: jax.Array) -> jax.Array:
-    """ReLU that keeps its output, which what follows keeps anyway, where ``jax.nn.relu`` keeps its input."""
-    return nnx.relu(x)
+def relu_of_sum_from_output(x: jax.Array, shortcut: jax.Array) -> jax.Array:
+    """The same, and XLA may not find the sign elsewhere: of the sum, which it would keep; without ``jvp``."""
+    return computed_once(_relu_of_sum, x, shortcut)
 
 
-def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = nnx.relu(x)
+def _forward(x: jax.Array, shortcut: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu_of_sum_from_output(x, shortcut)
     return y, y
 
 
-def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    # The barrier, because XLA would find the sign from the sum, and keep that.
-    return (jnp.where(jax.lax.optimization_barrier(y) > 0, gradient, jnp.zeros_like(gradient)),)
+def _backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gradient = _where_positive(jax.lax.optimization_barrier(y), gradient)
+    return gradient, gradient
 
 
-relu_from_output.defvjp(_relu_forward, _relu_backward)
+relu_of_sum_from_output.defvjp(_forward, _backward)

@@ -9,7 +9,6 @@ from flax import nnx
 
 from tresnet_jax.abn import BatchNormAct
 from tresnet_jax.features import FeatureInfo, take_indices
-from tresnet_jax.fusion import computed_once
 from tresnet_jax.initializers import torch_uniform
 from tresnet_jax.layers import Dropout, DropPath, Identity, draw_key, linear
 from tresnet_jax.memory import PLAIN, memory_mode
@@ -51,7 +50,7 @@ class ResidualBlock(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """(B, H, W, C) -> (B, h, w, channels); `key` for a block that drops its branch at random."""
         out, shortcut = self.memory.run_block(lambda block, x: (block.branch(x), block.shortcut(x)), self, x)
-        return computed_once(self.memory.relu_of_sum, self.drop_path(out, key), shortcut)
+        return self.memory.relu_of_sum(self.drop_path(out, key), shortcut)
 
 
 class ImageModel(nnx.Module):

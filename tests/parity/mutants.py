@@ -151,16 +151,16 @@ def biased_update(self: abn.BatchNormAct, mean: jax.Array, var: jax.Array, n: in
     update(self, mean, var, 10**9)
 
 
-def unbiased_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    shift, mean, var = batch_statistics(x, axis_name)
+def unbiased_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    shift, mean, var, centred = batch_statistics(x, axis_name)
     n = x.size // x.shape[-1]
-    return shift, mean, n / (n - 1) * var
+    return shift, mean, n / (n - 1) * var, centred
 
 
-def cancelling_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def cancelling_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
-    return jnp.zeros_like(mean), mean, jnp.square(x).mean(axes) - jnp.square(mean)
+    return jnp.zeros_like(mean), mean, jnp.square(x).mean(axes) - jnp.square(mean), x
 
 
 def gamma_zero_at(zero: Callable[[float | None, bool], bool]) -> Patch:
