@@ -18,8 +18,8 @@ def computed_once(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax
     program of its own, which XLA leaves alone; optimisation barriers are gone by then. On a GPU or TPU the function
     alone remains.
 
-    It is traced once for a function, inputs' shapes and dtypes, so it must be hashable and always do the same. For
-    training a derivative belongs around it, lest the condition's be two conditions.
+    It is traced once for a function, inputs' shapes and dtypes, so it must be hashable and always do the same. Its
+    derivatives are JAX's, in further conditions; where training uses it, a derivative of its own around it saves those.
     """
 
     def never(*inputs: jax.Array) -> jax.Array:

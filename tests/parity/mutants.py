@@ -560,7 +560,7 @@ MUTANTS = (
     row('the stem keeps its slope when another is asked for', 'another_slope',
         (tresnet, 'Body', with_options(tresnet.Body, stem_slope=1e-2))),
     row('a block ends with a leaky ReLU', 'tresnet',
-        # The method, not what it calls: a trace is kept for each method.
+        # The method, not what it calls: the trace of a function that is computed once stays.
         (memory.Memory, 'relu_of_sum', lambda self, x, shortcut: inplace_abn.activate(x + shortcut, 1e-3))),
     row('the leaky ReLU has slope 1 at zero', 'activation_at_zero',
         (inplace_abn, 'activate', lambda x, slope: x if slope is None else jnp.where(x >= 0, x, slope * x))),
