@@ -13,7 +13,7 @@ test: .venv/ready  ## the suite against the real timm
 
 # What makes, calls, splits or trains networks, and so may depend on how NNX keeps them.
 NETWORKS = $(addprefix tests/, $(addsuffix .py, test_factory test_functional test_golden test_inference test_memory \
-  test_profiling test_training_step test_training_run parity/test_convert parity/test_layers parity/test_models \
+  test_profiling parity/test_convert parity/test_layers parity/test_models \
   parity/test_options parity/test_training parity/test_variants))
 
 test-all: .venv/ready  ## what is marked slow, the rest, and the networks in NNX's tree mode; writes LAST_FULL_RUN.md
@@ -26,10 +26,11 @@ test-all: .venv/ready  ## what is marked slow, the rest, and the networks in NNX
 test-newest: .venv-newest/ready  ## the suite without torch, on the newest Python and JAX that are found
 	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --ignore tests/parity
 
-check: .venv/ready  ## lint, format, types
+check: .venv/ready  ## lint, format, types, direction of imports
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
+	.venv/bin/lint-imports
 
 gpu-report: .venv-gpu/ready  ## docs/gpu_report.md: programs compiled for a GPU, without one; hours, and 6 GB to install
 	.venv-gpu/bin/python scripts/gpu_report.py

@@ -7,11 +7,11 @@
 On the command line: ``python -m convert SOURCE TARGET``.
 """
 
-from convert.errors import ConversionError as ConversionError
-from convert.params import to_flax as to_flax
-from convert.params import to_torch as to_torch
-from convert.read import Checkpoint as Checkpoint
-from convert.read import read as read
-from convert.report import Report as Report
-from convert.write import save_flax as save_flax
-from convert.write import save_torch as save_torch
+from tresnet_jax.checkpoints.checkpoint import Checkpoint as Checkpoint
+from tresnet_jax.checkpoints.match import to_flax as to_flax
+from tresnet_jax.checkpoints.match import to_torch as to_torch
+from tresnet_jax.checkpoints.read import read as read
+from tresnet_jax.checkpoints.report import Report as Report
+from tresnet_jax.checkpoints.write import save_flax as save_flax
+from tresnet_jax.checkpoints.write import save_torch as save_torch
+from tresnet_jax.errors import ConversionError as ConversionError

@@ -17,17 +17,19 @@ import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16'
 import numpy as np
 import tyro
 
-from convert.errors import ConversionError
-from convert.inspection import inspect
-from convert.params import match, to_torch
-from convert.read import read, sha256
-from convert.report import Report
-from convert.stored import seeded_weights, timm_model, write_golden
-from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot, reference_state
-from convert.write import save_flax, save_torch
-from tresnet_jax.command_line import fail
-from tresnet_jax.factory import build_model, embedded_path, fill
-from tresnet_jax.model import ImageModel
+from convert.golden import seeded_weights, timm_model, write_golden
+from convert.inspect import inspect
+from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot_errors, reference_state
+from tresnet_jax.checkpoints.match import match, to_torch
+from tresnet_jax.checkpoints.read import read
+from tresnet_jax.checkpoints.report import Report
+from tresnet_jax.checkpoints.write import save_flax, save_torch
+from tresnet_jax.cli.common import fail
+from tresnet_jax.errors import ConversionError
+from tresnet_jax.factory import embedded_path
+from tresnet_jax.files import sha256
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.build import build_model, fill
 from tresnet_jax.variants import PRETRAINED, pretrained_config, split_name
 
 
@@ -130,7 +132,7 @@ def verify(arguments: Arguments, model: ImageModel, report: Report) -> None:
     print(f'{arguments.source}: largest difference from {against}, relative to the largest value')
     print('\n'.join(map(str, rows)))
     if arguments.plot is not None:
-        plot(rows, f'{report.name}: Flax against timm', arguments.plot)
+        plot_errors(rows, f'{report.name}: Flax against timm', arguments.plot)
     if not all(row.agrees for row in rows):
         first = first_difference(model, state) if state is not None else None
         where = f'; they part at {first.name} (relative error {first.error:.1e})' if first else ''
@@ -150,7 +152,7 @@ class InspectArguments:
 
 @dataclasses.dataclass(frozen=True)
 class GoldenArguments:
-    """Store seeded pictures and timm's outputs on them in a small file, for checking a port without torch."""
+    """Store seeded images and timm's outputs on them in a small file, for checking a port without torch."""
 
     name: tyro.conf.Positional[str]
     """Architecture, with or without a tag."""
@@ -162,10 +164,10 @@ class GoldenArguments:
     """timm's weights; seeded ones that NumPy can draw again when left out."""
 
     image_size: int = 64
-    """Height and width of the pictures."""
+    """Height and width of the images."""
 
     seed: int = 0
-    """Of the pictures, and of the weights where none are given."""
+    """Of the images, and of the weights where none are given."""
 
 
 def golden(arguments: GoldenArguments) -> None:

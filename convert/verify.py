@@ -11,16 +11,15 @@ import numpy as np
 import safetensors
 from flax import nnx
 
-from convert.errors import ConversionError
-from convert.layouts import strip_prefixes, to_timm
-from convert.read import Checkpoint
-from convert.report import Report
-from convert.stored import timm_model, timm_outputs
-from convert.write import written_beside
-from tresnet_jax.abn import BatchNormAct
-from tresnet_jax.listening import listen
-from tresnet_jax.model import ImageModel
-from tresnet_jax.tresnet import STEM_SLOPE, TResNet
+from convert.golden import timm_model, timm_outputs
+from tresnet_jax.checkpoints.checkpoint import Checkpoint
+from tresnet_jax.checkpoints.layouts import strip_prefixes, to_timm
+from tresnet_jax.checkpoints.report import Report
+from tresnet_jax.errors import ConversionError
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.hooks import listen
+from tresnet_jax.plotting import new_figure, save_figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def compare_with_stored(model: ImageModel, path: str | Path) -> list[Comparison]:
-    """Run a model on stored pictures and compare each stage's output with timm's stored one.
+    """Run a model on stored images and compare each stage's output with timm's stored one.
 
     Args:
         model: in evaluation mode.
@@ -83,7 +82,7 @@ def compare_with_stored(model: ImageModel, path: str | Path) -> list[Comparison]
 
 
 def our_outputs(model: ImageModel, images: np.ndarray) -> dict[str, np.ndarray]:
-    """`features.0` (the stem) to `features.4` and `logits` of ours, for pictures and in maps of torch's layout."""
+    """`features.0` (the stem) to `features.4` and `logits` of ours, for images and in maps of torch's layout."""
 
     @jax.jit
     def run(model: ImageModel, x: jax.Array) -> dict[str, jax.Array]:
@@ -99,12 +98,12 @@ def to_nchw(value: jax.Array) -> np.ndarray:
 
 
 def compare_with_timm(model: ImageModel, state: Mapping[str, np.ndarray], seed: int = 0) -> list[Comparison]:
-    """Run ours and timm's model on the same seeded picture, stage by stage.
+    """Run ours and timm's model on the same seeded image, stage by stage.
 
     Args:
         model: ours, in evaluation mode and float32.
         state: what timm is to load: the source under timm's names by timm's own rules, not by ours.
-        seed: of a standard normal picture of the size the tag was trained at.
+        seed: of a standard normal image of the size the tag was trained at.
 
     Raises:
         ConversionError: torch or timm is missing, or timm cannot load the state.
@@ -152,10 +151,11 @@ def _compare(
         theirs.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, strict=True)
     except (RuntimeError, TypeError) as error:
         raise ConversionError(f'timm cannot load this checkpoint: {str(error).splitlines()[0]}') from error
-    slope = model.body.conv1.bn.slope or STEM_SLOPE if isinstance(model, TResNet) else STEM_SLOPE
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.LeakyReLU) and slope != STEM_SLOPE:
-            module.negative_slope = slope  # timm has no option for it
+    slope = model.abn_slope
+    if slope is not None and slope != model.config.family.default_slope:
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.LeakyReLU):
+                module.negative_slope = slope  # timm has no option for it
     height, width = model.pretrained_cfg.input_size[1:] if model.pretrained_cfg else (224, 224)
     images = np.random.default_rng(seed).standard_normal((1, model.in_chans, height, width)).astype(np.float32)
     ours, single = run_ours(model, images), run_timm(theirs.float(), images)
@@ -210,15 +210,13 @@ def _our_layers(model: ImageModel, images: np.ndarray) -> Outputs:
     return {name: to_nchw(value) for name, value in run(state, images.transpose(0, 2, 3, 1)).items()}
 
 
-def plot(comparisons: Sequence[Comparison], title: str, path: Path) -> None:
+def plot_errors(comparisons: Sequence[Comparison], title: str, path: Path) -> None:
     """A bar chart on a logarithmic axis: our error beside float32's noise, for each tensor.
 
     Raises:
         ConversionError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + len(comparisons), 4), layout='constrained')
+    figure = new_figure(1.5 + len(comparisons), 4)
     axes = figure.subplots()
     places, floor = np.arange(len(comparisons)), 1e-9  # a logarithm shows no zero
     axes.bar(places - 0.2, [max(c.error, floor) for c in comparisons], 0.4, label='Flax against timm in float64')
@@ -228,5 +226,4 @@ def plot(comparisons: Sequence[Comparison], title: str, path: Path) -> None:
     axes.set_ylabel('largest relative error')
     axes.set_title(title)
     axes.legend()
-    with written_beside(path) as beside:
-        figure.savefig(beside, format='png', dpi=100)
+    save_figure(figure, path)

@@ -5,7 +5,7 @@
     python scripts/benchmark.py --models resnet50d --contenders ours timm-eager --what inference --threads 1
 
 All that are installed take part (timm; jaxnn, jax-resnet and keras-hub with the architectures they have), with the
-same weights and pictures. Inference and training take turns within each round of one process, and every call is of
+same weights and images. Inference and training take turns within each round of one process, and every call is of
 another batch than the one before. The first call compiles, without and with JAX's cache on disk. Memory, and
 everything that is cold, is measured in processes of their own; imports are not counted.
 """

@@ -1,7 +1,7 @@
-"""Pictures per second and core of the data pipeline: decode, crop, augment, batch, beside timm's loader.
+"""Images per second and core of the data pipeline: decode, crop, augment, batch, beside timm's loader.
 
     python scripts/benchmark_data.py --data folder:photos --out benchmark
-    python scripts/benchmark_data.py              # pictures made for it, 500 x 375
+    python scripts/benchmark_data.py              # images made for it, 500 x 375
 
 Both sides take turns in short rounds of one run, so that whatever else the machine does is shared; what is shown are
 medians over the rounds. On one core seconds are those in which the processor worked, on several those of the clock.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import markdown_table as markdown
 import numpy as np
 import tyro
 from benchmarking.tables import write_csv
@@ -27,14 +28,13 @@ from benchmarking.turns import spread, take_turns
 from PIL import Image
 from tqdm import tqdm
 
-from convert.write import save_text
-from tresnet_jax import markdown
-from tresnet_jax.command_line import fail
-from tresnet_jax.training.augment import create_train_transform
-from tresnet_jax.training.decoding import decode
-from tresnet_jax.training.errors import DataError
-from tresnet_jax.training.pipeline import train_dataset
-from tresnet_jax.training.sources import Source, open_source
+from tresnet_jax.cli.common import fail
+from tresnet_jax.data.images import decode
+from tresnet_jax.data.pipeline import train_dataset
+from tresnet_jax.data.sources import Source, open_source
+from tresnet_jax.data.train_transforms import create_train_transform
+from tresnet_jax.errors import DataError
+from tresnet_jax.files import save_text
 
 AUGMENTATIONS = {  # beside the random crop and the flip; the names are timm's
     'crop and flip': {'color_jitter': 0.0},
@@ -43,12 +43,12 @@ AUGMENTATIONS = {  # beside the random crop and the flip; the names are timm's
     # At m9 timm 1.0.31 now and then asks Pillow for a posterize of no bits, which Pillow 13 refuses.
     'crop, flip, RandAugment': {'auto_augment': 'rand-m6-mstd0.5-inc1'},
 }
-Contender = Callable[[], float]  # runs one round and gives pictures per second
+Contender = Callable[[], float]  # runs one round and gives images per second
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One thing that was timed, in pictures per second and core; timm's is None where it was not run."""
+    """One thing that was timed, in images per second and core; timm's is None where it was not run."""
 
     what: str
     cores: int
@@ -75,11 +75,11 @@ def main(
     """Time the pipeline, print a table, and write OUT/data.md and OUT/data.csv.
 
     Args:
-        data: as for training; None makes pictures for it.
+        data: as for training; None makes images for it.
         split: of the data.
         data_dir: where TensorFlow Datasets keeps its data.
         image_size: edge of the crops in pixels.
-        batch_size: pictures in a batch.
+        batch_size: images in a batch.
         batches: that are timed in a round.
         rounds: of each side.
         cores: threads of ours, worker processes of timm's, in the rows for all cores.
@@ -87,10 +87,10 @@ def main(
     """
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
-            write_pictures(Path(folder))
+            write_images(Path(folder))
         source = open_source(data or f'folder:{folder}', split, data_dir=data_dir)
         sizes = [memoryview(source[i]['image']).nbytes for i in range(min(100, len(source)))]
-        about = f'{data or "made pictures"}: {len(source)} pictures, {np.median(sizes) / 1000:.0f} kB at the median; '
+        about = f'{data or "made images"}: {len(source)} images, {np.median(sizes) / 1000:.0f} kB at the median; '
         shape: dict[str, Any] = {'size': image_size, 'batch_size': batch_size, 'batches': batches}
         plans: list[tuple[str, int, Contender, Contender | None]] = [*stages(source, image_size, batch_size)]
         for number in sorted({1, cores}):
@@ -119,11 +119,11 @@ def measure(what: str, cores: int, ours: Contender, timm: Contender | None, roun
 
 
 def stages(source: Source, size: int, count: int) -> Iterator[tuple[str, int, Contender, Contender | None]]:
-    """Decoding, and each augmentation of decoded pictures, in one thread."""
+    """Decoding, and each augmentation of decoded images, in one thread."""
     records = [source[i]['image'] for i in range(min(count, len(source)))]
-    pictures = [decode(record) for record in records]
-    for picture in pictures:
-        picture.load()
+    images = [decode(record) for record in records]
+    for image in images:
+        image.load()
 
     def timed(function: Callable[[Any], object], items: list[Any]) -> Contender:
         def run() -> float:
@@ -140,8 +140,8 @@ def stages(source: Source, size: int, count: int) -> Iterator[tuple[str, int, Co
     rng = np.random.default_rng(0)
     for what, options in AUGMENTATIONS.items():
         transform = create_train_transform(size, **options)
-        timm = timed(timm_transform(size, options), pictures) if has_timm() else None
-        yield what, 1, timed(lambda picture, transform=transform: transform(picture, rng), pictures), timm
+        timm = timed(timm_transform(size, options), images) if has_timm() else None
+        yield what, 1, timed(lambda image, transform=transform: transform(image, rng), images), timm
 
 
 def our_pipeline(
@@ -173,7 +173,7 @@ def timm_transform(size: int, options: dict[str, Any]) -> Callable[[Image.Image]
     return transform
 
 
-class Pictures:
+class Images:
     """A data set as timm's loader wants it, over a source of ours: each record is read, opened and transformed."""
 
     transform: Callable[[Image.Image], Any]  # set by timm's loader
@@ -187,8 +187,8 @@ class Pictures:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         record = self.source[index]
         image = record['image']
-        picture = Image.fromarray(image.squeeze()) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
-        return self.transform(picture.convert('RGB')), record['label']
+        image = Image.fromarray(image.squeeze()) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
+        return self.transform(image.convert('RGB')), record['label']
 
 
 def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, workers: int) -> Contender:
@@ -197,7 +197,7 @@ def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, wor
     from timm.data.loader import create_loader
 
     torch.set_num_threads(1)
-    dataset: Any = Pictures(source)
+    dataset: Any = Images(source)
     loader: Any = create_loader(
         dataset,
         size,
@@ -219,7 +219,7 @@ def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, wor
 
 
 def speed(iterator: Iterator[Any], cores: int, batch_size: int, batches: int) -> float:
-    """Pictures per second after the first batch, so that starting is left out."""
+    """Images per second after the first batch, so that starting is left out."""
     clock = time.process_time if cores == 1 else time.perf_counter
     next(iterator)
     began = clock()
@@ -228,7 +228,7 @@ def speed(iterator: Iterator[Any], cores: int, batch_size: int, batches: int) ->
     return batches * batch_size / (clock() - began)
 
 
-def write_pictures(folder: Path, count: int = 64) -> None:
+def write_images(folder: Path, count: int = 64) -> None:
     """JPEGs of 500 x 375 and about 80 kB, much as ImageNet has: noise that is stronger the coarser it is."""
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -249,7 +249,7 @@ def table(rows: list[Row], about: str) -> str:
         timm = '' if row.timm is None else f'{row.timm:.0f}'
         ratio = '' if row.ratio is None else f'{row.ratio:.2f}'
         cells.append([row.what, str(row.cores), f'{row.ours:.0f}', timm, ratio, f'{row.spread:.0%}'])
-    header = ['pictures per second and core', 'cores', 'ours', 'timm', 'ratio', 'spread']
+    header = ['images per second and core', 'cores', 'ours', 'timm', 'ratio', 'spread']
     return f'{about}\n\n{markdown.table(header, cells)}'
 
 

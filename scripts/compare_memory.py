@@ -16,8 +16,8 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from convert.write import save_text, written_beside
-from tresnet_jax.training.metrics import read
+from tresnet_jax.files import save_text, written_beside
+from tresnet_jax.training.metrics import read_records
 
 RUNS = {
     'plain': [],
@@ -42,7 +42,7 @@ def train(folder: Path, flags: list[str], steps: int, model: str) -> Curve:
     command = [sys.executable, str(TRAIN), '--recipe', 'fashion_mnist', '--model', model, '--dtype', 'bfloat16']
     command += ['--devices', '1', '--steps', str(steps), '--log-every', '1', '--eval-every', '1e9', *flags]
     subprocess.run([*command, '--workdir', str(folder)], check=True, stdout=subprocess.DEVNULL)
-    rows = read(folder)
+    rows = read_records(folder)
     losses = [row['loss'] for row in rows if row['kind'] == 'train']
     return Curve(np.array(losses), next(row['top1'] for row in reversed(rows) if row['kind'] == 'eval'))
 

@@ -2,7 +2,7 @@
 
     python scripts/compare_training.py RUN --seeds 0 1 2 --out comparison
 
-Needs torch and timm (``pip install tresnet_jax[test]``). The batches are those of our pipeline: the same pictures in
+Needs torch and timm (``pip install tresnet_jax[test]``). The batches are those of our pipeline: the same images in
 the same order with the same augmentation for the same seed. Weights are drawn by timm. Takes runs with SGD,
 one-cycle, and neither mixing nor erasing nor a moving average (the recipes `imagenette` and `fashion_mnist`).
 Several of our runs (other seeds) can be given.
@@ -23,13 +23,14 @@ import tyro
 from matplotlib.figure import Figure
 from timm.models.tresnet import TResNet
 
-from convert.write import save_text, written_beside
-from tresnet_jax.command_line import fail
+from tresnet_jax.cli.common import fail
+from tresnet_jax.data.pipeline import eval_dataset, train_dataset
+from tresnet_jax.data.sources import open_source
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.files import save_text, written_beside
 from tresnet_jax.training.batches import eval_transform, train_transform
-from tresnet_jax.training.config import TrainConfig, TrainingError, load_config
-from tresnet_jax.training.metrics import read
-from tresnet_jax.training.pipeline import eval_dataset, train_dataset
-from tresnet_jax.training.sources import open_source
+from tresnet_jax.training.config import TrainConfig, load_config
+from tresnet_jax.training.metrics import read_records
 
 
 def check(config: TrainConfig) -> None:
@@ -112,7 +113,7 @@ def plot(ours: dict[str, list[tuple[int, float]]], theirs: dict[str, list[tuple[
             steps, top1 = zip(*points, strict=True)
             axis.plot(steps, 100 * np.asarray(top1), '.-', color=colour, alpha=0.7, label=what if i == 0 else None)
     axis.set_xlabel('step')
-    axis.set_ylabel('top-1 of the validation pictures in percent')
+    axis.set_ylabel('top-1 of the validation images in percent')
     axis.grid(alpha=0.3)
     axis.legend()
     with written_beside(out.with_suffix('.png')) as beside:
@@ -138,7 +139,7 @@ def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], ou
     except ValueError as error:
         return fail(error)
     ours = {
-        str(config.seed): [(r['step'], r['top1']) for r in read(run) if r['kind'] == 'eval']
+        str(config.seed): [(r['step'], r['top1']) for r in read_records(run) if r['kind'] == 'eval']
         for run, config in zip(runs, configs, strict=True)
     }
     document = {'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}

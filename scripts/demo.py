@@ -1,4 +1,4 @@
-"""The main job in one run: carry timm checkpoints into Flax, hold them against timm's outputs, classify pictures.
+"""The main job in one run: carry timm checkpoints into Flax, hold them against timm's outputs, classify images.
 
     python scripts/demo.py --out demo_output
 
@@ -16,7 +16,7 @@ import tyro
 
 import tresnet_jax
 from convert.verify import compare_with_stored
-from tresnet_jax.training.metrics import read
+from tresnet_jax.training.metrics import read_records
 
 NAMES = ('test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist')
 
@@ -43,13 +43,13 @@ def main(out: Path = Path('demo_output')) -> None:
             worst = max(worst, row.error)
 
         sheet = str(out / f'{name}.png')
-        pictures = str(embedded / 'pictures')
+        images = str(embedded / 'pictures')
         predict = str(Path(__file__).with_name('predict.py'))
-        run(predict, pictures, '--model', name, '--checkpoint', flax_file, '--topk', '3', '--plot', sheet)
+        run(predict, images, '--model', name, '--checkpoint', flax_file, '--topk', '3', '--plot', sheet)
     tuned = out / 'finetuned'
     shutil.rmtree(tuned, ignore_errors=True)
     weights = str(embedded / 'test_tresnet.fashion_mnist.safetensors')
-    # The body knows clothes, the classifier is new: 2,000 pictures teach it, 500 others tell how well.
+    # The body knows clothes, the classifier is new: 2,000 images teach it, 500 others tell how well.
     run(
         str(Path(__file__).with_name('train.py')), '--recipe', 'finetune', '--model', 'test_tresnet',
         '--checkpoint', weights, '--new-head', '--data', 'embedded:fashion_mnist', '--image-size', '32',
@@ -57,9 +57,9 @@ def main(out: Path = Path('demo_output')) -> None:
         '--val-batch-size', '100', '--log-every', '25', '--checkpoint-every', '50', '--workdir', str(tuned),
     )  # fmt: skip
     run('-m', 'convert', str(tuned), str(out / 'finetuned.safetensors'), '--to', 'torch')
-    evaluations = [record for record in read(tuned) if record['kind'] == 'eval']
+    evaluations = [record for record in read_records(tuned) if record['kind'] == 'eval']
     before, after = (100 * evaluations[i]['top1'] for i in (0, -1))
-    print(f'\nFine-tuned: {before:.1f} % of the 500 test pictures before, {after:.1f} % after; {tuned / "curves.png"}')
+    print(f'\nFine-tuned: {before:.1f} % of the 500 test images before, {after:.1f} % after; {tuned / "curves.png"}')
     print(f'Largest difference of all: {worst:.1e}. Contact sheets and Flax checkpoints are in {out}.')
 
 

@@ -11,7 +11,7 @@ Needs JAX's CUDA plugin, 6 GB that `make gpu-report` keeps in an environment of 
 
 import sys
 
-from tresnet_jax.gpu_report.command import main
+from gpu_reporting.command import main
 
 if __name__ == '__main__':
     sys.exit(main())

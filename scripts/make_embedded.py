@@ -6,7 +6,7 @@
 
 Needs torch and timm (``pip install tresnet_jax[test]``), and a copy of Fashion-MNIST as one ``.npz`` file with
 ``x_train, y_train, x_test, y_test`` (uint8; Xiao et al., arXiv:1708.07747, MIT licence). It writes, for each network,
-timm's own checkpoint in float16 and the outputs that timm gives with it on ten test pictures; and the ten pictures,
+timm's own checkpoint in float16 and the outputs that timm gives with it on ten test images; and the ten images,
 and a small subset of the data for quick runs.
 """
 
@@ -47,15 +47,15 @@ class Network:
 NETWORKS = (Network('test_resnet', mean=0.5, std=0.5), Network('test_tresnet', mean=0.0, std=1.0))
 
 
-def resize(pictures: np.ndarray) -> torch.Tensor:
+def resize(images: np.ndarray) -> torch.Tensor:
     """(N, 28, 28) uint8 -> (N, 32, 32) uint8 by Pillow's bilinear filter, as the evaluation transform does."""
-    resized = [np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for p in pictures]
+    resized = [np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for p in images]
     return torch.from_numpy(np.stack(resized))
 
 
-def normalise(pictures: torch.Tensor, network: Network) -> torch.Tensor:
+def normalise(images: torch.Tensor, network: Network) -> torch.Tensor:
     """(N, 32, 32) uint8 -> (N, 3, 32, 32) float32."""
-    return ((pictures.float() / 255 - network.mean) / network.std)[:, None].expand(-1, 3, -1, -1)
+    return ((images.float() / 255 - network.mean) / network.std)[:, None].expand(-1, 3, -1, -1)
 
 
 def load(network: Network, run: Path) -> torch.nn.Module:
@@ -92,9 +92,9 @@ def outputs(model: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {**{f'features.{i}': s for i, s in enumerate(stages)}, 'logits': model.forward_head(features)}
 
 
-def save_golden(model: torch.nn.Module, network: Network, pictures: torch.Tensor, names: list[str], path: Path) -> None:
+def save_golden(model: torch.nn.Module, network: Network, images: torch.Tensor, names: list[str], path: Path) -> None:
     model.eval()
-    x = normalise(pictures, network).contiguous()
+    x = normalise(images, network).contiguous()
     single = outputs(model, x)
     reference = network.build()
     reference.load_state_dict(model.state_dict())
@@ -109,7 +109,7 @@ def save_golden(model: torch.nn.Module, network: Network, pictures: torch.Tensor
 
 
 def balanced(labels: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `each` pictures of every class, shuffled."""
+    """Indices of `each` images of every class, shuffled."""
     return rng.permutation(np.concatenate([rng.choice(np.flatnonzero(labels == c), each, False) for c in range(10)]))
 
 
@@ -142,7 +142,7 @@ def main(fashion_mnist: Path, resnet: Path, tresnet: Path, out: Path = HERE, see
         safetensors.torch.save_file(halve(model), out / f'{stem}.safetensors')
         save_golden(model, network, test_images[ten], names, out / f'{stem}.golden.safetensors')
         top1, top5 = accuracy(model, network, test_images, test_labels)
-        print(f'{stem}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(test_labels):,} test pictures')
+        print(f'{stem}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(test_labels):,} test images')
 
 
 if __name__ == '__main__':

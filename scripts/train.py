@@ -6,7 +6,7 @@ python scripts/train.py --workdir RUN
 
 import sys
 
-from tresnet_jax.training.command import main
+from tresnet_jax.cli.start import train
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(train())

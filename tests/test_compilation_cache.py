@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tresnet_jax import predict
+from tresnet_jax.cli import predict
 
 PROGRAM = """
 import jax, numpy
@@ -61,5 +61,5 @@ def test_without_a_folder(tmp_path, what):
 def test_predict_switches_it_on(tmp_path, monkeypatch):
     switched_on = []
     monkeypatch.setattr(predict, 'use_compilation_cache', lambda: switched_on.append(True))
-    assert predict.main([str(tmp_path), '--model', 'test_resnet.fashion_mnist']) == 2  # no pictures
+    assert predict.main([str(tmp_path), '--model', 'test_resnet.fashion_mnist']) == 2  # no images
     assert switched_on

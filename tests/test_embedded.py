@@ -1,4 +1,4 @@
-"""What the package carries: sizes, licence, pictures, and timm's outputs without timm."""
+"""What the package carries: sizes, licence, images, and timm's outputs without timm."""
 
 import importlib.resources
 from pathlib import Path
@@ -20,7 +20,7 @@ NAMES = ('test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist')
 
 @pytest.mark.parametrize('name', NAMES)
 def test_outputs_are_those_timm_gave(name):
-    """Every stage within ten times torch's own float32 noise, on the pictures that come along."""
+    """Every stage within ten times torch's own float32 noise, on the images that come along."""
     model = tresnet_jax.create_model(name, pretrained=True)
     comparisons = compare_with_stored(model, EMBEDDED / f'{name}.golden.safetensors')
     assert [row.name for row in comparisons] == [*(f'features.{i}' for i in range(5)), 'logits']
@@ -40,7 +40,7 @@ def test_the_comparison_can_fail(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_pictures_go_through_the_transform_to_the_stored_inputs(name):
+def test_images_go_through_the_transform_to_the_stored_inputs(name):
     """So the whole way from a PNG file is timm's."""
     with safetensors.safe_open(EMBEDDED / f'{name}.golden.safetensors', 'np') as file:
         images = file.get_tensor('images')
@@ -52,15 +52,15 @@ def test_pictures_go_through_the_transform_to_the_stored_inputs(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_accuracy_on_the_embedded_test_pictures(name):
+def test_accuracy_on_the_embedded_test_images(name):
     """Within three standard errors of the accuracy on all 10,000 that the table gives."""
     with np.load(EMBEDDED / 'fashion_mnist_subset.npz', allow_pickle=False) as data:
-        pictures, labels = data['x_test'], data['y_test']
+        images, labels = data['x_test'], data['y_test']
         assert data['x_train'].shape == (2000, 28, 28) and np.bincount(data['y_train']).tolist() == [200] * 10
-    assert pictures.shape == (500, 28, 28) and np.bincount(labels).tolist() == [50] * 10
+    assert images.shape == (500, 28, 28) and np.bincount(labels).tolist() == [50] * 10
     transform = tresnet_jax.create_transform(**tresnet_jax.resolve_data_config(name))
     model = tresnet_jax.create_model(name, pretrained=True)
-    images = np.stack([transform(Image.fromarray(p)) for p in pictures])
+    images = np.stack([transform(Image.fromarray(p)) for p in images])
     logits = jax.jit(lambda m, x: m(x))(model, images)
     top1 = 100 * float((np.asarray(logits).argmax(1) == labels).mean())
     published = PRETRAINED[name].accuracies[0].top1

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 import tresnet_jax
-from tresnet_jax.factory import build_model
-from tresnet_jax.initializers import ShapesOnly
-from tresnet_jax.model import ImageModel
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.build import build_model
+from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.profiling import COUNTS, STAGES, Profile, card_image_size, profile
-from tresnet_jax.variants import ARCHITECTURES, is_tresnet, split_name
+from tresnet_jax.variants import ARCHITECTURES, TRESNET, family_of, split_name
 
 # FLOPs and File Size (bytes) of timm's model cards (docs/models/tresnet.md, resnet-d.md, gloun-resnet.md, 2021).
 CARDS = {
@@ -68,7 +68,7 @@ def test_flops_of_the_model_cards(name):
     assert cached_profile(name, card_image_size(name)).card_flops == flops
 
 
-def test_the_pictures_of_the_model_cards():
+def test_the_images_of_the_model_cards():
     assert card_image_size('tresnet_m') == (224, 224)
     assert card_image_size('tresnet_xl_448') == (448, 448)
     assert card_image_size('resnet50d') == card_image_size('gluon_resnet152_v1d') == (224, 285)
@@ -100,7 +100,7 @@ def test_timms_benchmark_tables(name, size):
     ours = cached_profile(name, (size, size))
     gmacs, macts, params = BENCHMARKS[name, size]
     macs, activations = ours.macs, ours.activations
-    if is_tresnet(ours.architecture):
+    if family_of(ours.architecture) is TRESNET:
         planes = ARCHITECTURES[ours.architecture].channels
         blurred = sum(planes[i] * (size // 2 ** (2 + i)) ** 2 for i in (1, 2, 3))  # once in layers 2 to 4
         macs, activations = macs + 9 * blurred, activations + blurred
@@ -125,8 +125,8 @@ def primitives(jaxpr):
 def counted_in_the_program(model, height: int, width: int) -> tuple[int, int]:
     """MACs and activations of the convolutions and matrix products that a call of the model traces to."""
     graphdef, state = nnx.split(model)
-    picture = jax.ShapeDtypeStruct((1, height, width, model.in_chans), model.dtype)
-    program = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, picture)
+    image = jax.ShapeDtypeStruct((1, height, width, model.in_chans), model.dtype)
+    program = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, image)
     macs = activations = 0
     for equation in primitives(program.jaxpr):
         if equation.primitive.name in ('conv_general_dilated', 'dot_general'):
@@ -228,7 +228,7 @@ def test_a_model_is_left_as_it_is_and_nothing_is_compiled():
 def test_the_table():
     ours = profile('test_resnet', (64, 96))
     first, header, *rows, last = str(ours).splitlines()
-    assert first == 'test_resnet, one picture of 64 x 96 pixels'
+    assert first == 'test_resnet, one image of 64 x 96 pixels'
     assert header.split()[:3] == ['output', 'parameters', 'MACs']
     assert [row.split()[0] for row in rows] == list(STAGES)
     assert last.split() == ['total', *(f'{getattr(ours, count):,}' for count in COUNTS)]

@@ -5,19 +5,18 @@ model = tresnet_jax.create_model('resnet50d', checkpoint='resnet50d.safetensors'
 logits = model(images)
 """
 
+from tresnet_jax.data.transforms import create_transform as create_transform
+from tresnet_jax.data.transforms import resolve_data_config as resolve_data_config
+from tresnet_jax.errors import HubError as HubError
 from tresnet_jax.exporting import export as export
 from tresnet_jax.exporting import load_exported as load_exported
 from tresnet_jax.factory import create_model as create_model
-from tresnet_jax.hub import HubError as HubError
-from tresnet_jax.hub_config import save_pretrained as save_pretrained
-from tresnet_jax.inference import fold_batchnorm as fold_batchnorm
+from tresnet_jax.folding import fold_batchnorm as fold_batchnorm
+from tresnet_jax.hub.config import save_pretrained as save_pretrained
 from tresnet_jax.labels import class_names as class_names
-from tresnet_jax.model import functional as functional
+from tresnet_jax.models.base import functional as functional
 from tresnet_jax.profiling import card_image_size as card_image_size
 from tresnet_jax.profiling import profile as profile
-from tresnet_jax.transforms import create_transform as create_transform
-from tresnet_jax.transforms import resolve_data_config as resolve_data_config
 from tresnet_jax.variants import list_models as list_models
 from tresnet_jax.variants import list_pretrained as list_pretrained
-
-__version__ = '0.1.0'
+from tresnet_jax.version import __version__ as __version__

@@ -18,13 +18,14 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from tresnet_jax.inference import fold_batchnorm
+from tresnet_jax.data.transforms import resolve_data_config
+from tresnet_jax.files import written_beside
+from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_names
-from tresnet_jax.layers import param_dtype
-from tresnet_jax.model import ImageModel, functional
+from tresnet_jax.models.base import ImageModel, functional
+from tresnet_jax.models.layers import param_dtype
+from tresnet_jax.models.winograd import KERNELS
 from tresnet_jax.profiling import height_width, input_size
-from tresnet_jax.transforms import resolve_data_config
-from tresnet_jax.winograd import KERNELS
 
 FORMAT = 'tresnet_jax.export'
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -41,7 +42,7 @@ def export(
     """Write what a model computes in evaluation mode as one file, which `load_exported` or JAX alone runs.
 
     Batch norm is folded into the convolutions, and weights have the compute dtype: a float16 or bfloat16 model makes a
-    file of half the size. It takes float32 pictures (float64 for a float64 model) and gives what the model gives,
+    file of half the size. It takes float32 images (float64 for a float64 model) and gives what the model gives,
     in the model's dtype: logits, pooled features without classes, or the list of a backbone's feature maps.
 
     JAX reads such a file for at least six months of its releases, and its program cannot be differentiated.
@@ -49,18 +50,15 @@ def export(
     Args:
         model: of `create_model`; it is left as it is.
         path: of the file; there only when it is whole.
-        image_size: height and width of the pictures in pixels, or one number for both; None is the input size of the
+        image_size: height and width of the images in pixels, or one number for both; None is the input size of the
             model's tag.
         platforms: which it shall run on, of 'cpu', 'cuda', 'rocm' and 'tpu'; none of them need be here.
-        batch: pictures a call; None leaves it to the caller.
+        batch: images a call; None leaves it to the caller.
 
     Raises:
         ValueError: an unknown platform, or a size that the model does not take.
         convert.ConversionError: (a ValueError) the file cannot be written.
     """
-    # Here, not above: the converter needs the library.
-    from convert.write import written_beside
-
     height, width = input_size(model) if image_size is None else height_width(image_size)
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f'platforms must be some of {", ".join(PLATFORMS)}, got {platforms!r}')
@@ -72,9 +70,9 @@ def export(
     params = jax.tree.map_with_path(
         lambda path, leaf: leaf if path[-1].key == KERNELS else leaf.astype(model.dtype), params
     )
-    pictures = jax.export.symbolic_shape('batch') if batch is None else (batch,)
+    images = jax.export.symbolic_shape('batch') if batch is None else (batch,)
     exported = jax.export.export(jax.jit(lambda x: apply(params, batch_stats, x)), platforms=tuple(platforms))(
-        jax.ShapeDtypeStruct((*pictures, height, width, model.in_chans), param_dtype(model.dtype))
+        jax.ShapeDtypeStruct((*images, height, width, model.in_chans), param_dtype(model.dtype))
     )
     metadata = json.dumps(_metadata(model, height, width), ensure_ascii=False)
     with written_beside(Path(path)) as beside, beside.open('wb') as file:
@@ -97,7 +95,7 @@ def _metadata(model: ImageModel, height: int, width: int) -> dict[str, Any]:
 
 
 class ExportedModel:
-    """What `load_exported` gives: a function of pictures.
+    """What `load_exported` gives: a function of images.
 
     Attributes:
         metadata: `architecture`, `tag`, `dtype`, `num_classes`, `class_names` (None where they are not known),
@@ -111,21 +109,21 @@ class ExportedModel:
         self._call = jax.jit(exported.call)
 
     def __call__(self, images: Any) -> Any:
-        """What the exported model gives for pictures (B, H, W, C), normalised.
+        """What the exported model gives for images (B, H, W, C), normalised.
 
         Raises:
-            ValueError: the shape is another, the pictures are integers, or this is not one of its platforms.
+            ValueError: the shape is another, the images are integers, or this is not one of its platforms.
         """
         wanted = self.exported.in_avals[0]
         images = jnp.asarray(images)
-        batch, *picture = wanted.shape
-        fits = images.ndim == 4 and list(images.shape[1:]) == picture and images.shape[0] > 0
+        batch, *image = wanted.shape
+        fits = images.ndim == 4 and list(images.shape[1:]) == image and images.shape[0] > 0
         if isinstance(batch, int):
             fits = fits and images.shape[0] == batch
         if not fits or not jnp.issubdtype(images.dtype, jnp.floating):
             shape = ', '.join(map(str, wanted.shape))
             got = f'{images.shape} and dtype {images.dtype}'
-            raise ValueError(f'expected normalised pictures of shape ({shape}) and a floating dtype, got {got}')
+            raise ValueError(f'expected normalised images of shape ({shape}) and a floating dtype, got {got}')
         return self._call(images.astype(wanted.dtype))
 
 

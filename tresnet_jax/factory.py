@@ -3,25 +3,21 @@
 import importlib.resources
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from tresnet_jax.hub import WEIGHTS, HubError, find, split_source
-from tresnet_jax.hub_config import SavedConfig, read_config
-from tresnet_jax.initializers import ShapesOnly
-from tresnet_jax.model import ImageModel, Tree
-from tresnet_jax.resnetd import ResNetD
-from tresnet_jax.tresnet import SLOPE, TResNet
-from tresnet_jax.variants import ARCHITECTURES, PretrainedConfig, TResNetConfig, pretrained_config, split_name
-
-if TYPE_CHECKING:
-    from convert.report import Report
-
-DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
+from tresnet_jax.checkpoints.match import match
+from tresnet_jax.checkpoints.read import read
+from tresnet_jax.checkpoints.report import Report
+from tresnet_jax.errors import HubError
+from tresnet_jax.hub.client import WEIGHTS, find, split_source
+from tresnet_jax.hub.config import SavedConfig, read_config
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.build import build_model, fill
+from tresnet_jax.models.initializers import ShapesOnly
+from tresnet_jax.variants import PretrainedConfig, pretrained_config, split_name
 
 
 def create_model(
@@ -51,10 +47,10 @@ def create_model(
             'hf-hub:org/name' or 'local-dir:FOLDER', whose ``config.json`` says what it is.
         pretrained: take the weights of the tag, which come from the Hugging Face hub, or those of the source.
         checkpoint: take the weights of this file: timm's, or one that ``python -m convert`` wrote; or of the folder of
-            a training run, from its best checkpoint. The model then expects pictures as they were in that run.
+            a training run, from its best checkpoint. The model then expects images as they were in that run.
         num_classes: None is the checkpoint's number, without one the tag's, and 1000 for a bare name. Another number
             than the checkpoint's leaves its classifier out and starts a new one; 0 is no classifier.
-        in_chans: channels of the pictures; None is the checkpoint's, or 3. Another number than the checkpoint's
+        in_chans: channels of the images; None is the checkpoint's, or 3. Another number than the checkpoint's
             adapts the first convolution as timm does.
         global_pool: 'avg', 'max', 'avgmax', 'catavgmax', any of these behind 'fast', or '' for none; None is timm's.
         output_stride: 32, or 16 or 8 to dilate the last stages instead of striding; ResNet-D alone.
@@ -112,60 +108,13 @@ def create_model(
         if saved and checkpoint is None:
             _check_saved(saved, model, path, num_classes, in_chans)
         if report.data_config is not None:  # of a run: what it was trained with goes before what its tag was
-            pictures = {**report.data_config, 'label_names': report.label_names}
-            tagged = PretrainedConfig(architecture, '', num_classes=model.num_classes, license='', **pictures)
+            images = {**report.data_config, 'label_names': report.label_names}
+            tagged = PretrainedConfig(architecture, '', num_classes=model.num_classes, license='', **images)
     model.pretrained_cfg = tagged or pretrained_config(architecture)
     if features_only:
-        default = (1, 2, 3, 4) if isinstance(model, TResNet) else (0, 1, 2, 3, 4)
-        model.out_indices = tuple(model.prune_intermediate_layers(default if out_indices is None else out_indices))
+        indices = model.config.family.feature_indices if out_indices is None else out_indices
+        model.out_indices = tuple(model.prune_intermediate_layers(indices))
     return model
-
-
-def build_model(
-    architecture: str,
-    *,
-    num_classes: int,
-    in_chans: int,
-    rngs: nnx.Rngs,
-    global_pool: str | None = None,
-    output_stride: int = 32,
-    abn_slope: float | None = None,
-    dtype: Any = jnp.float32,
-    abn_memory: str = 'plain',
-    remat: bool = False,
-    **options: Any,
-) -> ImageModel:
-    """The module tree of an architecture; with ``ShapesOnly()`` for `rngs` its drawn weights are shapes.
-
-    Raises:
-        ValueError: an option or mode that the architecture does not have, or a dtype that is not computed in.
-    """
-    config = ARCHITECTURES[architecture]
-    dtype = _check_dtype(dtype)
-    if in_chans < 1 or num_classes < 0:
-        raise ValueError(f'in_chans must be positive and num_classes not negative, got {in_chans} and {num_classes}')
-    options |= {'num_classes': num_classes, 'in_chans': in_chans, 'dtype': dtype, 'rngs': rngs}
-    if global_pool is not None:
-        options['global_pool'] = global_pool
-    if isinstance(config, TResNetConfig):
-        if output_stride != 32:
-            raise ValueError(f'{architecture}: TResNet has no output_stride but 32, got {output_stride}')
-        model = TResNet(config, abn_slope=SLOPE if abn_slope is None else abn_slope, **options)
-    else:
-        if abn_slope is not None:
-            raise ValueError(f'{architecture}: ResNet-D has ReLUs, abn_slope is for TResNet')
-        model = ResNetD(config, output_stride=output_stride, **options)
-    model.architecture = architecture
-    return model.set_memory(abn_memory, remat)
-
-
-def _check_dtype(dtype: Any) -> jnp.dtype:
-    dtype = jnp.dtype(dtype)
-    if dtype.name not in DTYPES:
-        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype.name}')
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True) at the start of the program")
-    return dtype
 
 
 def _weights_path(config: PretrainedConfig, pretrained: bool, checkpoint: str | Path | None) -> Path | None:
@@ -200,14 +149,11 @@ def embedded_path(config: PretrainedConfig, suffix: str = 'safetensors') -> Path
 
 def _load(
     path: Path, name: str, num_classes: int | None, in_chans: int | None, rngs: nnx.Rngs, options: dict[str, Any]
-) -> tuple[ImageModel, 'Report']:
+) -> tuple[ImageModel, Report]:
     """The model, and what the converter found.
 
     Shapes first, then the file's values: nothing is compiled, and only a new classifier is drawn.
     """
-    # Here, not above: the converter needs this module, and importing the library should not import it.
-    from convert.params import match
-    from convert.read import read
 
     def build(architecture: str, **found: Any) -> ImageModel:
         asked = {key: value for key, value in options.items() if value is not None}
@@ -222,13 +168,3 @@ def _load(
     if num_classes is not None and num_classes != report.num_classes:
         model.start_classifier(num_classes, rngs)
     return model, report
-
-
-def fill(model: ImageModel, params: Tree, batch_stats: Tree) -> ImageModel:
-    """A model of the same structure with these values, cast to its parameters' dtype."""
-    graphdef, *wanted = nnx.split(model, nnx.Param, nnx.BatchStat)
-    given = [
-        jax.tree.map(lambda leaf, value: np.asarray(value, leaf.dtype), nnx.to_pure_dict(tree), values)
-        for tree, values in zip(wanted, (params, batch_stats), strict=True)
-    ]
-    return nnx.merge(graphdef, *jax.device_put(given))

@@ -12,18 +12,17 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tresnet_jax.abn import BatchNormAct
-from tresnet_jax.factory import build_model
-from tresnet_jax.initializers import ShapesOnly
-from tresnet_jax.listening import listen
-from tresnet_jax.model import ImageModel
-from tresnet_jax.pooling import AvgPool
-from tresnet_jax.tresnet import TResNet
-from tresnet_jax.variants import is_tresnet, pretrained_config, split_name
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.build import build_model
+from tresnet_jax.models.hooks import listen
+from tresnet_jax.models.initializers import ShapesOnly
+from tresnet_jax.models.pooling import AvgPool
+from tresnet_jax.variants import family_of, pretrained_config, split_name
 
 STAGES: tuple[str, ...] = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head')
 COUNTS: tuple[str, ...] = ('parameters', 'macs', 'activations', 'card_flops')
-CARD_PICTURE = (1213, 1546)  # height and width of the picture in the cards' example, pytorch/hub/images/dog.jpg
+CARD_IMAGE = (1213, 1546)  # height and width of the image in the cards' example, pytorch/hub/images/dog.jpg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class StageProfile:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """The cost of a forward pass of one picture in evaluation mode; ``str()`` is a table.
+    """The cost of a forward pass of one image in evaluation mode; ``str()`` is a table.
 
     timm's own tables (``infer_gmacs``, ``infer_macts``) were counted with fvcore. It adds TResNet's blur to both, up to
     2.5% of the activations, and to the MACs pools and 2 for each element through a plain batch norm, up to 1%.
@@ -53,7 +52,7 @@ class Profile:
             norm, activations, pools and the blur, whose weights are fixed, count nothing.
         activations: elements that the convolutions and the linear layer give (Radosavovic et al., arXiv:2003.13678).
         card_flops: what the model cards of timm in 2021 call FLOPs. They are near the MACs, not twice them; see
-            `layer_card_flops`, and `card_image_size` for the picture they were counted on.
+            `layer_card_flops`, and `card_image_size` for the image they were counted on.
         stages: the same by stage: stem, layer1 to layer4, head.
     """
 
@@ -74,20 +73,20 @@ class Profile:
         rows += [['total', '', *numbers(self)]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         height, width = self.image_size
-        lines = [f'{self.architecture}, one picture of {height} x {width} pixels']
+        lines = [f'{self.architecture}, one image of {height} x {width} pixels']
         lines += ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         return '\n'.join(lines)
 
 
 def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = None) -> Profile:
-    """Count what one picture costs: ``print(tresnet_jax.profile('resnet50d'))``.
+    """Count what one image costs: ``print(tresnet_jax.profile('resnet50d'))``.
 
     Args:
         model: a model, which is left as it is, or a name of the table: 'resnet50d', 'resnet50d.a1_in1k'.
         image_size: height and width in pixels, or one number for both; None is the input size of the model's tag.
 
     Raises:
-        ValueError: the name is unknown, or the model cannot take pictures of this size.
+        ValueError: the name is unknown, or the model cannot take images of this size.
     """
     model = _abstract_model(model) if isinstance(model, str) else model
     height, width = input_size(model) if image_size is None else height_width(image_size)
@@ -104,8 +103,8 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
             counts['head'].update(card_flops=_pool_card_flops(m, last))
         return outputs
 
-    picture = jax.ShapeDtypeStruct((1, height, width, model.in_chans), model.dtype)
-    outputs = jax.eval_shape(forward, state, picture)
+    image = jax.ShapeDtypeStruct((1, height, width, model.in_chans), model.dtype)
+    outputs = jax.eval_shape(forward, state, image)
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         counts[_stage(path)].update(parameters=math.prod(leaf.shape))
     stages = tuple(StageProfile(s, outputs[s].shape[1:], **counts[s]) for s in STAGES if s in outputs)
@@ -114,9 +113,9 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
 
 
 def card_image_size(name: str) -> tuple[int, int]:
-    """Height and width in pixels of the picture on which the FLOPs in timm's model card of `name` were counted.
+    """Height and width in pixels of the image on which the FLOPs in timm's model card of `name` were counted.
 
-    TResNet's was a square. The ResNets' fit one picture alone: that of the card's example, its short side resized to
+    TResNet's was a square. The ResNets' fit one image alone: that of the card's example, its short side resized to
     the input size and nothing cropped. So those of resnet50d are at 224 x 285, not at the 224 x 224 the card suggests.
 
     Raises:
@@ -124,11 +123,12 @@ def card_image_size(name: str) -> tuple[int, int]:
     """
     config = pretrained_config(name)
     _, height, width = config.input_size
-    return (height, width) if is_tresnet(config.architecture) else (height, height * CARD_PICTURE[1] // CARD_PICTURE[0])
+    card_crops = family_of(config.architecture).card_crops
+    return (height, width) if card_crops else (height, height * CARD_IMAGE[1] // CARD_IMAGE[0])
 
 
 def layer_card_flops(model: ImageModel, layer: nnx.Module, x: Any, y: Any) -> int:
-    """What a layer adds to the model cards' FLOPs, from its input x and output y for one picture.
+    """What a layer adds to the model cards' FLOPs, from its input x and output y for one image.
 
     The rule is that of thop (github.com/Lyken17/pytorch-OpCounter, release 0.0.31) on timm of January 2021. It knows
     torch's layers by their exact class: a bias is one more input, batch norm 2 for each element, an average pool 1 for
@@ -138,7 +138,7 @@ def layer_card_flops(model: ImageModel, layer: nnx.Module, x: Any, y: Any) -> in
     if isinstance(layer, nnx.Conv):
         return y.size * (_inputs_per_output(layer) + int(layer.bias is not None))
     if isinstance(layer, BatchNormAct):
-        return 0 if isinstance(model, TResNet) else 2 * x.size
+        return 2 * x.size if model.config.family.card_counts_norms else 0
     if isinstance(layer, AvgPool):
         return y.size if layer.stride == 2 else 0
     return 0
@@ -179,7 +179,7 @@ def _abstract_model(name: str) -> ImageModel:
 
 
 def input_size(model: ImageModel) -> tuple[int, int]:
-    """Height and width in pixels of the pictures that the model's tag was made with.
+    """Height and width in pixels of the images that the model's tag was made with.
 
     Raises:
         ValueError: the model is not of the table.

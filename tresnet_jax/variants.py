@@ -7,7 +7,7 @@ those timm publishes (``results/results-imagenet.csv``). `test_tresnet` and the 
 import dataclasses
 import difflib
 import fnmatch
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 BASIC, BOTTLENECK = 'basic', 'bottleneck'
 ALL_BASIC, ALL_BOTTLENECK = (BASIC, BASIC, BASIC, BASIC), (BOTTLENECK, BOTTLENECK, BOTTLENECK, BOTTLENECK)
@@ -15,8 +15,62 @@ EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # a block's output channels over its plan
 
 
 @dataclasses.dataclass(frozen=True)
+class Family:
+    """What all architectures of a family have in common; names are timm's keys.
+
+    Attributes:
+        name: 'tresnet' or 'resnetd'.
+        first_conv, classifier: the first convolution and the last linear layer, without the leaf.
+        stages: what comes before the number of a stage.
+        convolution: what comes after a block's 'conv1', up to the leaf.
+        stem_block: edge of the blocks that space-to-depth moves into the channels; 1 without it.
+        input_multiple, min_input: height and width of an image must be a multiple of one and at least the other.
+        default_slope: of the leaky ReLUs in the blocks; None for ReLUs.
+        stem_slope: of the stem's leaky ReLU, where the blocks have the default slope.
+        feature_indices: the feature maps that `features_only` returns by default.
+        output_strides: the values that `output_stride` can have.
+        card_crops: timm's model cards count FLOPs on a square image; else on a whole one, which is not cropped.
+        card_counts_norms: those FLOPs include batch norm.
+    """
+
+    name: str
+    first_conv: str
+    classifier: str
+    stages: str
+    convolution: str
+    stem_block: int
+    input_multiple: int
+    min_input: int
+    default_slope: float | None
+    stem_slope: float | None
+    feature_indices: tuple[int, ...]
+    output_strides: tuple[int, ...]
+    card_crops: bool
+    card_counts_norms: bool
+
+    def in_chans(self, first_conv_channels: int) -> int:
+        """Channels of the images, from the input channels of the first convolution."""
+        return first_conv_channels // self.stem_block**2
+
+
+TRESNET = Family(
+    name='tresnet', first_conv='body.conv1.conv', classifier='head.fc', stages='body.layer', convolution='.conv',
+    stem_block=4, input_multiple=4, min_input=20, default_slope=1e-3,
+    stem_slope=1e-2,  # torch's default, which the paper's authors left in the stem
+    feature_indices=(1, 2, 3, 4), output_strides=(32,), card_crops=True, card_counts_norms=False,
+)  # fmt: skip
+RESNETD = Family(
+    name='resnetd', first_conv='conv1.0', classifier='fc', stages='layer', convolution='', stem_block=1,
+    input_multiple=1, min_input=1, default_slope=None, stem_slope=None, feature_indices=(0, 1, 2, 3, 4),
+    output_strides=(8, 16, 32), card_crops=False, card_counts_norms=True,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class TResNetConfig:
     """TResNet (Ridnik et al., arXiv:2003.13630): blocks a stage, width, and the all-bottleneck second version."""
+
+    family: ClassVar[Family] = TRESNET
 
     layers: tuple[int, int, int, int]
     width_factor: float = 1.0
@@ -27,6 +81,11 @@ class TResNetConfig:
         """Channels of the stem and of layer1's convolutions; only version 2 rounds to a multiple of 8."""
         planes = int(64 * self.width_factor)
         return planes // 8 * 8 if self.v2 else planes
+
+    @property
+    def stem_channels(self) -> int:
+        """Output channels of the first convolution."""
+        return self.planes
 
     @property
     def blocks(self) -> tuple[str, str, str, str]:
@@ -50,10 +109,17 @@ class TResNetConfig:
 class ResNetDConfig:
     """ResNet-D (He et al., arXiv:1812.01187): blocks a stage, the block of each stage, and widths."""
 
+    family: ClassVar[Family] = RESNETD
+
     layers: tuple[int, int, int, int]
     blocks: tuple[str, str, str, str]
     stem_width: int = 32
     channels: tuple[int, int, int, int] = (64, 128, 256, 512)
+
+    @property
+    def stem_channels(self) -> int:
+        """Output channels of the first convolution."""
+        return self.stem_width
 
     @property
     def num_features(self) -> int:
@@ -84,8 +150,8 @@ HALF: dict[str, Any] = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 UNIT: dict[str, Any] = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
 
 
-class Accuracy(NamedTuple):
-    """Published top-1 and top-5 accuracy in percent, on square pictures of `size` pixels."""
+class PublishedAccuracy(NamedTuple):
+    """Published top-1 and top-5 accuracy in percent, on square images of `size` pixels."""
 
     size: int
     top1: float
@@ -105,7 +171,7 @@ class PretrainedConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
-    accuracies: tuple[Accuracy, ...] = ()
+    accuracies: tuple[PublishedAccuracy, ...] = ()
     input_size: tuple[int, int, int] = (3, 224, 224)
     test_input_size: tuple[int, int, int] | None = None
     crop_pct: float = 0.875
@@ -133,25 +199,25 @@ class PretrainedConfig:
     @property
     def first_conv(self) -> str:
         """timm's name of the first convolution."""
-        return 'body.conv1.conv' if is_tresnet(self.architecture) else 'conv1.0'
+        return family_of(self.architecture).first_conv
 
     @property
     def classifier(self) -> str:
         """timm's name of the last linear layer."""
-        return 'head.fc' if is_tresnet(self.architecture) else 'fc'
+        return family_of(self.architecture).classifier
 
 
 def _size(pixels: int) -> tuple[int, int, int]:
     return (3, pixels, pixels)
 
 
-def _miil(name: str, *accuracies: Accuracy, **fields: Any) -> PretrainedConfig:
+def _miil(name: str, *accuracies: PublishedAccuracy, **fields: Any) -> PretrainedConfig:
     architecture, tag = name.split('.')
     return PretrainedConfig(architecture, tag, interpolation='bilinear', accuracies=accuracies, **UNIT, **fields)
 
 
 def _timm(
-    name: str, *accuracies: Accuracy, train: int = 224, test: int | None = None, **fields: Any
+    name: str, *accuracies: PublishedAccuracy, train: int = 224, test: int | None = None, **fields: Any
 ) -> PretrainedConfig:
     architecture, tag = name.split('.')
     fields = {**IMAGENET, 'interpolation': 'bicubic', 'input_size': _size(train), **fields}
@@ -163,11 +229,11 @@ def _timm(
 def _fashion(architecture: str, top1: float, top5: float, **fields: Any) -> PretrainedConfig:
     return PretrainedConfig(
         architecture, 'fashion_mnist', interpolation='bilinear', input_size=_size(32), crop_pct=1.0, num_classes=10,
-        license='mit', embedded=True, accuracies=(Accuracy(32, top1, top5),), **fields,
+        license='mit', embedded=True, accuracies=(PublishedAccuracy(32, top1, top5),), **fields,
     )  # fmt: skip
 
 
-_A = Accuracy
+_A = PublishedAccuracy
 _95_100: dict[str, Any] = {'crop_pct': 0.95, 'test_crop_pct': 1.0}
 
 # The first tag of an architecture is the one its bare name stands for, as in timm.
@@ -217,8 +283,9 @@ ALIASES = {
 }
 
 
-def is_tresnet(architecture: str) -> bool:
-    return isinstance(ARCHITECTURES[architecture], TResNetConfig)
+def family_of(architecture: str) -> Family:
+    """The family of an architecture's row."""
+    return ARCHITECTURES[architecture].family
 
 
 def split_name(name: str) -> tuple[str, PretrainedConfig | None]:

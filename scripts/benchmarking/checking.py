@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarking.contenders import CONTENDERS
+from benchmarking.sides import Side, Subject
 from convert.verify import relative_error
-
-from .contenders import CONTENDERS, Side, Subject
 
 STEPS = 3
 # A ReLU whose input is about zero is open in one rounding and shut in another, and then gradients differ by more than
@@ -41,16 +41,16 @@ class Checker:
 
     Args:
         subject: what the contenders have loaded.
-        pictures: (1, B, H, W, 3).
+        images: (1, B, H, W, 3).
         labels: (1, B).
         whats: 'inference' and 'train', or one of them.
     """
 
-    def __init__(self, subject: Subject, pictures: np.ndarray, labels: np.ndarray, whats: Sequence[str]):
-        from .torch_side import TorchSide, wake
+    def __init__(self, subject: Subject, images: np.ndarray, labels: np.ndarray, whats: Sequence[str]):
+        from benchmarking.torch_side import TorchSide, wake
 
         wake(subject.threads)
-        self.pictures, self.labels = pictures, labels
+        self.images, self.labels = images, labels
         exact, rounded = TorchSide(dataclasses.replace(subject, dtype='float64')), TorchSide(subject)
         self.expected = {what: self.logits(exact, what) for what in whats}
         self.bounds = {
@@ -60,8 +60,8 @@ class Checker:
 
     def logits(self, side: Side, what: str) -> np.ndarray:
         if what == 'inference':
-            return side.inference(self.pictures)()
-        step = side.training(self.pictures, self.labels)
+            return side.inference(self.images)()
+        step = side.training(self.images, self.labels)
         return [step() for _ in range(STEPS)][-1]
 
     def compare(self, contender: str, side: Side) -> list[Check]:

@@ -16,18 +16,18 @@ import numpy as np
 from flax import nnx
 
 import convert
-from convert.stored import seeded_weights
-from convert.write import save_safetensors
-from tresnet_jax.command_line import fail, parse
-from tresnet_jax.factory import build_model
-from tresnet_jax.initializers import ShapesOnly
+from benchmarking import results
+from benchmarking.contenders import CONTENDERS, Contender
+from benchmarking.measures import SHARED, Bench
+from benchmarking.processes import JobError, in_new_process
+from benchmarking.sides import CLASSES, Subject
+from convert.golden import seeded_weights
+from tresnet_jax.checkpoints.write import save_safetensors
+from tresnet_jax.cli.common import fail, parse
+from tresnet_jax.models.build import build_model
+from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.profiling import profile
 from tresnet_jax.variants import split_name
-
-from . import results
-from .contenders import CLASSES, CONTENDERS, Contender, Subject
-from .measures import SHARED, Bench
-from .processes import JobError, in_new_process
 
 PACKAGES = ('tresnet_jax', 'jax', 'flax', 'torch', 'timm', 'jaxnn', 'jax-resnet', 'keras-hub', 'keras')
 
@@ -50,11 +50,11 @@ class Command:
     )  # fmt: skip
     """Measures. On a GPU largest_batch is possible too, and takes long."""
     batch_sizes: tuple[int, ...] = (1, 8, 32)
-    """Pictures in a batch of inference. The first call has the first of these, memory is measured with the largest."""
+    """Images in a batch of inference. The first call has the first of these, memory is measured with the largest."""
     train_batch_sizes: tuple[int, ...] = (8,)
-    """Pictures in a training step."""
+    """Images in a training step."""
     image_size: int = 224
-    """Edge of the square pictures in pixels."""
+    """Edge of the square images in pixels."""
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     """Of the computation. Below float32 other JAX libraries are left out."""
     rounds: int = 7
@@ -170,7 +170,7 @@ def chosen(command: Command) -> list[Contender]:
 
 
 def architecture_of(name: str, image_size: int) -> str:
-    """Raises ValueError for an unknown model, and for pictures that it cannot take."""
+    """Raises ValueError for an unknown model, and for images that it cannot take."""
     architecture, _ = split_name(name)
     profile(architecture, image_size)  # refuses such sizes
     return architecture

@@ -4,55 +4,12 @@ import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from tresnet_jax.variants import ALL_BOTTLENECK, ARCHITECTURES, ResNetDConfig, is_tresnet
+from benchmarking.sides import Side, Subject
+from tresnet_jax.variants import ALL_BOTTLENECK, ARCHITECTURES, RESNETD, TRESNET, family_of
 
 TIMM = ('timm-eager', 'timm-channels-last')  # the better of both stands for timm
-LEARNING_RATE, MOMENTUM = 0.001, 0.9  # of the training step
-CLASSES = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is run, the same for every contender.
-
-    Attributes:
-        architecture: its name.
-        weights: a safetensors file of timm's names.
-        image_size: edge of the square pictures in pixels.
-        dtype: of the computation: float32, bfloat16, float16, or float64 in PyTorch.
-        threads: of PyTorch; those of JAX are as many as the process may use cores.
-    """
-
-    architecture: str
-    weights: str
-    image_size: int
-    dtype: str
-    threads: int
-
-
-Call = Callable[[], np.ndarray]
-
-
-class Side(Protocol):
-    """A loaded model of one contender.
-
-    A call takes the next batch, from the first again behind the last, waits for everything it computes, and gives the
-    logits (B, classes) as float32. Pictures are (batches, B, H, W, 3) float32, labels (batches, B) integers.
-    """
-
-    def inference(self, pictures: np.ndarray) -> Call: ...
-
-    def training(self, pictures: np.ndarray, labels: np.ndarray) -> Call:
-        """Calls are steps from the loaded weights on: forward in training mode, backward, SGD with momentum."""
-        ...
-
-    def peak_bytes(self) -> int | None:
-        """The most that was allocated on the device at a time; None on a CPU."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +51,7 @@ class Contender:
 
 
 def _wake_jax(threads: int) -> str:
-    from . import jax_side
+    from benchmarking import jax_side
 
     return jax_side.wake(threads)
 
@@ -107,7 +64,7 @@ def _wake_cached(threads: int) -> str:
 
 
 def _ours(subject: Subject, **options: Any) -> Side:
-    from . import jax_side
+    from benchmarking import jax_side
 
     return jax_side.ours(subject, **options)
 
@@ -117,20 +74,20 @@ def _winograd(subject: Subject) -> Side:
 
 
 def _wake_torch(threads: int) -> str:
-    from . import torch_side
+    from benchmarking import torch_side
 
     return torch_side.wake(threads)
 
 
 def _timm(subject: Subject, **options: Any) -> Side:
-    from . import torch_side
+    from benchmarking import torch_side
 
     return torch_side.TorchSide(subject, **options)
 
 
 def _wake_peer(name: str) -> Callable[[int], str]:
     def wake(threads: int) -> str:
-        from . import peers
+        from benchmarking import peers
 
         peers.import_peer(name)
         return _wake_jax(threads)
@@ -140,15 +97,19 @@ def _wake_peer(name: str) -> Callable[[int], str]:
 
 def _peer(name: str) -> Callable[[Subject], Side]:
     def load(subject: Subject) -> Side:
-        from . import peers
+        from benchmarking import peers
 
         return peers.PEERS[name](subject)
 
     return load
 
 
+def _is_tresnet(architecture: str) -> bool:
+    return family_of(architecture) == TRESNET
+
+
 def _is_resnetd(architecture: str) -> bool:
-    return isinstance(ARCHITECTURES[architecture], ResNetDConfig) and not architecture.startswith('test')
+    return family_of(architecture) == RESNETD and not architecture.startswith('test')
 
 
 def _in_jax_resnet(architecture: str) -> bool:
@@ -176,8 +137,8 @@ CONTENDERS: dict[str, Contender] = {row.name: row for row in (
     Contender('ours-folded', 'tresnet_jax', _wake_jax, lambda subject: _ours(subject, folded=True), FORWARD),
     Contender('ours-winograd', 'tresnet_jax', _wake_jax, _winograd, FORWARD),
     Contender('ours-cached', 'tresnet_jax', _wake_cached, _ours, ('first_call',), cached=True),
-    _in_mode('ours-inplace', is_tresnet, abn_memory='inplace'),
-    _in_mode('ours-lean', is_tresnet, abn_memory='lean'),
+    _in_mode('ours-inplace', _is_tresnet, abn_memory='inplace'),
+    _in_mode('ours-lean', _is_tresnet, abn_memory='lean'),
     _in_mode('ours-recompute', abn_memory='recompute'),
     _in_mode('ours-remat', remat=True),
     Contender('timm-eager', 'timm', _wake_torch, _timm, MEASURES),

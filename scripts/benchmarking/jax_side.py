@@ -11,8 +11,7 @@ import optax
 
 import convert  # noqa: F401  loading a file imports it, and imports are not timed
 import tresnet_jax
-
-from .contenders import LEARNING_RATE, MOMENTUM, Call, Side, Subject
+from benchmarking.sides import LEARNING_RATE, MOMENTUM, Call, Side, Subject
 
 
 def wake(threads: int) -> str:
@@ -49,8 +48,8 @@ class JaxSide:
 
         self.start, self.step = jax.jit(start), jax.jit(step, donate_argnums=0)
 
-    def inference(self, pictures: np.ndarray) -> Call:
-        batches = itertools.cycle([jnp.asarray(batch, self.dtype) for batch in pictures])
+    def inference(self, images: np.ndarray) -> Call:
+        batches = itertools.cycle([jnp.asarray(batch, self.dtype) for batch in images])
 
         def call() -> np.ndarray:
             logits = jax.block_until_ready(self.forward(self.params, self.batch_stats, next(batches)))
@@ -58,9 +57,9 @@ class JaxSide:
 
         return call
 
-    def training(self, pictures: np.ndarray, labels: np.ndarray) -> Call:
+    def training(self, images: np.ndarray, labels: np.ndarray) -> Call:
         batches = itertools.cycle(
-            [(jnp.asarray(x, self.dtype), jnp.asarray(y, jnp.int32)) for x, y in zip(pictures, labels, strict=True)]
+            [(jnp.asarray(x, self.dtype), jnp.asarray(y, jnp.int32)) for x, y in zip(images, labels, strict=True)]
         )
         state = self.start(self.params, self.batch_stats)
 

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from .checking import Check, Checker
-from .contenders import CLASSES, CONTENDERS, Call, Contender, Side, Subject
-from .memory import peak_resident
-from .processes import failure
-from .turns import take_turns, timed
+from benchmarking.checking import Check, Checker
+from benchmarking.contenders import CONTENDERS, Contender
+from benchmarking.memory import peak_resident
+from benchmarking.processes import failure
+from benchmarking.sides import CLASSES, Call, Side, Subject
+from benchmarking.turns import take_turns, timed
 
 T = TypeVar('T')
 
@@ -108,7 +109,7 @@ def start(subject: dict[str, Any], contender: str, what: str, batch: int) -> dic
         subject: of `contenders.Subject`.
         contender: its name.
         what: 'inference' or 'train'.
-        batch: pictures.
+        batch: images.
 
     Returns:
         Seconds: 'build' (from the file to a model), 'first_call' (of inference, or of a step; compiling counts).
@@ -117,12 +118,12 @@ def start(subject: dict[str, Any], contender: str, what: str, batch: int) -> dic
     """
     given, row = Subject(**subject), CONTENDERS[contender]
     row.wake(given.threads)
-    pictures, labels = inputs(given, batch, 1)
+    images, labels = inputs(given, batch, 1)
     before = peak_resident()
     times = [time.perf_counter()]
     side = row.load(given)
     times.append(time.perf_counter())
-    call = call_of(side, what, pictures, labels)
+    call = call_of(side, what, images, labels)
     call()
     times.append(time.perf_counter())
     call()
@@ -132,12 +133,12 @@ def start(subject: dict[str, Any], contender: str, what: str, batch: int) -> dic
     return {'build': times[1] - times[0], 'first_call': times[2] - times[1], 'memory': memory}
 
 
-def call_of(side: Side, what: str, pictures: np.ndarray, labels: np.ndarray) -> Call:
-    return side.inference(pictures) if what == 'inference' else side.training(pictures, labels)
+def call_of(side: Side, what: str, images: np.ndarray, labels: np.ndarray) -> Call:
+    return side.inference(images) if what == 'inference' else side.training(images, labels)
 
 
 def inputs(subject: Subject, batch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seeded pictures (count, batch, H, W, 3) float32, standard normal, and labels (count, batch)."""
+    """Seeded images (count, batch, H, W, 3) float32, standard normal, and labels (count, batch)."""
     rng = np.random.default_rng(0)
     size = subject.image_size
     return rng.standard_normal((count, batch, size, size, 3), np.float32), rng.integers(0, CLASSES, (count, batch))

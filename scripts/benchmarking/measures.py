@@ -9,11 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .checking import Check
-from .contenders import Contender, Subject
-from .processes import JobError, in_new_process
-from .results import Measurement
-from .turns import take_turns
+from benchmarking.checking import Check
+from benchmarking.contenders import Contender
+from benchmarking.processes import JobError, in_new_process
+from benchmarking.results import Measurement
+from benchmarking.sides import Subject
+from benchmarking.turns import take_turns
 
 # PyTorch is to find memory beside JAX, which otherwise takes three quarters of a GPU at once.
 SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
@@ -93,7 +94,7 @@ class Bench:
         return found
 
     def largest_batch(self, what: str) -> list[Measurement]:
-        """Pictures of the largest batch that does not run out of memory, to one part in 32."""
+        """Images of the largest batch that does not run out of memory, to one part in 32."""
         found = []
         for row in self._bar(self._for_memory(what, 'largest_batch'), 'largest batch'):
 

@@ -15,11 +15,10 @@ import numpy as np
 from flax import nnx, traverse_util
 from safetensors.numpy import load_file
 
-from convert.names import flax_key_to_torch, torch_to_flax_layout
+from benchmarking.jax_side import JaxSide
+from benchmarking.sides import CLASSES, Side, Subject
+from tresnet_jax.checkpoints.names import flax_key_to_torch, torch_to_flax_layout
 from tresnet_jax.variants import ARCHITECTURES
-
-from .contenders import CLASSES, Side, Subject
-from .jax_side import JaxSide
 
 
 def import_peer(package: str) -> Any:

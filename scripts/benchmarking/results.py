@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from convert.write import save_text
-from tresnet_jax.markdown import table
+from markdown_table import table
 
-from .contenders import CONTENDERS, TIMM
-from .tables import write_bars, write_csv
-from .turns import spread
+from benchmarking.contenders import CONTENDERS, TIMM
+from benchmarking.tables import write_bars, write_csv
+from benchmarking.turns import spread
+from tresnet_jax.files import save_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Of one contender in one case: seconds, bytes or pictures, one value a round.
+    """Of one contender in one case: seconds, bytes or images, one value a round.
 
     `batch` is 0 where it has no meaning.
     """
@@ -122,14 +122,14 @@ def _cases(found: Sequence[Row]) -> Iterator[tuple[list[str], dict[str, Row]]]:
 
 
 def report(found: Sequence[Row], about: str) -> str:
-    """Markdown: medians; ratios to timm; and pictures per second, where there are such."""
+    """Markdown: medians; ratios to timm; and images per second, where there are such."""
     there = {row.contender for row in found}
     names = [name for name in CONTENDERS if name in there]
     others = [name for name in names if name not in TIMM]
     tables: dict[str, tuple[list[str], list[list[str]]]] = {
         'Medians': ([*names, 'timm'] if there & set(TIMM) else names, []),
         "timm's over each": (others, []),
-        'Pictures per second': (names, []),
+        'Images per second': (names, []),
     }
     for case, by_name in _cases(found):
         timm = next((row for name, row in by_name.items() if name in TIMM and row.ratio == 1), None)

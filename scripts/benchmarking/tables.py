@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.write import written_beside
+from tresnet_jax.files import written_beside
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

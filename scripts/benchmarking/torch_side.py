@@ -9,9 +9,8 @@ import timm  # noqa: F401  loading imports it, and imports are not timed
 import torch
 from safetensors.torch import load_file
 
-from convert.stored import timm_model
-
-from .contenders import LEARNING_RATE, MOMENTUM, Call, Subject
+from benchmarking.sides import LEARNING_RATE, MOMENTUM, Call, Subject
+from convert.golden import timm_model
 
 
 def wake(threads: int) -> str:
@@ -40,7 +39,7 @@ class TorchSide:
     def put(self, model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
         return model.to(self.device, dtype).to(memory_format=self.layout)
 
-    def pictures(self, batch: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    def images(self, batch: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         """(B, H, W, 3) to torch's order of axes."""
         x = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
         return x.to(self.device, dtype).contiguous(memory_format=self.layout)
@@ -53,10 +52,10 @@ class TorchSide:
         if self.device.type == 'cuda':
             torch.cuda.synchronize()
 
-    def inference(self, pictures: np.ndarray) -> Call:
+    def inference(self, images: np.ndarray) -> Call:
         model = self.put(copy.deepcopy(self.model), self.dtype) if self.is_half else self.model
         model.eval()
-        batches = itertools.cycle([self.pictures(batch, self.dtype) for batch in pictures])
+        batches = itertools.cycle([self.images(batch, self.dtype) for batch in images])
 
         def call() -> np.ndarray:
             with torch.inference_mode():
@@ -66,14 +65,14 @@ class TorchSide:
 
         return call
 
-    def training(self, pictures: np.ndarray, labels: np.ndarray) -> Call:
+    def training(self, images: np.ndarray, labels: np.ndarray) -> Call:
         model = copy.deepcopy(self.model).train()
         optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=MOMENTUM)
         dtype = torch.float32 if self.is_half else self.dtype
         batches = itertools.cycle(
             [
-                (self.pictures(x, dtype), torch.from_numpy(y).long().to(self.device))
-                for x, y in zip(pictures, labels, strict=True)
+                (self.images(x, dtype), torch.from_numpy(y).long().to(self.device))
+                for x, y in zip(images, labels, strict=True)
             ]
         )
 

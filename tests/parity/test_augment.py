@@ -22,11 +22,12 @@ from PIL import Image, ImageOps
 from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision.transforms import functional as torchvision_functional
 
-from tests.parity.reference import relative_error
-from tresnet_jax.training import crops, erasing, mixing
-from tresnet_jax.training.augment import create_train_transform
-from tresnet_jax.training.augment_ops import OPERATIONS
-from tresnet_jax.training.auto_augment import POLICIES, auto_augment_transform
+from tests.helpers.reference import relative_error
+from tresnet_jax.data import train_transforms as crops
+from tresnet_jax.data.auto_augment import OPERATIONS, POLICIES, auto_augment_transform
+from tresnet_jax.data.train_transforms import create_train_transform
+from tresnet_jax.training import batch_augment as erasing
+from tresnet_jax.training import batch_augment as mixing
 
 FILL = (124, 116, 104)
 RAND = (
@@ -36,7 +37,7 @@ RAND = (
 
 
 @functools.cache
-def pictures() -> dict[str, Image.Image]:
+def images() -> dict[str, Image.Image]:
     """Photographs of several shapes, small enough for hundreds of operations."""
     folder = Path(skimage.__file__).parent / 'data'
     sizes = {'astronaut.png': (96, 96), 'coffee.png': (133, 89), 'rocket.jpg': (57, 101)}
@@ -96,7 +97,7 @@ def drawn_from(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _posterize_to_black(monkeypatch):
-    """From Pillow 13 on timm fails where no bit is kept; before, the picture was black, as is ours."""
+    """From Pillow 13 on timm fails where no bit is kept; before, the image was black, as is ours."""
     original = ImageOps.posterize
     monkeypatch.setattr(ImageOps, 'posterize', lambda p, bits: original(p, bits) if bits > 0 else p.point([0] * 768))
 
@@ -110,17 +111,17 @@ def test_operations(name, monkeypatch):
     operation, hparams = OPERATIONS[name], {'translate_const': 250}
     filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
     changed = 0
-    for level, share, picture in itertools.product((0, 1, 3.7, 5, 9, 10), (0.2, 0.8), pictures().values()):
+    for level, share, image in itertools.product((0, 1, 3.7, 5, 9, 10), (0.2, 0.8), images().values()):
         monkeypatch.setattr(timm_aa, 'random', Fixed(share))
         level_to_arg = timm_aa.LEVEL_TO_ARG[name]
         theirs = level_to_arg(level, hparams) if level_to_arg else ()
         ours = (operation.argument(level, Fixed(share)),) if operation.argument else ()  # pyright: ignore
         for resample in filters if operation.geometric else filters[:1]:
             how = {'resample': resample, 'fillcolor': FILL}
-            expected = timm_aa.NAME_TO_OP[name](picture, *theirs, **how)
-            result = operation.apply(picture, *ours, **(how if operation.geometric else {}))
-            assert np.array_equal(np.asarray(result), np.asarray(expected)), (level, share, picture.size, resample)
-            changed += result.tobytes() != picture.tobytes()
+            expected = timm_aa.NAME_TO_OP[name](image, *theirs, **how)
+            result = operation.apply(image, *ours, **(how if operation.geometric else {}))
+            assert np.array_equal(np.asarray(result), np.asarray(expected)), (level, share, image.size, resample)
+            changed += result.tobytes() != image.tobytes()
     assert changed >= 3
 
 
@@ -139,7 +140,7 @@ def test_arguments(name, monkeypatch):
 @pytest.mark.parametrize('config', [*POLICIES, 'original-mstd0.5', 'v0-mstd2', *RAND])
 @pytest.mark.parametrize('interpolation', ['random', 'bicubic'])
 def test_policies(config, interpolation, drawn_from):
-    """The same draws give the same pictures: probabilities, magnitudes, signs, filters and weights are timm's."""
+    """The same draws give the same images: probabilities, magnitudes, signs, filters and weights are timm's."""
     hparams: dict[str, Any] = {'translate_const': 250, 'img_mean': FILL}
     if interpolation != 'random':
         hparams['interpolation'] = Image.Resampling.BICUBIC
@@ -149,12 +150,12 @@ def test_policies(config, interpolation, drawn_from):
     assert ours.choices == tuple(tuple((op.name, op.prob, op.magnitude) for op in row) for row in subpolicies)
     seen = set()
     for seed in range(40):
-        picture = list(pictures().values())[seed % 3]
+        image = list(images().values())[seed % 3]
         drawn_from(np.random.default_rng(seed))
-        expected, result = theirs(picture), ours(picture, np.random.default_rng(seed))
+        expected, result = theirs(image), ours(image, np.random.default_rng(seed))
         assert np.array_equal(np.asarray(result), np.asarray(expected)), seed
         seen.add(result.tobytes())
-    assert len(seen) >= 10  # of three pictures
+    assert len(seen) >= 10  # of three images
 
 
 @pytest.mark.parametrize(
@@ -175,21 +176,21 @@ def test_transforms(options, drawn_from):
     for size in (48, (40, 56)):
         ours = create_train_transform(size, **options)
         theirs: Any = transforms_imagenet_train(size, **options, use_prefetcher=True)
-        for seed, picture in enumerate(list(pictures().values()) * 4):
+        for seed, image in enumerate(list(images().values()) * 4):
             drawn_from(np.random.default_rng(seed))
-            expected = theirs(picture).numpy().transpose(1, 2, 0)
-            assert np.array_equal(ours(picture, np.random.default_rng(seed)), expected), (size, seed)
+            expected = theirs(image).numpy().transpose(1, 2, 0)
+            assert np.array_equal(ours(image, np.random.default_rng(seed)), expected), (size, seed)
 
 
 def test_boxes(drawn_from):
     """timm's boxes for many shapes, those where none of ten fits among them."""
     middles = 0
     for seed, (width, height) in enumerate(itertools.product((20, 64, 301, 2000), repeat=2)):
-        picture = Image.new('L', (width, height))
+        image = Image.new('L', (width, height))
         for scale, ratio in (((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (1.0, 1.0)), ((0.2, 0.2), (0.1, 8.0))):
             drawn_from(np.random.default_rng(seed))
             top, left, box_height, box_width = timm_transforms.RandomResizedCropAndInterpolation.get_params(
-                picture, scale, ratio
+                image, scale, ratio
             )
             box = crops.random_resized_box(width, height, scale, ratio, np.random.default_rng(seed))
             assert box == (left, top, box_width, box_height)
@@ -199,10 +200,10 @@ def test_boxes(drawn_from):
 
 @pytest.mark.parametrize('mode', crops.PADDINGS)
 def test_pad_crop(mode):
-    for picture, left, top in itertools.product(pictures().values(), (0, 3, 8), (0, 5, 8)):
-        padded = torchvision_functional.pad(cast(Any, picture), [4], padding_mode=mode)
-        expected = torchvision_functional.crop(padded, top, left, picture.height, picture.width)
-        assert np.array_equal(np.asarray(crops.pad_crop(picture, 4, mode, left, top)), np.asarray(expected))
+    for image, left, top in itertools.product(images().values(), (0, 3, 8), (0, 5, 8)):
+        padded = torchvision_functional.pad(cast(Any, image), [4], padding_mode=mode)
+        expected = torchvision_functional.crop(padded, top, left, image.height, image.width)
+        assert np.array_equal(np.asarray(crops.pad_crop(image, 4, mode, left, top)), np.asarray(expected))
 
 
 def batch(size: int = 4, height: int = 13, width: int = 17) -> tuple[np.ndarray, np.ndarray]:
@@ -274,7 +275,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     [(40, 56, 1, {}), (48, 48, 1, {'max_area': 0.9, 'min_aspect': 0.15}), (40, 56, 3, {'min_area': 0.1})],
 )
 def test_distribution_of_erasing(height, width, count, options):
-    """Share of pictures, erased area, height over width, and place, of 3,000 pictures each."""
+    """Share of images, erased area, height over width, and place, of 3,000 images each."""
     size = 3000
     random.seed(0)
     theirs = timm_erasing.RandomErasing(0.6, max_count=count, min_count=1, device='cpu', **options)

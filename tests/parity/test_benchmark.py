@@ -5,12 +5,13 @@ import dataclasses
 
 import jax.numpy as jnp
 import pytest
+from benchmarking import command, jobs, torch_side
+from benchmarking.checking import Checker
+from benchmarking.contenders import CONTENDERS
+from benchmarking.sides import Subject
 
-from convert.write import save_safetensors
-from scripts.benchmarking import command, jobs, torch_side
-from scripts.benchmarking.checking import Checker
-from scripts.benchmarking.contenders import CONTENDERS, Subject
-from tests.test_benchmark import run_here
+from tests.scripts.test_benchmark import run_here
+from tresnet_jax.checkpoints.write import save_safetensors
 
 SMALL = [
     '--image-size', '32', '--batch-sizes', '4', '--train-batch-sizes', '4', '--rounds', '1', '--turn-seconds', '0',

@@ -39,7 +39,7 @@ def test_both_are_evaluated_at_the_same_steps(tmp_path, capsys):
 
 
 def test_timm_learns(tmp_path):
-    """Eight pictures by heart, from the same seed twice the same."""
+    """Eight images by heart, from the same seed twice the same."""
     config = dataclasses.replace(
         CONFIG, train_split='train[:8]', val_split='train[:8]', batch_size=8, steps=60, hflip=0.0
     )

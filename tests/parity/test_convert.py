@@ -14,7 +14,7 @@ from flax import nnx
 import convert
 import tresnet_jax
 from convert.__main__ import main
-from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error, state_of, timm_model
+from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error, state_of, timm_model
 from tresnet_jax.variants import ARCHITECTURES
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16, 'float64': torch.float64}
@@ -74,7 +74,7 @@ def test_a_flax_model_loads_into_timm(name):
     mine = tresnet_jax.create_model(name, num_classes=5)
     theirs = timm_model(name, num_classes=5)
     theirs.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in convert.to_torch(mine).items()}, strict=True)
-    x = pictures(1, 3, 64, 64).float()
+    x = images(1, 3, 64, 64).float()
     assert relative_error(call(mine, nhwc(x)), nhwc(theirs.eval()(x))) < 1e-5  # float32
 
 
@@ -105,7 +105,7 @@ def test_timm_loads_our_torch_file_as_a_checkpoint(tmp_path):
     file = tmp_path / 'model.safetensors'
     convert.save_torch(file, convert.to_torch(embedded))
     theirs = timm.create_model('test_resnet', num_classes=10, checkpoint_path=str(file)).eval()
-    x = pictures(2, 3, 32, 32).float()
+    x = images(2, 3, 32, 32).float()
     assert relative_error(call(embedded, nhwc(x)), theirs(x).detach().numpy()) < 1e-5  # float32
 
 

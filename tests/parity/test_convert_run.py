@@ -5,14 +5,14 @@ import torch
 
 import tresnet_jax
 from convert.__main__ import main
-from tests.parity.reference import call, nhwc, pictures, relative_error, timm_model
-from tests.runs import make_run
+from tests.helpers.reference import call, images, nhwc, relative_error, timm_model
+from tests.helpers.runs import make_run
 
 
 def test_an_exported_run_opens_in_timm(tmp_path):
     run = tmp_path / 'run'
     make_run(run, steps={12: 0.5})
-    x = pictures(4, 3, 32, 32).float()
+    x = images(4, 3, 32, 32).float()
     ours = call(tresnet_jax.create_model('test_resnet', checkpoint=run), nhwc(x))
     for target in (tmp_path / 'timm.safetensors', tmp_path / 'timm.pth'):
         assert main([str(run), str(target), '--to', 'torch']) == 0

@@ -13,9 +13,9 @@ import torch
 
 import convert
 import tresnet_jax
-from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error, state_of, timm_model
+from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error, state_of, timm_model
 from tests.parity.test_models import errors, our_outputs, timm_outputs, to_numpy
-from tresnet_jax.variants import ARCHITECTURES, PRETRAINED, is_tresnet
+from tresnet_jax.variants import ARCHITECTURES, PRETRAINED, TRESNET, family_of
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ SMALLEST = {True: (20, 20), False: (1, 1)}
 
 def sizes(name: str) -> list[tuple[int, int]]:
     """The sizes of an architecture: 225 and the smallest where they can be taken, 448 as TResNets are trained."""
-    return [*COMMON, (448, 448) if is_tresnet(name) else (225, 225), SMALLEST[is_tresnet(name)]]
+    return [*COMMON, (448, 448) if family_of(name) is TRESNET else (225, 225), SMALLEST[family_of(name) is TRESNET]]
 
 
 @pytest.fixture(scope='module', params=sorted(ARCHITECTURES))
@@ -41,7 +41,7 @@ def test_every_size_float64(pair, record_error):
     name, model = pair
     apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
     for size in sizes(name):
-        x = pictures(1, 3, *size)
+        x = images(1, 3, *size)
         with torch.no_grad():
             expected = to_numpy(timm_outputs(model, x))
         forward = jax.jit(functools.partial(our_outputs, apply))
@@ -70,7 +70,7 @@ def test_three_steps_of_training(pair, record_error):
         return jax.tree.map(lambda p, g: p - 1e-4 * g, params, grads), batch_stats
 
     for i in range(3):
-        x = pictures(2, 3, 96, 96, seed=10 + i)
+        x = images(2, 3, 96, 96, seed=10 + i)
         optimizer.zero_grad()
         (model(x) * weights).mean().backward()
         optimizer.step()

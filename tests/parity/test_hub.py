@@ -11,12 +11,12 @@ from timm.models._hub import save_config_for_hf, save_for_hf
 
 import convert
 import tresnet_jax
-from tests.hub_server import Hub
-from tests.parity.reference import call, nhwc, ours, pictures, randomise, reference, relative_error
-from tests.test_hub import environment
-from tresnet_jax.factory import build_model
-from tresnet_jax.hub_config import to_config
-from tresnet_jax.initializers import ShapesOnly
+from tests.helpers.hub_server import Hub
+from tests.helpers.reference import call, images, nhwc, ours, randomise, reference, relative_error
+from tests.hub.test_client import environment
+from tresnet_jax.hub.config import to_config
+from tresnet_jax.models.build import build_model
+from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.variants import pretrained_config
 
 FLOAT32 = 1e-5
@@ -33,7 +33,7 @@ ORIGIN = {'origin_url', 'paper_ids', 'paper_name', 'notes'}
 
 
 def assert_equal_outputs(mine, theirs, channels):
-    x = pictures(2, channels, 64, 64).float()
+    x = images(2, channels, 64, 64).float()
     with torch.no_grad():
         assert relative_error(call(mine, nhwc(x)), nhwc(theirs.eval()(x))) < FLOAT32
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tresnet_jax
-from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error
+from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error
 from tresnet_jax.variants import ARCHITECTURES
 
 QUICK = ('test_resnet', 'test_tresnet')
@@ -21,8 +21,8 @@ HALF = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
     params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(ARCHITECTURES)],
 )
 def compared(request):
-    """An architecture's name, timm's float32 model, pictures, and timm's logits of them in float64."""
-    name, x = request.param, pictures(4, 3, 64, 64)
+    """An architecture's name, timm's float32 model, images, and timm's logits of them in float64."""
+    name, x = request.param, images(4, 3, 64, 64)
     model = reference(name)
     with torch.no_grad():
         exact = model(x).numpy()

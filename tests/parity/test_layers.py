@@ -8,9 +8,9 @@ import timm.layers
 import torch
 from flax import nnx
 
-from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error
-from tresnet_jax import layers, pooling
-from tresnet_jax.abn import BatchNormAct
+from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error
+from tresnet_jax.models import layers, pooling
+from tresnet_jax.models.batch_norm import BatchNormAct
 
 pytestmark = pytest.mark.usefixtures('x64')
 TOLERANCE = 1e-13
@@ -37,7 +37,7 @@ def torch_gradient(function, x: torch.Tensor, weight: torch.Tensor) -> tuple[tor
 )
 def test_pooling(our_layer, their_layer, size):
     """Values and gradients, even and odd sizes, negative values too (a border of zeros would win a maximum)."""
-    x, weight = pictures(2, 6, *size) - 3.0, pictures(2, 6, 25, 25, seed=4)
+    x, weight = images(2, 6, *size) - 3.0, images(2, 6, 25, 25, seed=4)
     expected, gradient = torch_gradient(their_layer, x, weight)
 
     def loss(x):
@@ -53,7 +53,7 @@ def test_pooling(our_layer, their_layer, size):
 @pytest.mark.parametrize('size', SIZES)
 def test_max_pool_of_equal_pixels_and_nan(size):
     """The first of equal pixels has the gradient, and a NaN is the maximum of its windows."""
-    x, weight = torch.round(pictures(2, 6, *size)), pictures(2, 6, 13, 13, seed=4)
+    x, weight = torch.round(images(2, 6, *size)), images(2, 6, 13, 13, seed=4)
     x[0, 0, -1, 0] = float('nan')
     expected, gradient = torch_gradient(torch.nn.MaxPool2d(3, 2, 1), x, weight)
     got, gradient_of = jax.vjp(jax.jit(pooling.max_pool), nhwc(x))
@@ -65,7 +65,7 @@ def test_max_pool_of_equal_pixels_and_nan(size):
 
 @pytest.mark.parametrize('channels', [1, 3, 5])
 def test_space_to_depth(channels):
-    x = pictures(2, channels, 8, 20)
+    x = images(2, channels, 8, 20)
     np.testing.assert_array_equal(layers.space_to_depth(jnp.asarray(nhwc(x))), nhwc(timm.layers.SpaceToDepth()(x)))
 
 
@@ -76,7 +76,7 @@ def test_squeeze_excite():
         weight = getattr(theirs, name).weight.detach().numpy().transpose(2, 3, 1, 0)
         getattr(mine, name).kernel[...] = jnp.asarray(weight)
         getattr(mine, name).bias[...] = jnp.asarray(getattr(theirs, name).bias.detach().numpy())
-    x = pictures(2, 24, 5, 7)
+    x = images(2, 24, 5, 7)
     assert relative_error(call(mine, nhwc(x)), nhwc(theirs(x))) <= TOLERANCE
 
 
@@ -104,7 +104,7 @@ def batch_norms(slope: float | None, channels: int = 5) -> tuple[torch.nn.Module
 def test_batch_norm(slope, shape):
     """Evaluation, a training step, its running statistics (unbiased, n = 24 and n = 2) and its gradients."""
     theirs, mine = batch_norms(slope)
-    x, weight = pictures(*shape) * 2 + 1, pictures(*shape, seed=3)
+    x, weight = images(*shape) * 2 + 1, images(*shape, seed=3)
     theirs.eval()
     assert relative_error(call(mine, nhwc(x)), nhwc(theirs(x))) <= TOLERANCE
 
@@ -132,7 +132,7 @@ def test_batch_norm(slope, shape):
 
 def test_one_value_per_channel_is_an_error_in_training_as_in_torch():
     theirs, mine = batch_norms(0.0)
-    x = pictures(1, 5, 1, 1)
+    x = images(1, 5, 1, 1)
     with pytest.raises(ValueError, match='more than 1 value per channel'):
         theirs.train()(x)
     mine.train()
@@ -142,7 +142,7 @@ def test_one_value_per_channel_is_an_error_in_training_as_in_torch():
 
 def test_a_large_mean_does_not_cancel():
     """In float32, with a mean of 100 and a deviation of 0.01: E[x^2] - E[x]^2 would be off by hundreds of percent."""
-    x = (100 + 0.01 * pictures(8, 4, 9, 9)).float()
+    x = (100 + 0.01 * images(8, 4, 9, 9)).float()
     theirs = torch.nn.BatchNorm2d(4).train()
     mine = BatchNormAct(4, slope=None, dtype=jnp.float32, axis_name=None)
     mine.train()
@@ -153,7 +153,7 @@ def test_a_large_mean_does_not_cancel():
 
 @pytest.mark.parametrize('slope', [None, 0.0, 0.01])
 def test_activation_at_zero_has_torchs_derivative(slope):
-    from tresnet_jax.inplace_abn import activate
+    from tresnet_jax.models.batch_norm import activate
 
     x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     (x if slope is None else torch.nn.functional.leaky_relu(x, slope)).sum().backward()
@@ -169,6 +169,6 @@ def test_first_block_of_every_stage(name):
     for index, stage in enumerate(mine._stages(), start=1):
         theirs = getattr(body, f'layer{index}')[0]
         first = stage[0].conv1
-        x = pictures(1, getattr(first, 'conv', first).in_features, 9, 6)
+        x = images(1, getattr(first, 'conv', first).in_features, 9, 6)
         got = jax.jit(lambda block, x: block(x, None))(stage[0], nhwc(x))
         assert relative_error(got, nhwc(theirs(x.clone()))) <= 1e-12

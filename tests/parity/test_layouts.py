@@ -13,7 +13,7 @@ import torch
 import convert
 import tresnet_jax
 from convert.__main__ import main
-from tests.parity.reference import reference, timm_model
+from tests.helpers.reference import reference, timm_model
 
 COUNTER = 'num_batches_tracked'
 

@@ -10,8 +10,8 @@ import torch
 
 import convert
 import tresnet_jax
-from tests.parity.reference import nhwc, ours, pictures, reference, relative_error, state_of
-from tresnet_jax.variants import ARCHITECTURES, is_tresnet
+from tests.helpers.reference import images, nhwc, ours, reference, relative_error, state_of
+from tresnet_jax.variants import ARCHITECTURES, TRESNET, family_of
 
 # A square whose maps get odd on the way, and a rectangle; TResNet takes multiples of 4 alone.
 SIZES = {True: ((100, 100), (72, 96)), False: ((100, 100), (97, 75))}
@@ -73,8 +73,8 @@ def test_evaluation_float64(pair, record_error):
     name, model = pair
     apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
     forward = jax.jit(functools.partial(our_outputs, apply))
-    for size in SIZES[is_tresnet(name)]:
-        x = pictures(2, 3, *size)
+    for size in SIZES[family_of(name) is TRESNET]:
+        x = images(2, 3, *size)
         with torch.no_grad():
             expected = to_numpy(timm_outputs(model, x))
         error = largest(forward(params, batch_stats, nhwc(x))[0], expected, EVALUATION_TOLERANCE)
@@ -87,7 +87,7 @@ def test_training_float64(pair, record_error):
     """Outputs with batch statistics, running statistics after the step, and the gradient of every parameter."""
     name, model = pair
     apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
-    x = pictures(2, 3, *SIZES[is_tresnet(name)][0], seed=2)
+    x = images(2, 3, *SIZES[family_of(name) is TRESNET][0], seed=2)
     weights = torch.randn(2, 1000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -116,7 +116,7 @@ def test_training_float64(pair, record_error):
 def test_evaluation_float32(pair, record_error):
     """Within ten times the error that torch itself makes in float32."""
     name, model = pair
-    x = pictures(1, 3, 224, 224)
+    x = images(1, 3, 224, 224)
     single = reference(name).float()
     with torch.no_grad():
         exact = to_numpy(timm_outputs(model, x))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.parity.comparisons import COMPARISONS, SMALL_ROWS
-from tests.parity.mutants import MUTANTS
+from tests.helpers.comparisons import COMPARISONS, SMALL_ROWS
+from tests.helpers.mutants import MUTANTS
 from tresnet_jax import variants
 
 pytestmark = pytest.mark.usefixtures('x64', 'small_rows')

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.reference import relative_error, timm_model
+from tests.helpers.reference import relative_error, timm_model
 from tests.parity.test_training import PLAIN, RECIPES, STEPS, rates, standard_promotion, torch_optimizer  # noqa: F401
-from tresnet_jax.training.optimizer import create_optimizer
-from tresnet_jax.training.parts import layer_scales
-from tresnet_jax.training.schedule import create_schedule
+from tresnet_jax.training.optim import create_optimizer, create_schedule, layer_scales
 
 CASES = {name: recipe for name, recipe in RECIPES.items() if not recipe.keys() & {'mixup', 'layer_decay', 'freeze'}}
 
@@ -86,7 +84,7 @@ def test_layer_decay(name):
     import timm.optim
 
     import tresnet_jax
-    from convert.names import flatten, flax_key_to_torch
+    from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
 
     model = timm_model(name)
     groups = timm.optim.param_groups_layer_decay(model, layer_decay=0.8)

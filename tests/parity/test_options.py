@@ -10,10 +10,10 @@ import torch
 
 import convert
 import tresnet_jax
-from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error, state_of, timm_model
-from tresnet_jax.factory import build_model, fill
-from tresnet_jax.initializers import ShapesOnly
-from tresnet_jax.pooling import POOL_TYPES
+from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error, state_of, timm_model
+from tresnet_jax.models.build import build_model, fill
+from tresnet_jax.models.initializers import ShapesOnly
+from tresnet_jax.models.pooling import POOL_TYPES
 
 SMALL = ('test_resnet', 'test_tresnet')
 TOLERANCE = 1e-12
@@ -37,7 +37,7 @@ def assert_equal(a, b) -> None:
 )
 def test_forward_intermediates(name, indices, stop_early):
     model = timm_reference(name)
-    x = pictures(1, 3, 64, 80)
+    x = images(1, 3, 64, 80)
     indices_for_timm = list(indices) if isinstance(indices, tuple) else indices
     last, maps = model.forward_intermediates(x, indices_for_timm, stop_early=stop_early)
     mine = ours(model, name, dtype='float64')
@@ -53,7 +53,7 @@ def test_forward_intermediates(name, indices, stop_early):
 @pytest.mark.parametrize('name', SMALL)
 def test_intermediate_indices_out_of_range(name):
     model = ours(timm_reference(name), name, dtype='float64')
-    x = nhwc(pictures(1, 3, 32, 32))
+    x = nhwc(images(1, 3, 32, 32))
     for indices in (0, 6, (5,), (-6,), ()):
         with pytest.raises(ValueError, match='out of range|no feature index'):
             model.forward_intermediates(x, indices)
@@ -74,7 +74,7 @@ def test_features_only(name, out_indices, tmp_path):
     theirs.load_state_dict({key: source[key] for key in theirs.state_dict()})
 
     backbone = tresnet_jax.create_model(name, checkpoint=file, features_only=True, dtype='float64', **asked)
-    x = pictures(1, 3, 64, 96)
+    x = images(1, 3, 64, 96)
     expected, got = theirs(x), call(backbone, nhwc(x))
     info = theirs.feature_info
     if name == 'test_tresnet' and out_indices:  # timm's class has the maps 1 to 4
@@ -97,7 +97,7 @@ def test_features_only(name, out_indices, tmp_path):
 def test_first_tap_of_a_tresnet_backbone():
     """timm cannot give it, and calls its reduction 2."""
     backbone = tresnet_jax.create_model('test_tresnet', features_only=True, out_indices=(0, 4), dtype='float64')
-    maps = call(backbone, nhwc(pictures(1, 3, 64, 64)))
+    maps = call(backbone, nhwc(images(1, 3, 64, 64)))
     assert [m.shape for m in maps] == [(1, 16, 16, 16), (1, 2, 2, 512)]
     assert backbone.feature_info.reduction() == [4, 32]
     assert backbone.feature_info.module_name() == ['body.conv1', 'body.layer4']
@@ -108,7 +108,7 @@ def test_first_tap_of_a_tresnet_backbone():
 def test_global_pool(name, pool):
     model = timm_reference(name, global_pool=pool)
     mine = ours(model, name, dtype='float64', global_pool=pool)
-    x = pictures(2, 3, 64, 64)
+    x = images(2, 3, 64, 64)
     features = model.forward_features(x)
     pooled = call(mine, nhwc(features), 'forward_head', pre_logits=True)
     assert_equal(pooled, model.forward_head(features, pre_logits=True).detach().numpy())
@@ -120,7 +120,7 @@ def test_global_pool(name, pool):
 def test_no_classes(name, pool):
     model = timm_reference(name, num_classes=0, global_pool=pool)
     mine = ours(model, name, dtype='float64', global_pool=pool)
-    x = pictures(1, 3, 64, 64)
+    x = images(1, 3, 64, 64)
     assert_equal(call(mine, nhwc(x)), nhwc(model(x)))
     assert mine.num_classes == 0
 
@@ -128,7 +128,7 @@ def test_no_classes(name, pool):
 @pytest.mark.parametrize('name', SMALL)
 def test_reset_classifier(name):
     model, mine = reference(name), ours(timm_reference(name), name, dtype='float64')
-    x = pictures(1, 3, 64, 64)
+    x = images(1, 3, 64, 64)
     for classes, pool in ((7, None), (5, 'catavgmax'), (3, None), (0, ''), (4, 'max')):
         model.reset_classifier(classes, pool)
         model.double()
@@ -151,7 +151,7 @@ def test_in_chans_of_a_resnet(in_chans, tmp_path):
     mine = tresnet_jax.create_model('test_resnet', checkpoint=file, in_chans=in_chans)
     stem = convert.to_torch(mine)['conv1.0.weight']
     np.testing.assert_array_equal(stem, theirs.state_dict()['conv1.0.weight'].numpy())
-    x = pictures(1, in_chans, 64, 64).float()
+    x = images(1, in_chans, 64, 64).float()
     assert relative_error(call(mine, nhwc(x)), theirs(x).detach().numpy()) < 1e-5  # float32
     source.double()
 
@@ -172,7 +172,7 @@ def test_in_chans_of_a_tresnet(in_chans, tmp_path):
     assert relative_error(stem.astype(np.float32), expected) < 1e-6
     if in_chans == 1:
         np.testing.assert_allclose(expected, adapt_input_conv(1, weight).numpy(), rtol=0, atol=0)
-    assert call(mine, nhwc(pictures(1, in_chans, 32, 32))).shape == (1, 1000)
+    assert call(mine, nhwc(images(1, in_chans, 32, 32))).shape == (1, 1000)
 
 
 @pytest.mark.parametrize('output_stride', [8, 16])
@@ -180,7 +180,7 @@ def test_in_chans_of_a_tresnet(in_chans, tmp_path):
 def test_output_stride(name, output_stride):
     model = timm_reference(name, output_stride=output_stride)
     mine = ours(model, name, dtype='float64', output_stride=output_stride)
-    x = pictures(1, 3, 75, 96)
+    x = images(1, 3, 75, 96)
     for a, b in zip(call(mine, nhwc(x), 'forward_intermediates')[1], model.forward_intermediates(x)[1], strict=True):
         assert_equal(a, nhwc(b))
     assert_equal(call(mine, nhwc(x)), model(x).detach().numpy())
@@ -190,7 +190,7 @@ def test_output_stride(name, output_stride):
 @pytest.mark.parametrize('name', SMALL)
 @pytest.mark.parametrize('remat', [False, True])
 def test_drop_path_with_the_same_masks(name, remat, monkeypatch):
-    """Training outputs when both sides drop the same pictures of the same blocks."""
+    """Training outputs when both sides drop the same images of the same blocks."""
     masks = torch.rand(8, 4, 1, 1, 1, generator=torch.Generator().manual_seed(5)).double()
     model = reference(name, drop_path_rate=0.4).train()
     ours_masks, their_masks = iter(masks), iter(masks)
@@ -203,12 +203,12 @@ def test_drop_path_with_the_same_masks(name, remat, monkeypatch):
     monkeypatch.setattr(timm.layers.drop, 'drop_path', timm_drop_path)
 
     def bernoulli(key, p, shape):
-        assert shape == (4, 1, 1, 1)  # a picture at a time
+        assert shape == (4, 1, 1, 1)  # an image at a time
         return next(ours_masks).numpy() < p
 
     monkeypatch.setattr(jax.random, 'bernoulli', bernoulli)
     apply, params, stats = tresnet_jax.functional(ours(model, name, dtype='float64', drop_path_rate=0.4, remat=remat))
-    x = pictures(4, 3, 64, 64)
+    x = images(4, 3, 64, 64)
     step = jax.jit(lambda *args: apply(*args, train=True, rngs={'dropout': jax.random.key(0)}))
     got, _ = step(params, stats, nhwc(x))
     assert_equal(got, model(x).detach().numpy())
@@ -248,7 +248,7 @@ def test_abn_slope(slope):
     for module in model.modules():
         if isinstance(module, torch.nn.LeakyReLU):
             module.negative_slope = slope
-    x = pictures(1, 3, 64, 64)
+    x = images(1, 3, 64, 64)
     mine = ours(model, 'test_tresnet', dtype='float64', abn_slope=slope)
     assert_equal(call(mine, nhwc(x)), model(x).detach().numpy())
 
@@ -258,7 +258,7 @@ def test_smallest_sizes(name, sizes):
     model = timm_reference(name)
     mine = ours(model, name, dtype='float64')
     for size in sizes:
-        x = pictures(1, 3, *size)
+        x = images(1, 3, *size)
         assert_equal(call(mine, nhwc(x)), model(x).detach().numpy())
 
 

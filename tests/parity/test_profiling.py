@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.parity.reference import timm_model
-from tresnet_jax.factory import build_model
-from tresnet_jax.initializers import ShapesOnly
+from tests.helpers.reference import timm_model
+from tresnet_jax.models.build import build_model
+from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.profiling import profile
 from tresnet_jax.variants import ARCHITECTURES
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.parity.reference import call, nhwc, ours, pictures, reference, relative_error
+from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error
 
 POOLS = ('avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastcatavgmax')
 some = settings(max_examples=6, deadline=None, derandomize=True)
@@ -13,7 +13,7 @@ some = settings(max_examples=6, deadline=None, derandomize=True)
 
 def compare(name: str, size: tuple[int, int], batch: int, ours_options: dict, **options) -> None:
     model = reference(name, **options)
-    x = pictures(batch, options['in_chans'], *size)
+    x = images(batch, options['in_chans'], *size)
     with torch.no_grad():
         expected = nhwc(model(x))
     assert relative_error(call(ours(model, name, dtype='float64', **ours_options), nhwc(x)), expected) <= 1e-12

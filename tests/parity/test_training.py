@@ -15,11 +15,11 @@ from timm.utils import ModelEmaV3
 
 import convert
 import tresnet_jax
-from tests.parity.reference import ours, relative_error, state_of, timm_model
+from tests.helpers.reference import ours, relative_error, state_of, timm_model
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.training.optimizer import create_optimizer
-from tresnet_jax.training.schedule import create_schedule
-from tresnet_jax.training.step import AXIS, create_state, make_train_step, over_devices, prepare
+from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.optim import create_optimizer, create_schedule
+from tresnet_jax.training.step import create_state, make_train_step, over_devices, prepare
 
 STEPS, BATCH, SIZE, CLASSES, DEVICES = 20, 16, 32, 5, 4
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.25, 0.2)
@@ -46,7 +46,7 @@ RECIPES = {
 
 
 def batches(steps: int = STEPS) -> list[dict[str, np.ndarray]]:
-    """Pictures whose colour says a little of their class."""
+    """Images whose colour says a little of their class."""
     rng = np.random.default_rng(0)
     shades = rng.integers(0, 120, (CLASSES, 1, 1, 3))
     found = []
@@ -76,7 +76,7 @@ def our_training(name: str, model: torch.nn.Module, config: TrainConfig):
 
 
 def seen_by_torch(config: TrainConfig, step: int, batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures and targets as our step prepares them on each device; mixing is held against timm's in test_augment."""
+    """Images and targets as our step prepares them on each device; mixing is held against timm's in test_augment."""
     both = []
     # Compiled as in the step: a random number may have other last bits outside of it.
     prepared = jax.jit(lambda key, part: prepare(key, part, config, CLASSES, MEAN, STD))

@@ -13,7 +13,8 @@ from PIL import Image
 from timm.data.config import resolve_data_config as timm_resolve
 from timm.data.transforms_factory import create_transform as timm_create_transform
 
-from tresnet_jax import transforms, variants
+from tresnet_jax import variants
+from tresnet_jax.data import transforms
 
 PHOTOS = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'camera.png')
 # Width, height: single pixels, thin ones, exact crops and resizes, margins whose half rounds either way.
@@ -33,7 +34,7 @@ def timm_config(name: str, use_test_size: bool) -> dict:
 
 
 @functools.cache
-def pictures() -> dict[str, Image.Image]:
+def images() -> dict[str, Image.Image]:
     folder = Path(skimage.__file__).parent / 'data'
     found: dict[str, Image.Image] = {name: Image.open(folder / name) for name in PHOTOS}
     rng = np.random.default_rng(0)
@@ -42,17 +43,17 @@ def pictures() -> dict[str, Image.Image]:
     return found
 
 
-def timm_transform(picture: Image.Image, **config) -> np.ndarray:
-    """What timm makes of a picture, as (height, width, channels)."""
+def timm_transform(image: Image.Image, **config) -> np.ndarray:
+    """What timm makes of an image, as (height, width, channels)."""
     transform: Any = timm_create_transform(**config)
-    return transform(picture.convert('RGB')).numpy().transpose(1, 2, 0)  # timm's dataset converts.
+    return transform(image.convert('RGB')).numpy().transpose(1, 2, 0)  # timm's dataset converts.
 
 
 def check(config: dict) -> None:
-    """Both transforms give the same bits for every picture."""
+    """Both transforms give the same bits for every image."""
     transform = transforms.create_transform(**config)
-    for name, picture in pictures().items():
-        x, expected = transform(picture), timm_transform(picture, **config)
+    for name, image in images().items():
+        x, expected = transform(image), timm_transform(image, **config)
         assert (x.dtype, x.shape) == (expected.dtype, expected.shape)
         assert np.array_equal(x, expected), f'{name}: differs by up to {np.abs(x - expected).max()}'
 
@@ -112,20 +113,20 @@ def test_crop_modes(crop_mode, size, crop_pct):
 
 
 def test_defaults_and_kinds_of_size():
-    picture = pictures()['coffee.png']
-    expected = timm_transform(picture)
+    image = images()['coffee.png']
+    expected = timm_transform(image)
     for size in (224, (224, 224), [3, 224, 224]):
-        assert np.array_equal(transforms.create_transform(size)(picture), expected)
+        assert np.array_equal(transforms.create_transform(size)(image), expected)
 
 
 def test_modes_are_converted_as_timms_dataset_does():
     transform = transforms.create_transform(64)
     for mode in ('1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'YCbCr'):
-        picture = pictures()['33x31'].convert(mode)
-        assert np.array_equal(transform(picture), timm_transform(picture, input_size=64)), mode
+        image = images()['33x31'].convert(mode)
+        assert np.array_equal(transform(image), timm_transform(image, input_size=64)), mode
 
 
-def test_thin_pictures_keep_one_pixel():
+def test_thin_images_keep_one_pixel():
     with warnings.catch_warnings(action='error'):
         x = transforms.create_transform(32, crop_mode='border')(Image.new('RGB', (1, 300), 'white'))
     mean, std = (np.asarray(variants.IMAGENET[k], np.float32) for k in ('mean', 'std'))
@@ -133,7 +134,7 @@ def test_thin_pictures_keep_one_pixel():
     assert white.any() and set(np.flatnonzero(white.any(0))) == {15}
 
 
-def test_pictures_that_would_fill_the_memory_are_refused():
+def test_images_that_would_fill_the_memory_are_refused():
     with pytest.raises(ValueError, match='1 x 40000 pixels would be resized to 256 x 10240000'):
         transforms.create_transform(224)(Image.new('RGB', (1, 40000)))
 

@@ -9,9 +9,9 @@ import torch
 
 import convert
 import tresnet_jax
-from tests.parity.reference import timm_model
-from tresnet_jax.factory import build_model
-from tresnet_jax.initializers import ShapesOnly
+from tests.helpers.reference import timm_model
+from tresnet_jax.models.build import build_model
+from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.variants import ALIASES, ARCHITECTURES, PRETRAINED, pretrained_config
 
 TIMM_TAGS = sorted(name for name, row in PRETRAINED.items() if not row.embedded)

@@ -8,11 +8,11 @@ import pytest
 import safetensors
 import torch
 
-import convert.params
 from convert.__main__ import main
-from convert.inspection import RELEASED
-from tests.parity.reference import reference
+from convert.inspect import RELEASED
+from tests.helpers.reference import reference
 from tests.parity.test_layouts import inplace_abn_state, state_of
+from tresnet_jax.checkpoints import match
 from tresnet_jax.variants import PRETRAINED
 
 STAGES = ['features.0', 'features.1', 'features.2', 'features.3', 'features.4', 'logits']
@@ -39,12 +39,12 @@ def test_verify_with_another_slope_and_without_a_head(tmp_path, capsys):
 @pytest.mark.parametrize('name, layer', [('test_resnet', 'layer3.0.conv2'), ('test_tresnet', 'body.layer2.0.conv1.bn')])
 def test_verify_names_the_first_layer_that_differs(name, layer, tmp_path, monkeypatch, capsys):
     """A converter with one error: the layer is named, nothing is written."""
-    right = convert.params.torch_to_flax_layout
+    right = match.torch_to_flax_layout
 
     def wrong(key, value):
         return right(key, value) * (1.01 if key in (f'{layer}.kernel', f'{layer}.scale') else 1)
 
-    monkeypatch.setattr(convert.params, 'torch_to_flax_layout', wrong)
+    monkeypatch.setattr(match, 'torch_to_flax_layout', wrong)
     torch.save(state_of(name), tmp_path / 'a.pth')
     assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors'), '--verify']) == 2
     captured = capsys.readouterr()

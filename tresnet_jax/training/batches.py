@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 
-from tresnet_jax.training.augment import TrainTransform, create_train_transform
-from tresnet_jax.training.config import TrainConfig, TrainingError
-from tresnet_jax.training.pipeline import eval_dataset, to_devices, train_dataset
-from tresnet_jax.training.sources import Source
-from tresnet_jax.transforms import EvalTransform, create_transform
+from tresnet_jax.data.pipeline import eval_dataset, to_devices, train_dataset
+from tresnet_jax.data.sources import Source
+from tresnet_jax.data.train_transforms import TrainTransform, create_train_transform
+from tresnet_jax.data.transforms import EvalTransform, create_transform
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.variants import IMAGENET
 
 
@@ -33,24 +34,36 @@ def train_transform(config: TrainConfig) -> TrainTransform:
     )
 
 
-def eval_transform(config: TrainConfig) -> EvalTransform:
-    """How a resolved configuration prepares pictures for evaluation."""
+def eval_data_config(config: TrainConfig) -> dict[str, Any]:
+    """How a resolved configuration prepares images for evaluation: the arguments of `create_transform`."""
     assert config.mean is not None and config.std is not None
-    return create_transform(config.image_size, config.interpolation, config.mean, config.std, config.crop_pct)
+    return {
+        'input_size': (3, config.image_size, config.image_size),
+        'interpolation': config.interpolation,
+        'mean': config.mean,
+        'std': config.std,
+        'crop_pct': config.crop_pct,
+        'crop_mode': 'center',
+    }
 
 
-def check_pictures(config: TrainConfig) -> None:
-    """Raises TrainingError where pictures cannot be augmented or prepared so, before a run has begun."""
+def eval_transform(config: TrainConfig) -> EvalTransform:
+    """The evaluation transform of a resolved configuration."""
+    return create_transform(**eval_data_config(config))
+
+
+def check_transforms(config: TrainConfig) -> None:
+    """Raises TrainingError where images cannot be augmented or prepared so, before a run has begun."""
     resolved = dataclasses.replace(config, mean=config.mean or IMAGENET['mean'], std=config.std or IMAGENET['std'])
     for what, create in (('training', train_transform), ('evaluation', eval_transform)):
         try:
             create(resolved)
         except ValueError as error:
-            raise TrainingError(f'{what} pictures: {error}') from None
+            raise TrainingError(f'{what} images: {error}') from None
 
 
 def train_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:
-    """This process' share of endless batches; unreadable pictures are named in `workdir`/unreadable.log."""
+    """This process' share of endless batches; unreadable images are named in `workdir`/unreadable.log."""
     dataset = train_dataset(
         source,
         train_transform(config),
@@ -66,7 +79,7 @@ def train_batches(config: TrainConfig, source: Source, devices: list[Any], workd
 
 
 def eval_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:
-    """This process' share of every picture once."""
+    """This process' share of every image once."""
     dataset = eval_dataset(
         source,
         eval_transform(config),

@@ -1,21 +1,16 @@
 """The checkpoints of a run: Orbax, written in the background, with the position in the data."""
 
-import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from tresnet_jax.model import Tree
-from tresnet_jax.training.config import TrainingError
-from tresnet_jax.training.distributed import everywhere, to_global, to_local
+from tresnet_jax.checkpoints.run import BEST, CHECKPOINTS
+from tresnet_jax.errors import TrainingError, reason
+from tresnet_jax.training.devices import everywhere, to_global, to_local
 from tresnet_jax.training.step import TrainState
-
-FOLDER = 'checkpoints'
-BEST = 'top1'
 
 
 class Checkpoints:
@@ -33,7 +28,7 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics[BEST], n=keep_best, keep_checkpoints_without_metrics=False
         )
-        self._folder = workdir / FOLDER
+        self._folder = workdir / CHECKPOINTS
         self._writing = 0
         self._checkpointer = ocp.training.Checkpointer(
             str(self._folder.absolute()),
@@ -90,7 +85,7 @@ class Checkpoints:
             loaded = self._checkpointer.load_checkpointables(self.latest, {'state': abstract, 'data': data})
         except Exception as error:
             raise TrainingError(
-                f'{self._folder / str(self.latest)}: cannot be resumed from: {_first(error)}'
+                f'{self._folder / str(self.latest)}: cannot be resumed from: {reason(error)}'
             ) from error
         return to_local(loaded['state'])
 
@@ -109,7 +104,7 @@ class Checkpoints:
         whole = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
         good = f'the last good checkpoint is step {whole[-1]}' if whole else 'there is no earlier one'
         return TrainingError(
-            f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({_first(error)}); {good}. '
+            f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({reason(error)}); {good}. '
             'Make room or mend the folder, then start the run again: it goes on from there'
         )
 
@@ -120,80 +115,3 @@ class _Always:
     def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         del step, previous_steps, context
         return True
-
-
-def _first(error: BaseException) -> str:
-    """The first line of an error, and of the one behind it."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """What a run has learned by a step, as NumPy arrays.
-
-    Attributes:
-        step: steps done.
-        top1: what it was saved with: the share of the evaluation just before, None where there was none.
-        params, batch_stats: the model's trees, their keys as text.
-        averaged: whether they are the moving average.
-        has_ema: whether the run keeps one.
-    """
-
-    step: int
-    top1: float | None
-    params: Tree
-    batch_stats: Tree
-    averaged: bool
-    has_ema: bool
-
-
-def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best', *, ema: bool = True) -> Weights:
-    """The weights of a run, on whatever devices it trained. A run that goes on meanwhile is not disturbed.
-
-    Args:
-        workdir: the run's folder.
-        which: a step, 'latest', or 'best': the one with the best top-1, the latest where none was evaluated.
-        ema: the moving average if the run has one.
-
-    Raises:
-        TrainingError: there is no such checkpoint, or it cannot be read.
-    """
-    folder = workdir / FOLDER
-    if not folder.is_dir():
-        raise TrainingError(f'{workdir}: has no {FOLDER}; give the folder of a training run')
-    logging.getLogger('absl').setLevel(logging.CRITICAL)
-    try:
-        with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
-            found = {c.step: (c.metrics or {}).get(BEST) for c in checkpointer.checkpoints}
-    except Exception as error:
-        raise TrainingError(f'{folder}: cannot be read: {_first(error)}') from error
-    if not found:
-        raise TrainingError(f'{folder}: holds no checkpoint yet')
-    step = _choose(found, which)
-    if step not in found:
-        there = ', '.join(map(str, sorted(found)))
-        raise TrainingError(f'{folder}: holds no checkpoint of step {step}; there is {there}')
-    path = str(folder.absolute() / str(step))
-    try:
-        saved = ocp.metadata(path, 'state').metadata
-        averaged = bool(ema and saved.get('ema'))
-        trees = saved['ema'] if averaged else saved
-        wanted = {name: trees[name] for name in ('params', 'batch_stats')}
-        # As NumPy arrays, since the devices that they were saved from may not be here; and nothing but them.
-        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
-        chosen = {'ema': wanted} if averaged else wanted
-        left_out = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name]) for name in saved.keys() - chosen.keys()}
-        state = ocp.load(path, left_out | chosen, checkpointable_name='state')
-    except Exception as error:
-        raise TrainingError(f'{path}: cannot be read: {_first(error)}') from error
-    state = state['ema'] if averaged else state
-    return Weights(step, found[step], state['params'], state['batch_stats'], averaged, bool(saved.get('ema')))
-
-
-def _choose(found: dict[int, float | None], which: int | str) -> int:
-    """The step that is meant, given the top-1 of each."""
-    if isinstance(which, int):
-        return which
-    rated = {step: top1 for step, top1 in found.items() if which == 'best' and top1 is not None}
-    return max(rated, key=lambda step: (rated[step], step)) if rated else max(found)

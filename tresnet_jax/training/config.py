@@ -3,19 +3,13 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.write import save_text
-from tresnet_jax.labels import are_names
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.files import save_text
 
 CONFIG_FILE = 'config.json'
-LABEL_NAMES_FILE = 'label_names.json'
-
-
-class TrainingError(ValueError):
-    """A run that cannot start, go on or be resumed, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +53,7 @@ class TrainConfig:
     val_fraction: float = 0.1
     """Share of a folder without splits that is for validation."""
     image_size: int = 224
-    """Edge of the square pictures in pixels."""
+    """Edge of the square images in pixels."""
     mean: tuple[float, float, float] | None = None
     """Of each channel, for values in [0, 1]; None is what the model's weights expect."""
     std: tuple[float, float, float] | None = None
@@ -68,13 +62,13 @@ class TrainConfig:
     workers: int = 0
     """Processes that decode; 0 leaves it to the threads."""
     max_unreadable: float = 0.01
-    """The share of pictures that may be unreadable; they are skipped and named in unreadable.log."""
+    """The share of images that may be unreadable; they are skipped and named in unreadable.log."""
 
     # Augmentation
     crop: Literal['resized', 'pad', 'none'] = 'resized'
     """A random part resized, a shift by up to `padding` pixels, or their middle, always."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a random part, as a share of the picture's."""
+    """Area of a random part, as a share of the image's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a random part."""
     padding: int = 4
@@ -92,7 +86,7 @@ class TrainConfig:
     """Probability of random erasing."""
     remode: Literal['const', 'rand', 'pixel'] = 'pixel'
     cutout: float = 0.0
-    """Edge of the square that Cutout blanks, as a share of the picture's edge."""
+    """Edge of the square that Cutout blanks, as a share of the image's edge."""
     mixup: float = 0.0
     """Alpha of mixup."""
     cutmix: float = 0.0
@@ -102,9 +96,9 @@ class TrainConfig:
 
     # Evaluation
     interpolation: str = 'bicubic'
-    """Filter that pictures are resized with for evaluation."""
+    """Filter that images are resized with for evaluation."""
     crop_pct: float = 0.875
-    """Edge of the crop over the edge of the resized picture."""
+    """Edge of the crop over the edge of the resized image."""
 
     # Optimisation
     opt: Literal['sgd', 'momentum', 'adamw'] = 'sgd'
@@ -147,14 +141,14 @@ class TrainConfig:
     steps: int | None = None
     """Instead of `epochs`."""
     batch_size: int = 256
-    """Pictures in a step, over all devices and hosts."""
+    """Images in a step, over all devices and hosts."""
     seed: int = 0
     eval_every: float = 1.0
     """Epochs between evaluations; there is one at the end too."""
     eval_at_start: bool = False
     """Evaluate before the first step too."""
     val_batch_size: int | None = None
-    """Pictures in a step of evaluation, over all devices and hosts; None is `batch_size`."""
+    """Images in a step of evaluation, over all devices and hosts; None is `batch_size`."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; there is one after each evaluation too."""
     keep_last: int = 2
@@ -208,29 +202,6 @@ def save_config(config: TrainConfig, workdir: Path) -> None:
     """Write config.json below the run's folder."""
     text = json.dumps(dataclasses.asdict(config), indent=2, default=str) + '\n'
     save_text(workdir / CONFIG_FILE, text)
-
-
-def save_label_names(names: Sequence[str], workdir: Path) -> None:
-    """Write what the classes of a run are called, in the order of the outputs."""
-    save_text(workdir / LABEL_NAMES_FILE, json.dumps(list(names), indent=1, ensure_ascii=False) + '\n')
-
-
-def load_label_names(workdir: Path) -> tuple[str, ...] | None:
-    """What the classes of a run are called; None for a run that has not said so.
-
-    Raises:
-        TrainingError: the file is not a list of names.
-    """
-    path = workdir / LABEL_NAMES_FILE
-    try:
-        names = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise TrainingError(f'{path}: cannot be read as JSON ({error})') from error
-    if not are_names(names):
-        raise TrainingError(f'{path}: expected a list of names')
-    return tuple(names)
 
 
 def load_config(workdir: Path) -> TrainConfig:

@@ -14,20 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from convert.write import save_safetensors, save_text
-from tresnet_jax.model import Tree
-from tresnet_jax.training.config import TrainingError
-from tresnet_jax.training.step import AXIS, Batch, normalise
+from tresnet_jax.checkpoints.write import save_safetensors
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.files import save_text
+from tresnet_jax.models.base import Tree
+from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.step import Batch, normalise
 
 INDEX_FILE, NAMES_FILE = 'index.json', 'names.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The folder: index.json says what it is of, names.json lists the pictures, and shards hold the features.
+    """The folder: index.json says what it is of, names.json lists the images, and shards hold the features.
 
     ``features-00003-of-00079.safetensors`` holds `features` (n, F) float32, `labels` (n,) int32 and `indices` (n,)
-    int32, places in names.json, rising. A shard is whole or not there. Pictures that cannot be read are left out.
+    int32, places in names.json, rising. A shard is whole or not there. Images that cannot be read are left out.
 
     Attributes:
         folder: where all this is.
@@ -117,7 +119,7 @@ def embed(
     there: list[bool],
     tick: Callable[[int], object] = lambda count: None,
 ) -> int:
-    """Write the shards that are missing; returns how many pictures this process wrote features of.
+    """Write the shards that are missing; returns how many images this process wrote features of.
 
     Reading begins with the first missing shard. Of several hosts each writes every so-many-th shard.
 
@@ -129,7 +131,7 @@ def embed(
         tick: told how many batches are done, for progress.
 
     Raises:
-        DataError: the pictures cannot be read.
+        DataError: the images cannot be read.
         ConversionError: a shard cannot be written; those before it stay.
     """
     if all(there):

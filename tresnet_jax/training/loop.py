@@ -1,43 +1,47 @@
-"""The training loop, from top to bottom: devices, data, model, state, resume, steps, evaluation, save."""
+"""The training loop, top to bottom: data, model, step, resume, loop, evaluate, save."""
 
-import collections
 import contextlib
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tresnet_jax.checkpoints.run import BEST, save_description
+from tresnet_jax.data.sources import Source, open_source
+from tresnet_jax.errors import TrainingError
 from tresnet_jax.factory import create_model
-from tresnet_jax.model import functional
-from tresnet_jax.training.batches import check_pictures, eval_batches, train_batches
-from tresnet_jax.training.checkpoint import BEST, Checkpoints
-from tresnet_jax.training.config import TrainConfig, TrainingError, save_config, save_label_names
-from tresnet_jax.training.distributed import local_devices, replicate
-from tresnet_jax.training.evaluation import Accuracy, evaluate
-from tresnet_jax.training.interruption import interruption
-from tresnet_jax.training.interval import Interval
-from tresnet_jax.training.metrics import Metrics
-from tresnet_jax.training.optimizer import create_optimizer
-from tresnet_jax.training.schedule import create_schedule
-from tresnet_jax.training.sources import Source, open_source
-from tresnet_jax.training.step import AXIS, create_state, make_eval_step, make_train_step, over_devices
+from tresnet_jax.models.base import ImageModel, functional
+from tresnet_jax.training.batches import check_transforms, eval_batches, eval_data_config, train_batches
+from tresnet_jax.training.checkpoint import Checkpoints
+from tresnet_jax.training.config import TrainConfig, save_config
+from tresnet_jax.training.devices import AXIS, interruption, local_devices, replicate
+from tresnet_jax.training.evaluate import EvalResult, evaluate
+from tresnet_jax.training.metrics import Interval, PendingSteps, RunLog
+from tresnet_jax.training.optim import create_optimizer, create_schedule
+from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
 
-LAG = 2  # steps between the one that is started and the one whose metrics are read, so that the devices never wait
+LAG = 2  # steps in flight before the metrics of the oldest are fetched, so that the devices never wait
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended: `step` steps done of `steps`, and the last evaluation of raw and averaged weights."""
+    """How a run ended.
+
+    Attributes:
+        step, steps: steps done, and steps in the whole run.
+        evaluation: the last evaluation of the weights; None without one.
+        ema_evaluation: the same of their moving average.
+    """
 
     step: int
     steps: int
-    accuracy: Accuracy | None
-    ema_accuracy: Accuracy | None
+    evaluation: EvalResult | None
+    ema_evaluation: EvalResult | None
 
     @property
     def finished(self) -> bool:
@@ -45,164 +49,190 @@ class Result:
 
 
 def train(config: TrainConfig, workdir: Path) -> Result:
-    """Train from the beginning, or from the last checkpoint below `workdir`, to the end or until interrupted.
+    """Train from the beginning or from the last checkpoint in `workdir`, until the end or until interrupted.
 
     Every process of a run over several hosts calls this. SIGTERM and Ctrl-C save a checkpoint first.
 
     Raises:
-        TrainingError: a configuration that cannot work, data that cannot be had, a loss that is not finite, a
-            checkpoint that cannot be read or written.
-        DataError: (a ValueError) the data.
-        ValueError: what `create_model` raises.
+        TrainingError: a configuration that cannot work, a loss that is not finite, a checkpoint that cannot be read
+            or written.
+        DataError: the data set is missing or unusable.
+        ConversionError, HubError, ValueError: as `create_model`.
     """
-    config.check()
-    check_pictures(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    devices = local_devices(config.devices)
-    first = jax.process_index() == 0
-    _check_batches(config, len(devices))
-
-    # Data.
-    where = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
-    source = open_source(config.data, config.train_split, **where)
-    val_source = open_source(config.data, config.val_split, **where)
-    steps_per_epoch = len(source) / config.batch_size
-    steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
-    eval_steps = max(1, round(config.eval_every * steps_per_epoch))
-
-    # Model.
-    dtype = jnp.dtype(config.dtype)
-    model = create_model(
-        config.model,
-        pretrained=config.pretrained,
-        checkpoint=config.checkpoint,
-        num_classes=config.num_classes or source.num_classes,
-        abn_slope=config.abn_slope,
-        drop_rate=config.drop,
-        drop_path_rate=config.drop_path,
-        dtype=dtype,
-        axis_name=AXIS if config.sync_bn else None,
-        abn_memory=config.abn_memory,
-        remat=config.remat,
-        rngs=nnx.Rngs(config.seed),
-    )
-    if source.num_classes > model.num_classes:
-        raise TrainingError(f'{config.data} has {source.num_classes} classes, the model {model.num_classes}')
-    if config.new_head:
-        model.start_classifier(model.num_classes, nnx.Rngs(config.seed))
-    assert model.pretrained_cfg is not None
-    mean, std = config.mean or model.pretrained_cfg.mean, config.std or model.pretrained_cfg.std
-    config = dataclasses.replace(
-        config,
-        num_classes=model.num_classes,
-        abn_slope=getattr(model, 'abn_slope', None),
-        mean=mean,
-        std=std,
-    )
-    apply, params, batch_stats = functional(model, config.freeze)
-
-    # State and steps.
-    schedule = create_schedule(config, steps, steps_per_epoch)
-    optimizer = create_optimizer(config, schedule, params)
-    state = create_state(params, batch_stats, optimizer, config.model_ema)
-    step_of = make_train_step(apply, optimizer, config, num_classes=model.num_classes, mean=mean, std=std)
-    train_step = over_devices(step_of, donate=True)
-    wide = jnp.dtype(jnp.float64) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
-    eval_step = over_devices(make_eval_step(apply, mean=mean, std=std, dtype=wide))
-    del model, params, batch_stats
-
-    # Resume. The order matters: the iterator first, since restoring sets its position.
-    batches = iter(train_batches(config, source, devices, workdir))
-    checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(state, batches)
-    elif first:
-        save_config(config, workdir)
-        if source.num_classes == config.num_classes:
-            save_label_names(source.class_names, workdir)
-    step = start = int(state.step)
-    nonfinite = int(state.nonfinite)
-    state = replicate(state, devices)
-    metrics = Metrics(workdir, start=step, steps=steps, active=first)
-    metrics.say(_opening(config, source, val_source, step, steps, steps_per_epoch, len(devices)))
-
-    def accuracy_of(weights: Any) -> Accuracy:
-        data = eval_batches(config, val_source, devices, workdir)
-        return evaluate(eval_step, (weights['params'], weights['batch_stats']), data)
-
-    accuracy = ema_accuracy = None
-    interval = Interval(config.batch_size)
-    pending: collections.deque[tuple[int, dict[str, Any], np.ndarray]] = collections.deque()
-
-    def settle(until: int) -> None:
-        """Read the metrics of all but the last `until` steps begun; stop for what is not finite."""
-        nonlocal nonfinite
-        while len(pending) > until:
-            at, values, indices = pending.popleft()
-            if not values.pop('finite'):
-                nonfinite += 1
-                _report_nonfinite(config, metrics, at, values, indices, interval.last, nonfinite)
-            else:
-                interval.add({name: float(value) for name, value in values.items()})
-
-    def evaluate_now() -> dict[str, float]:
-        nonlocal accuracy, ema_accuracy
-        accuracy = accuracy_of({'params': state.params, 'batch_stats': state.batch_stats})
-        ema_accuracy = None if state.ema is None else accuracy_of(state.ema)
-        values = _evaluation_metrics(step, accuracy, ema_accuracy)
-        metrics.evaluation(values)
-        interval.restart()
-        return _rating(values)
-
-    def is_due(step: int) -> bool:
-        # The one at the end takes the place of one that would be just before it.
-        return step == steps or (step % eval_steps == 0 and steps - step > eval_steps // 2)
-
     with contextlib.ExitStack() as stack:
-        stack.callback(metrics.close)
-        stack.callback(_close, batches)
+        config.check()
+        check_transforms(config)
+        workdir.mkdir(parents=True, exist_ok=True)
+        devices = local_devices(config.devices)
+        _check_batch_size(config, len(devices))
+        is_first_process = jax.process_index() == 0
+
+        # Data.
+        data = _open_data(config)
+
+        # Model.
+        model = _create_model(config, data.train.num_classes)
+        config = _resolved(config, model)
+        data_config = eval_data_config(config)
+        apply, params, batch_stats = functional(model, config.freeze)
+
+        # State and steps.
+        schedule = create_schedule(config, data.steps, data.steps_per_epoch)
+        optimizer = create_optimizer(config, schedule, params)
+        state = create_state(params, batch_stats, optimizer, config.model_ema)
+        normalisation = {'mean': data_config['mean'], 'std': data_config['std']}
+        train_step = over_devices(
+            make_train_step(apply, optimizer, config, num_classes=model.num_classes, **normalisation), donate=True
+        )
+        eval_dtype = jnp.dtype(jnp.float64) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
+        eval_step = over_devices(make_eval_step(apply, **normalisation, dtype=eval_dtype))
+
+        # Resume. The iterator comes first, because restoring sets its position.
+        batches = iter(train_batches(config, data.train, devices, workdir))
+        stack.callback(batches.close)
+        checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
         stack.callback(checkpoints.close)
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(state, batches)
+        elif is_first_process:
+            save_config(config, workdir)
+            names = data.train.class_names if data.train.num_classes == model.num_classes else None
+            save_description(workdir, model, data_config, names)
+        del model, params, batch_stats
+        step = start = int(state.step)
+        log = RunLog(workdir, start=step, steps=data.steps, active=is_first_process)
+        stack.callback(log.close)
+        interval = Interval(config.batch_size)
+        pending = PendingSteps(log, interval, config.skip_nonfinite, nonfinite=int(state.nonfinite))
+        state = replicate(state, devices)
+        log.say(_opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())
-        if start == 0 and config.eval_at_start:
-            evaluate_now()
-        if start and is_due(start) and not checkpoints.is_rated:  # it was stopped between the step and its evaluation
-            checkpoints.save(step, state, batches, evaluate_now())
-        while step < steps:
+
+        evaluation = ema_evaluation = None
+        if step == 0 and config.eval_at_start:
+            evaluation, ema_evaluation = _evaluate(eval_step, state, config, data, devices, workdir)
+            log.evaluation(_evaluation_metrics(step, evaluation, ema_evaluation))
+            interval.restart()
+        # A run that stopped between a step and its evaluation is evaluated now.
+        if step and data.evaluates_at(step) and not checkpoints.is_rated:
+            evaluation, ema_evaluation = _evaluate(eval_step, state, config, data, devices, workdir)
+            metrics = _evaluation_metrics(step, evaluation, ema_evaluation)
+            log.evaluation(metrics)
+            checkpoints.save(step, state, batches, _rating(metrics))
+            interval.restart()
+
+        while step < data.steps:
+            # Step.
             waited = time.perf_counter()
             batch = next(batches)
             interval.waited += time.perf_counter() - waited
             indices = batch.pop('index')
             state, values = train_step(state, batch)
             step += 1
-            pending.append((step, values, indices))
-            metrics.advance()
-            settle(LAG)
-            if step == start + 1:  # it was compiled in this one, which says nothing of the rate
-                settle(0)
+            pending.add(step, values, indices)
+            log.advance()
+            pending.fetch(keep=LAG)
+            if step == start + 1:  # the first step includes compilation, which is not throughput
+                pending.fetch()
                 interval.restart_clock()
+
+            # Log.
             stop = interrupted(step)
-            if step % config.log_every == 0 or step == steps or stop:
-                settle(0)
-                metrics.train(
-                    interval.summary(step, step / steps_per_epoch, float(np.asarray(schedule(step - 1)))),
-                    interval.seconds_left(steps - step),
+            if step % config.log_every == 0 or step == data.steps or stop:
+                pending.fetch()
+                learning_rate = float(np.asarray(schedule(step - 1)))
+                log.train(
+                    interval.summary(step, step / data.steps_per_epoch, learning_rate),
+                    interval.seconds_left(data.steps - step),
                 )
                 interval.restart()
-            evaluates = is_due(step) and not stop  # there is not always time for it; it is made up for
+
+            # Evaluate and save. An interrupted run is evaluated when it resumes.
+            evaluates = data.evaluates_at(step) and not stop
             if stop or evaluates or step % config.checkpoint_every == 0:
-                settle(0)
-                checkpoints.save(step, state, batches, evaluate_now() if evaluates else None)
+                pending.fetch()
+                rating = None
+                if evaluates:
+                    evaluation, ema_evaluation = _evaluate(eval_step, state, config, data, devices, workdir)
+                    metrics = _evaluation_metrics(step, evaluation, ema_evaluation)
+                    log.evaluation(metrics)
+                    rating = _rating(metrics)
+                    interval.restart()
+                checkpoints.save(step, state, batches, rating)
             if stop:
                 checkpoints.wait()
-                metrics.say(f'interrupted and saved at step {step:,}; go on with: train.py --workdir {workdir}')
+                log.say(f'interrupted and saved at step {step:,}; to resume: train.py --workdir {workdir}')
                 break
         checkpoints.wait()
-    return Result(step, steps, accuracy, ema_accuracy)
+        return Result(step, data.steps, evaluation, ema_evaluation)
 
 
-def _check_batches(config: TrainConfig, devices: int) -> None:
-    """Raises TrainingError where a batch cannot be shared out evenly."""
-    everywhere = devices * jax.process_count()
+class _Data(NamedTuple):
+    """The two splits of a run, and the lengths that follow from them."""
+
+    train: Source
+    val: Source
+    steps_per_epoch: float
+    steps: int
+    eval_steps: int
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation follows this step. The final one replaces one that would fall just before it."""
+        return step == self.steps or (step % self.eval_steps == 0 and self.steps - step > self.eval_steps // 2)
+
+
+def _open_data(config: TrainConfig) -> _Data:
+    options = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
+    train_source = open_source(config.data, config.train_split, **options)
+    val_source = open_source(config.data, config.val_split, **options)
+    steps_per_epoch = len(train_source) / config.batch_size
+    steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    eval_steps = max(1, round(config.eval_every * steps_per_epoch))
+    return _Data(train_source, val_source, steps_per_epoch, steps, eval_steps)
+
+
+def _create_model(config: TrainConfig, data_classes: int) -> ImageModel:
+    """The model that a configuration asks for, in evaluation mode.
+
+    Raises:
+        TrainingError: the data has more classes than the model.
+    """
+    model = create_model(
+        config.model,
+        pretrained=config.pretrained,
+        checkpoint=config.checkpoint,
+        num_classes=config.num_classes or data_classes,
+        abn_slope=config.abn_slope,
+        drop_rate=config.drop,
+        drop_path_rate=config.drop_path,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=AXIS if config.sync_bn else None,
+        abn_memory=config.abn_memory,
+        remat=config.remat,
+        rngs=nnx.Rngs(config.seed),
+    )
+    if data_classes > model.num_classes:
+        raise TrainingError(f'{config.data} has {data_classes} classes, the model {model.num_classes}')
+    if config.new_head:
+        model.start_classifier(model.num_classes, nnx.Rngs(config.seed))
+    return model
+
+
+def _resolved(config: TrainConfig, model: ImageModel) -> TrainConfig:
+    """The configuration with every value that the model decides filled in."""
+    assert model.pretrained_cfg is not None
+    return dataclasses.replace(
+        config,
+        num_classes=model.num_classes,
+        abn_slope=model.abn_slope,
+        mean=config.mean or model.pretrained_cfg.mean,
+        std=config.std or model.pretrained_cfg.std,
+    )
+
+
+def _check_batch_size(config: TrainConfig, local: int) -> None:
+    """Raises TrainingError if a batch cannot be split evenly; `local` is the number of devices of this host."""
+    everywhere = local * jax.process_count()
     if config.batch_size % (everywhere * config.accumulate):
         raise TrainingError(
             f'--batch-size {config.batch_size} must be a multiple of {everywhere} devices '
@@ -212,52 +242,36 @@ def _check_batches(config: TrainConfig, devices: int) -> None:
         raise TrainingError(f'--val-batch-size {config.val_batch_size} must be a multiple of {everywhere} devices')
 
 
-def _report_nonfinite(
-    config: TrainConfig,
-    metrics: Metrics,
-    step: int,
-    values: dict[str, Any],
-    indices: Any,
-    last: dict[str, float],
-    count: int,
-) -> None:
-    """Say which step it was; raises TrainingError when there were more than the run may leave out."""
-    found = ', '.join(f'{name} {float(value):.4g}' for name, value in values.items())
-    shown = ' '.join(str(i) for i in np.concatenate([np.ravel(s.data) for s in indices.addressable_shards]))
-    before = ', '.join(f'{name} {value:.4g}' for name, value in last.items()) or 'none'
-    what = f'step {step}: {found}; last finite: {before}; pictures of the batch, by index: {shown}'
-    if count > config.skip_nonfinite:
-        raise TrainingError(
-            f'{what}. The weights are those before this step. Lower --lr, clip with --clip-grad, '
-            f'or leave such steps out with --skip-nonfinite N (now {config.skip_nonfinite})'
-        )
-    metrics.say(f'left out {what} ({count} of at most {config.skip_nonfinite})')
+def _evaluate(
+    eval_step: Any, state: TrainState, config: TrainConfig, data: _Data, devices: list[Any], workdir: Path
+) -> tuple[EvalResult, EvalResult | None]:
+    """Evaluate the weights, and their moving average if there is one."""
+    averages = [] if state.ema is None else [(state.ema['params'], state.ema['batch_stats'])]
+    found = [
+        evaluate(eval_step, variables, eval_batches(config, data.val, devices, workdir))
+        for variables in [(state.params, state.batch_stats), *averages]
+    ]
+    return found[0], found[1] if averages else None
 
 
-def _evaluation_metrics(step: int, raw: Accuracy, ema: Accuracy | None) -> dict[str, float]:
+def _evaluation_metrics(step: int, raw: EvalResult, ema: EvalResult | None) -> dict[str, float]:
     values = {'step': step, **dataclasses.asdict(raw)}
     if ema is not None:
         values |= {f'ema_{name}': value for name, value in dataclasses.asdict(ema).items() if name != 'count'}
     return values
 
 
-def _rating(values: dict[str, float]) -> dict[str, float]:
-    """What the best checkpoint is told by: the top-1 of the weights that will be used."""
-    return {BEST: values.get('ema_top1', values['top1'])}
+def _rating(metrics: dict[str, float]) -> dict[str, float]:
+    """The metric that picks the best checkpoint: top-1 of the moving average if there is one."""
+    return {BEST: metrics.get('ema_top1', metrics['top1'])}
 
 
-def _opening(
-    config: TrainConfig, source: Source, val: Source, step: int, steps: int, steps_per_epoch: float, devices: int
-) -> str:
-    begun = f'goes on at step {step:,} of' if step else 'begins:'
+def _opening(config: TrainConfig, data: _Data, step: int, local: int) -> str:
+    """The first line of a run; `local` is the number of devices of this host."""
+    begun = f'resumes at step {step:,} of' if step else 'begins:'
     return (
-        f'{config.model} on {config.data}: {len(source):,} pictures to train, {len(val):,} to evaluate, '
-        f'{source.num_classes} classes; {begun} {steps:,} steps of {config.batch_size} pictures '
-        f'({steps / steps_per_epoch:.2f} epochs) on {devices * jax.process_count()} '
+        f'{config.model} on {config.data}: {len(data.train):,} images to train, {len(data.val):,} to evaluate, '
+        f'{data.train.num_classes} classes; {begun} {data.steps:,} steps of {config.batch_size} images '
+        f'({data.steps / data.steps_per_epoch:.2f} epochs) on {local * jax.process_count()} '
         f'{jax.devices()[0].device_kind} devices in {jax.process_count()} processes'
     )
-
-
-def _close(batches: Any) -> None:
-    if hasattr(batches, 'close'):
-        batches.close()

@@ -1,5 +1,6 @@
 """What a run says of itself: lines or a bar, metrics.jsonl, TensorBoard, and curves.png."""
 
+import collections
 import json
 import math
 import sys
@@ -7,14 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tqdm
 
-from convert.write import save_text, written_beside
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.files import save_text
+from tresnet_jax.plotting import new_figure, save_figure
 
 FILE = 'metrics.jsonl'
 
 
-class Metrics:
+class RunLog:
     """Writes the metrics of a run below its folder. Only the first process of a run has one that writes.
 
     Args:
@@ -62,12 +66,12 @@ class Metrics:
         self._write('eval', values)
         average = f'  (average: {100 * values["ema_top1"]:.2f} %)' if 'ema_top1' in values else ''
         self.say(
-            f'step {values["step"]:,}: evaluation of {values["count"]:,.0f} pictures: '
+            f'step {values["step"]:,}: evaluation of {values["count"]:,.0f} images: '
             f'top-1 {100 * values["top1"]:.2f} %{average}  top-5 {100 * values["top5"]:.2f} %  '
             f'loss {values["loss"]:.4f}'
         )
         if self._active:
-            plot(self._workdir)
+            plot_curves(self._workdir)
 
     def _write(self, kind: str, values: dict[str, float]) -> None:
         if not self._active:
@@ -86,7 +90,7 @@ class Metrics:
             self._file.close()
 
 
-def read(workdir: Path) -> list[dict[str, Any]]:
+def read_records(workdir: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl in order; a last line that was cut off is left out."""
     path = workdir / FILE
     lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
@@ -96,16 +100,14 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, step: int) -> None:
     """Keep the records up to a step: a run that goes on makes the later ones again."""
     if path.exists():
-        kept = [json.dumps(record) + '\n' for record in read(path.parent) if record['step'] <= step]
+        kept = [json.dumps(record) + '\n' for record in read_records(path.parent) if record['step'] <= step]
         save_text(path, ''.join(kept))
 
 
-def plot(workdir: Path) -> None:
+def plot_curves(workdir: Path) -> None:
     """Draw loss, accuracy and learning rate of a run over its steps: curves.png."""
-    from matplotlib.figure import Figure
-
-    records = read(workdir)
-    figure = Figure(figsize=(12, 3.6), layout='constrained')
+    records = read_records(workdir)
+    figure = new_figure(12, 3.6)
     axes = figure.subplots(1, 3)
     for axis, names, scale, title in (
         (axes[0], {'loss': 'loss'}, 1, 'loss'),
@@ -123,8 +125,7 @@ def plot(workdir: Path) -> None:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
-    with written_beside(workdir / 'curves.png') as beside:
-        figure.savefig(beside, format='png', dpi=120)
+    save_figure(figure, workdir / 'curves.png', dpi=120)
 
 
 def _time(seconds: float) -> str:
@@ -137,3 +138,104 @@ def _time(seconds: float) -> str:
     if hours == 0:
         return f'{minutes}:{int(seconds) % 60:02} min'
     return f'{hours}:{minutes % 60:02} h' if hours < 48 else f'{hours // 24} d {hours % 24} h'
+
+
+class Interval:
+    """Sums between two lines of metrics.
+
+    Args:
+        batch_size: images in a step.
+
+    Attributes:
+        last: the metrics of the last finite step.
+        waited: seconds spent waiting for data.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._rate = math.nan
+        self.last: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self._values: list[dict[str, float]] = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave what has been done out of the rate, though not out of the means."""
+        self.waited = 0.0
+        self._began = time.perf_counter()
+        self._untimed = len(self._values)
+
+    def add(self, values: dict[str, float]) -> None:
+        """The metrics of one more step."""
+        self.last = values
+        self._values.append(values)
+
+    def summary(self, step: int, epoch: float, lr: float) -> dict[str, float]:
+        """Means over the interval; without a finite step in it, not a number."""
+        seconds = time.perf_counter() - self._began
+        self._rate = (len(self._values) - self._untimed) / seconds
+        means = {name: float(np.mean([v[name] for v in self._values])) for name in self.last if self._values}
+        return {
+            'step': step,
+            'epoch': epoch,
+            'loss': math.nan,
+            'top1': math.nan,
+            **means,
+            'lr': lr,
+            'images_per_second': self._rate * self._batch_size,
+            'wait': self.waited / seconds,
+        }
+
+    def seconds_left(self, steps: int) -> float:
+        return steps / self._rate if self._rate > 0 else math.inf
+
+
+class PendingSteps:
+    """Metrics of steps in flight: fetched late, so that the devices never wait for the host.
+
+    Args:
+        log: reports skipped steps.
+        interval: gets the metrics of finite steps.
+        skip_nonfinite: how many steps with a loss or gradient that is not finite the run may skip.
+        nonfinite: how many it has skipped so far.
+    """
+
+    def __init__(self, log: RunLog, interval: Interval, skip_nonfinite: int, nonfinite: int):
+        self._log = log
+        self._interval = interval
+        self._skip_nonfinite = skip_nonfinite
+        self._nonfinite = nonfinite
+        self._steps: collections.deque[tuple[int, dict[str, Any], Any]] = collections.deque()
+
+    def add(self, step: int, values: dict[str, Any], indices: Any) -> None:
+        """Add a step that has started: its number, its metrics, and the indices of its images."""
+        self._steps.append((step, values, indices))
+
+    def fetch(self, keep: int = 0) -> None:
+        """Fetch the metrics of all but the last `keep` steps.
+
+        Raises:
+            TrainingError: more steps than allowed had a loss or gradient that is not finite.
+        """
+        while len(self._steps) > keep:
+            step, values, indices = self._steps.popleft()
+            if values.pop('finite'):
+                self._interval.add({name: float(value) for name, value in values.items()})
+            else:
+                self._nonfinite += 1
+                self._report(step, values, indices)
+
+    def _report(self, step: int, values: dict[str, Any], indices: Any) -> None:
+        found = ', '.join(f'{name} {float(value):.4g}' for name, value in values.items())
+        images = ' '.join(str(i) for i in np.concatenate([np.ravel(s.data) for s in indices.addressable_shards]))
+        before = ', '.join(f'{name} {value:.4g}' for name, value in self._interval.last.items()) or 'none'
+        what = f'step {step}: {found}; last finite: {before}; images of the batch, by index: {images}'
+        allowed = self._skip_nonfinite
+        if self._nonfinite > allowed:
+            raise TrainingError(
+                f'{what}. The weights are those before this step. Lower --lr, clip with --clip-grad, '
+                f'or skip such steps with --skip-nonfinite N (now {allowed})'
+            )
+        self._log.say(f'skipped {what} ({self._nonfinite} of at most {allowed})')

@@ -5,7 +5,8 @@ A flag on the command line goes before what the recipe says.
 
 from collections.abc import Callable
 
-from tresnet_jax.training.config import TrainConfig, TrainingError
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.training.config import TrainConfig
 
 
 def tresnet_m_imagenet() -> TrainConfig:
@@ -14,7 +15,7 @@ def tresnet_m_imagenet() -> TrainConfig:
     python scripts/train.py --recipe tresnet_m_imagenet --data tfds:imagenet2012 --data-dir DIR --workdir RUN
 
     Ridnik et al., arXiv:2003.13630: 300 epochs, SGD, one-cycle, weight decay 1e-4 on kernels alone, label smoothing,
-    AutoAugment, Cutout, moving average; pictures scaled to [0, 1] and no more. Batch size and learning rate were
+    AutoAugment, Cutout, moving average; images scaled to [0, 1] and no more. Batch size and learning rate were
     never published: here 1024 and, by timm's linear rule (0.1 at 256), 0.4. One-cycle's shape is that of the
     authors' later code.
     Published, not reproduced here: 80.8 % top-1 at 224 pixels.
@@ -31,7 +32,7 @@ def tresnet_m_imagenet_timm() -> TrainConfig:
 
     python scripts/train.py --recipe tresnet_m_imagenet_timm --data tfds:imagenet2012 --data-dir DIR --workdir RUN
 
-    github.com/Alibaba-MIIL/TResNet: eight GPUs with 190 pictures each, learning rate 0.6, RandAugment, mixup, random
+    github.com/Alibaba-MIIL/TResNet: eight GPUs with 190 images each, learning rate 0.6, RandAugment, mixup, random
     erasing, cosine, moving average. What the command leaves open has timm's defaults of today.
     Published, not reproduced here: 80.5 % top-1 at 224 pixels.
     """
@@ -57,12 +58,12 @@ def resnet50d_imagenet() -> TrainConfig:
 
 
 def finetune() -> TrainConfig:
-    """Fine-tune pretrained weights on pictures of one's own, at 224 pixels.
+    """Fine-tune pretrained weights on images of one's own, at 224 pixels.
 
     python scripts/train.py --recipe finetune --model resnet50d --pretrained --data folder:photos --workdir RUN
 
-    A start for data sets of some thousand pictures: 20 epochs, a tenth of the usual learning rate, gentle crops. Add
-    `--freeze backbone` for very few pictures, `--layer-decay 0.75` to move early layers less.
+    A start for data sets of some thousand images: 20 epochs, a tenth of the usual learning rate, gentle crops. Add
+    `--freeze backbone` for very few images, `--layer-decay 0.75` to move early layers less.
     """
     return TrainConfig(
         epochs=20, batch_size=64, lr_base=0.04, weight_decay=1e-4, warmup_epochs=1, warmup_lr=1e-4, scale=(0.35, 1.0),
@@ -75,7 +76,7 @@ def finetune_448() -> TrainConfig:
 
     python scripts/train.py --recipe finetune_448 --model tresnet_m --pretrained --data folder:photos --workdir RUN
 
-    As `finetune`, four times the pixels and half the batch; whole pictures for evaluation. `--remat` saves memory.
+    As `finetune`, four times the pixels and half the batch; whole images for evaluation. `--remat` saves memory.
     """
     return TrainConfig(
         image_size=448, crop_pct=1.0, epochs=20, batch_size=32, lr_base=0.04, weight_decay=1e-4, warmup_epochs=1,
@@ -104,7 +105,7 @@ def fashion_mnist() -> TrainConfig:
     python scripts/train.py --recipe fashion_mnist --data tfds:fashion_mnist --workdir RUN
     python scripts/train.py --recipe fashion_mnist --data embedded:fashion_mnist --workdir RUN
 
-    Xiao et al., arXiv:1708.07747. The second command takes the 2,000 pictures that come with the package. Any
+    Xiao et al., arXiv:1708.07747. The second command takes the 2,000 images that come with the package. Any
     Fashion-MNIST as one .npz file does too (`--data npz:FILE`). docs/training.md has what came of it.
     """
     return TrainConfig(

@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tresnet_jax.model import Tree
+from tresnet_jax.models.base import Tree
+from tresnet_jax.training.batch_augment import cutout, mix, random_erasing
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.training.erasing import cutout, random_erasing
-from tresnet_jax.training.mixing import mix
-from tresnet_jax.training.parts import is_frozen
+from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.optim import is_frozen
 
-AXIS = 'batch'
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -61,7 +60,7 @@ def over_devices(step: Callable[[Any, Batch], Any], *, donate: bool = False) -> 
         donate: let the new state take the memory of the old one, which is then gone.
 
     Returns:
-        A function of the state and of a batch whose arrays are (local devices, pictures of each, ...).
+        A function of the state and of a batch whose arrays are (local devices, images of each, ...).
     """
     return jax.pmap(
         step,
@@ -140,7 +139,7 @@ def prepare(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """uint8 pictures and labels -> normalised, erased, mixed pictures (b, H, W, 3) and soft targets (b, classes)."""
+    """uint8 images and labels -> normalised, erased, mixed images (b, H, W, 3) and soft targets (b, classes)."""
     dtype = jnp.dtype(config.dtype) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
     images = normalise(batch['image'], mean, std, dtype)
     targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], num_classes, dtype=dtype), config.smoothing)

@@ -1,0 +1,246 @@
+"""``evaluate.py``: the figures, the published ones beside them, classes by name, several hosts, and what goes wrong."""
+
+import dataclasses
+import json
+import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import convert
+import tresnet_jax
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import CONFIG, make_run
+from tresnet_jax.cli import evaluate as evaluate_command
+from tresnet_jax.cli.evaluate import figure, main, published_for
+from tresnet_jax.cli.inputs import class_places
+from tresnet_jax.data.sources import open_source
+from tresnet_jax.data.transforms import create_transform, resolve_data_config
+from tresnet_jax.errors import DataError
+from tresnet_jax.training.evaluate import EvalResult
+from tresnet_jax.variants import PRETRAINED, PublishedAccuracy
+
+NAME, DATA = 'test_resnet.fashion_mnist', 'embedded:fashion_mnist'
+PLAIN = ('--model', NAME, '--pretrained', '--data', DATA)
+SPRINGER, TENCH = 'n02102040', 'n01440764'  # classes 217 and 0 of ImageNet
+
+
+@pytest.fixture
+def evaluate(capsys):
+    """Run the command line; gives exit code, standard output, standard error."""
+
+    def evaluate(*arguments) -> tuple[int, str, str]:
+        code = main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return evaluate
+
+
+@pytest.fixture(scope='module')
+def logits() -> np.ndarray:
+    """Of the embedded test images, prepared one by one on the host."""
+    model, source = tresnet_jax.create_model(NAME, pretrained=True), open_source(DATA, 'test')
+    transform = create_transform(**resolve_data_config(model))
+    images = [Image.fromarray(source[i]['image'][..., 0]).convert('RGB') for i in range(len(source))]
+    x = np.stack([transform(image) for image in images])
+    return np.asarray(jax.jit(lambda model, x: model(x))(model, x))
+
+
+def expected(logits: np.ndarray) -> dict[str, float]:
+    labels = open_source(DATA, 'test').labels
+    ranks = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(1)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    return {'top1': (ranks < 1).mean(), 'top5': (ranks < 5).mean(), 'loss': losses.mean()}
+
+
+def test_figures(evaluate, logits):
+    """500 images on 4 devices, the last batch of 48 not full."""
+    code, out, err = evaluate(*PLAIN, '--batch-size', 48, '--json')
+    found, wanted = json.loads(out), expected(logits)
+    assert (code, err) == (0, '')
+    assert (found['model'], found['data']) == (NAME, 'embedded:fashion_mnist test')
+    assert found['pictures'] == found['count'] == 500
+    assert found['loss'] == pytest.approx(wanted['loss'], rel=1e-4)
+    for name in ('top1', 'top5'):
+        share = wanted[name]
+        assert found[name]['value'] == pytest.approx(100 * share, abs=1e-9)
+        assert found[name]['error'] == pytest.approx(100 * math.sqrt(share * (1 - share) / 500))
+    assert (found['top1']['published'], found['top5']['published']) == (91.99, 99.94)
+    sigma = 100 * math.sqrt(0.9199 * 0.0801 / 500)
+    assert found['top1']['distance'] == pytest.approx((100 * wanted['top1'] - 91.99) / sigma)
+
+
+ACCURACY = EvalResult(loss=0.5, top1=0.78, top5=0.94, count=50_000)  # standard errors: 0.19 and 0.11 %
+
+
+@pytest.mark.parametrize(
+    'published, check, code',
+    [
+        (PublishedAccuracy(32, 78.5, 94.0), True, 0),  # 2.7 standard errors
+        (PublishedAccuracy(32, 78.6, 94.0), True, 1),  # 3.3
+        (PublishedAccuracy(32, 77.4, 94.0), True, 1),
+        (PublishedAccuracy(32, 78.0, 94.4), True, 1),
+        (PublishedAccuracy(32, 60.0, 70.0), False, 0),
+        (None, False, 0),
+    ],
+)
+def test_check(evaluate, monkeypatch, published, check, code):
+    monkeypatch.setattr(evaluate_command, 'measure', lambda subject, flags: ACCURACY)
+    monkeypatch.setattr(evaluate_command, 'published_for', lambda subject: published)
+    found, out, err = evaluate(*PLAIN, *(['--check'] if check else []))
+    assert (found, err) == (code, '')
+    assert 'top-1     78.000 % ± 0.19' in out and 'top-5     94.000 % ± 0.11' in out
+    assert ('published' in out) == (published is not None)
+
+
+def test_distance_is_in_standard_errors_of_the_published_share():
+    """So that a perfect score on few images is no certainty."""
+    found = figure(EvalResult(0.1, 1.0, 1.0, 25), 1.0, 90.0)
+    assert (found.error, found.distance) == (0.0, pytest.approx(10 / 6))
+
+
+def test_nothing_to_check(evaluate, monkeypatch):
+    monkeypatch.setattr(evaluate_command, 'measure', lambda subject, flags: pytest.fail('evaluated in vain'))
+    code, out, err = evaluate(*PLAIN, '--check', '--image-size', 40)
+    assert (code, out) == (2, '') and err.startswith(f'error: --check: nothing is published for {NAME} at 40 x 40')
+    assert '91.99 % at 32 pixels as it is' in err
+
+
+def subject(name: str, *, named: bool = True, test_size: bool = False, classes: tuple[str, ...] = (), **changes):
+    """What `prepare` makes, without a network."""
+    row = PRETRAINED[name]
+    model = SimpleNamespace(pretrained_cfg=row, num_classes=row.num_classes)
+    names = classes or tuple(map(str, range(row.num_classes)))
+    source = SimpleNamespace(name='data', class_names=names, num_classes=len(names))
+    data_config = resolve_data_config(row, test_size) | changes
+    return SimpleNamespace(name=name, named=named, model=model, source=source, own=False, data_config=data_config)
+
+
+@pytest.mark.parametrize('name', [name for name, row in PRETRAINED.items() if row.accuracies])
+def test_every_published_figure_has_its_flags(name):
+    row = PRETRAINED[name]
+    found = {published_for(subject(name)), published_for(subject(name, test_size=True))}
+    assert found == set(row.accuracies)
+    assert published_for(subject(name, named=False)) is None
+    assert published_for(subject(name, crop_pct=0.8)) is None
+    assert published_for(subject(name, input_size=(3, 96, 96))) is None
+    assert published_for(subject(name, classes=('a', 'b'))) is None
+
+
+def test_a_tag_without_published_figures():
+    assert published_for(subject('tresnet_m.miil_in21k')) is None
+
+
+def test_classes_are_found_by_their_synsets():
+    name = 'resnet50d.a1_in1k'
+    assert class_places(subject(name, classes=(TENCH, SPRINGER))).tolist() == [0, 217]
+    everything = class_places(subject(name, classes=tresnet_jax.labels.class_synsets(1000)))
+    assert everything.tolist() == list(range(1000))  # the order that TFDS has, and sorted folders
+    assert class_places(subject(name)) is None
+    with pytest.raises(DataError, match='does not know 1 of 2 classes: n99999999'):
+        class_places(subject(name, classes=(TENCH, 'n99999999')))
+    with pytest.raises(DataError, match='has 2 classes, resnet50d.a1_in1k 1000.* folders n02111889'):
+        class_places(subject(name, classes=('cat', 'dog')))
+
+
+@pytest.fixture
+def dogs(tmp_path) -> tuple[Path, Path]:
+    """Three springers, one tench, and weights that take every image for a springer and then for a tench."""
+    for folder, number in ((SPRINGER, 3), (TENCH, 1)):
+        (tmp_path / 'dogs' / folder).mkdir(parents=True)
+        for i in range(number):
+            Image.new('RGB', (40, 50), (i, 50, 90)).save(tmp_path / 'dogs' / folder / f'{i}.png')
+    model = tresnet_jax.create_model('test_resnet', num_classes=1000)
+    tensors = convert.to_torch(model)
+    tensors['fc.weight'] *= 0
+    tensors['fc.bias'] = np.zeros(1000, np.float32)
+    tensors['fc.bias'][[217, 5, 6, 7, 0]] = 5, 4, 3, 2, 1
+    convert.save_torch(tmp_path / 'springer.safetensors', tensors)
+    return tmp_path / 'dogs', tmp_path / 'springer.safetensors'
+
+
+def test_a_part_of_imagenet(evaluate, dogs):
+    """A folder without splits is evaluated whole, its classes found by name; a damaged image is not counted."""
+    folder, weights = dogs
+    (folder / TENCH / 'b.png').write_bytes(b'no image')
+    flags = ('--model', 'test_resnet', '--checkpoint', weights, '--data', f'folder:{folder}', '--image-size', 32)
+    code, out, _ = evaluate(*flags, '--batch-size', 4, '--max-unreadable', 0.5)
+    assert code == 0
+    assert '4 images; 1 cannot be read and are not counted' in out
+    assert 'top-1     75.000 %' in out and 'top-5     100.000 %' in out
+    code, out, err = evaluate(*flags, '--batch-size', 4)
+    assert (code, out) == (2, '') and err.startswith('error: ') and 'b.png' in err and err.count('\n') == 1
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('runs') / 'run'
+    make_run(folder, dataclasses.replace(CONFIG, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0), {3: 0.5})
+    return folder
+
+
+def test_a_run_on_its_own_data(evaluate, run, logits):
+    """Its averaged weights, on its own split of its own data, prepared as it was trained."""
+    code, out, _ = evaluate('--checkpoint', run, '--json', '--batch-size', 40)
+    found = json.loads(out)
+    right = logits[:40].argmax(1) == open_source(DATA, 'test[:40]').labels
+    assert (code, found['data'], found['count']) == (0, 'embedded:fashion_mnist test[:40]', 40)
+    assert found['top1']['value'] == pytest.approx(100 * right.mean()) and found['top1']['published'] is None
+    assert (found['data_config']['mean'], found['data_config']['crop_pct']) == ([0.5] * 3, 1.0)
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ((), 'which model? give --model NAME, or --checkpoint RUN'),
+        (('--model', NAME, '--data', DATA), f'which weights of {NAME}? give either --pretrained or --checkpoint'),
+        ((*PLAIN, '--checkpoint', 'a.safetensors'), 'give either --pretrained or --checkpoint'),
+        (('--model', NAME, '--pretrained'), 'which images? give --data'),
+        ((*PLAIN, '--batch-size', 6), '--batch-size 6 must be a multiple of 4 devices'),
+        ((*PLAIN, '--image-size', 0), '--image-size must be positive, got 0'),
+        ((*PLAIN, '--split', 'extra'), "no split 'extra'"),
+        (('--model', 'resnet50x', *PLAIN[2:]), "unknown architecture 'resnet50x'"),
+        (('--model', NAME, '--checkpoint', 'a.safetensors', '--data', DATA), 'a.safetensors: no such file'),
+        (('--checkpoint', '.'), 'config.json: not the configuration of a run'),
+        ((*PLAIN, '--num-processes', 2), 'needs --coordinator, --process-id too'),
+    ],
+)
+def test_mistakes_are_one_line(evaluate, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = evaluate(*arguments)
+    assert (code, out) == (2, '')
+    assert err.startswith('error: ') and message in err and err.count('\n') == 1
+
+
+def test_other_classes(evaluate, dogs):
+    folder, weights = dogs
+    (folder / TENCH).rename(folder / 'tench')
+    flags = ('--model', 'test_resnet', '--checkpoint', weights, '--data', f'folder:{folder}')
+    code, _, err = evaluate(*flags, '--image-size', 32)
+    assert code == 2 and 'has 2 classes, test_resnet 1000' in err
+
+
+@pytest.mark.slow
+def test_two_processes(evaluate):
+    """Two processes with two devices each: the same figures, said once."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, 'scripts/evaluate.py', *PLAIN, '--devices', '2', '--batch-size', '48', '--json']
+    hosts = ['--coordinator', f'127.0.0.1:{port}', '--num-processes', '2', '--process-id']
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    processes = [subprocess.Popen([*command, *hosts, str(i)], cwd=ROOT, **pipes) for i in range(2)]
+    (first, _), (second, _) = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    document = json.loads(first[first.index('{') :])  # gloo prints a line of its own
+    alone = json.loads(evaluate(*PLAIN, '--batch-size', 48, '--json')[1])
+    assert '{' not in second
+    assert document.pop('loss') == pytest.approx(alone.pop('loss'), rel=1e-6)
+    assert document == alone

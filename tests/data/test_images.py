@@ -1,0 +1,179 @@
+"""Reading images of every mode and every sort of damage, finding them, and the contact sheet."""
+
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tresnet_jax.data import images as images
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings(action='error'):
+        yield
+
+
+@pytest.fixture
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8))
+
+
+def pixels(path) -> np.ndarray:
+    image = images.load_image(path)
+    assert image.mode == 'RGB'
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    ('mode', 'suffix'),
+    [('1', 'png'), ('L', 'png'), ('LA', 'png'), ('P', 'png'), ('P', 'gif'), ('RGB', 'png'), ('RGB', 'jpg'),
+     ('RGB', 'bmp'), ('RGB', 'webp'), ('RGBA', 'png'), ('RGBA', 'webp'), ('CMYK', 'jpg'), ('CMYK', 'tiff'),
+     ('LAB', 'tiff')],  # and no YCbCr, which Pillow before 13 writes but does not read
+)  # fmt: skip
+def test_modes_are_converted_as_pillow_does(tmp_path, noise, mode, suffix):
+    path = tmp_path / f'image.{suffix}'
+    noise.convert(mode).save(path)
+    with Image.open(path) as saved:
+        expected = np.asarray(saved.convert('RGB'))
+    assert np.array_equal(pixels(path), expected)
+    assert expected.shape == (24, 36, 3) and expected.std() > 10
+
+
+def test_transparency_is_dropped_as_in_timm(tmp_path):
+    image = Image.new('RGBA', (2, 1), (10, 20, 30, 0))
+    image.putpixel((1, 0), (40, 50, 60, 128))
+    image.save(tmp_path / 'rgba.png')
+    assert pixels(tmp_path / 'rgba.png').tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+def test_palettes_with_transparency(tmp_path):
+    image = Image.new('P', (2, 1))
+    image.putpalette([1, 2, 3, 4, 5, 6])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / 'palette.png', transparency=bytes([0, 128]))
+    assert pixels(tmp_path / 'palette.png').tolist() == [[[1, 2, 3], [4, 5, 6]]]
+
+
+def grey(path, values, dtype) -> list[int]:
+    """What an image of one row with these values is read as."""
+    Image.fromarray(np.array([values], dtype)).save(path)
+    x = pixels(path)
+    assert (x == x[..., :1]).all()
+    return x[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tiff'])
+def test_16_bits_are_scaled(tmp_path, suffix):
+    values = [0, 128, 129, 257, 32768, 65535]
+    assert grey(tmp_path / f'grey.{suffix}', values, np.uint16) == [0, 0, 1, 1, 128, 255]
+    assert grey(tmp_path / f'dark.{suffix}', [0, 257 * 3], np.uint16) == [0, 3]
+
+
+def test_16_bit_pgm(tmp_path):
+    (tmp_path / 'grey.pgm').write_bytes(b'P5 3 1 65535\n' + struct.pack('>3H', 0, 257 * 100, 65535))
+    assert pixels(tmp_path / 'grey.pgm')[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_32_bit_integers(tmp_path):
+    assert grey(tmp_path / 'a.tiff', [-5, 257, 65535], np.int32) == [0, 1, 255]
+    assert grey(tmp_path / 'b.tiff', [0, 2**30, 2**31 - 1], np.int32) == [0, 128, 255]
+
+
+def test_floats(tmp_path):
+    path = tmp_path / 'float.tiff'
+    assert grey(path, [-1, 0, 0.5, 1], np.float32) == [0, 0, 128, 255]
+    assert grey(path, [0, 1, 254.6], np.float32) == [0, 1, 255]
+    assert grey(path, [0, 257, 65535], np.float32) == [0, 1, 255]
+    assert grey(path, [0, 2.0**39, 2.0**40], np.float32) == [0, 128, 255]
+    assert grey(path, [0, 0], np.float32) == [0, 0]
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_floats_that_are_no_numbers(tmp_path, bad):
+    Image.fromarray(np.array([[0, bad]], np.float32)).save(tmp_path / 'float.tiff')
+    with pytest.raises(images.ImageError, match='float.tiff: some pixels are not finite'):
+        images.load_image(tmp_path / 'float.tiff')
+
+
+@pytest.mark.parametrize(('orientation', 'turns'), [(1, 0), (3, 2), (6, 3), (8, 1)])
+@pytest.mark.parametrize('suffix', ['png', 'tiff', 'webp'])
+def test_exif_orientation(tmp_path, noise, suffix, orientation, turns):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise.save(tmp_path / f'turned.{suffix}', exif=exif, lossless=True)
+    assert np.array_equal(pixels(tmp_path / f'turned.{suffix}'), np.rot90(np.asarray(noise), turns))
+
+
+def test_16_bits_are_turned_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.array([[0, 65535]], np.uint16)).save(tmp_path / 'turned.png', exif=exif)
+    assert pixels(tmp_path / 'turned.png')[..., 0].tolist() == [[0], [255]]
+
+
+def test_broken_exif_does_not_matter(tmp_path, noise):
+    noise.save(tmp_path / 'image.png', exif=b'Exif\0\0garbage')
+    assert np.array_equal(pixels(tmp_path / 'image.png'), np.asarray(noise))
+
+
+@pytest.mark.parametrize('suffix', ['gif', 'png', 'webp', 'tiff'])
+def test_the_first_frame_of_an_animation(tmp_path, suffix):
+    first, second = (Image.new('RGB', (8, 8), colour) for colour in ('red', 'blue'))
+    path = tmp_path / f'moving.{suffix}'
+    first.save(path, save_all=True, append_images=[second], duration=100, lossless=True)
+    assert (pixels(path) == (255, 0, 0)).all()
+
+
+def refuse(path) -> str:
+    """The reason, from the one line that names the file."""
+    with pytest.raises(images.ImageError) as caught:
+        images.load_image(path)
+    file, _, reason = str(caught.value).partition(': ')
+    assert file == str(path) and '\n' not in reason
+    return reason
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'gif', 'webp', 'tiff', 'bmp'])
+def test_truncated_files(tmp_path, noise, suffix):
+    path = tmp_path / f'cut.{suffix}'
+    noise.save(path)
+    whole = path.read_bytes()
+    for length in (len(whole) // 2, len(whole) * 9 // 10):
+        path.write_bytes(whole[:length])
+        assert refuse(path)
+
+
+def test_files_that_are_no_images(tmp_path):
+    path = tmp_path / 'a.jpg'
+    assert refuse(path) == 'No such file or directory'
+    path.write_bytes(b'')
+    assert refuse(path) == 'the file is empty'
+    path.write_text('not an image\n')
+    assert refuse(path) == 'not an image, or of a kind that Pillow cannot read'
+    assert refuse(tmp_path) == 'a folder, not an image'
+    assert refuse(path / 'b.jpg') == 'Not a directory'
+
+
+def test_decompression_bombs(tmp_path):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0))
+    content = header + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
+    (tmp_path / 'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n' + content)
+    assert '3600000000 pixels' in refuse(tmp_path / 'bomb.png')
+
+
+def test_find_images(tmp_path):
+    found = ['b/1.png', 'b/2.JPG', 'b/deep/er/3.webp', 'b/folder.png/4.gif']
+    for name in ('b/notes.txt', 'b/._1.png', 'a.xyz', *reversed(found)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    given = [tmp_path / 'a.xyz', str(tmp_path / 'b'), tmp_path / 'missing.png', tmp_path / 'b/1.png']
+    expected = ['a.xyz', *found, 'missing.png', 'b/1.png']
+    assert images.find_images(given) == [tmp_path / name for name in expected]
+    assert images.find_images([]) == []

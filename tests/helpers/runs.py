@@ -1,0 +1,49 @@
+"""Folders of training runs, made without training."""
+
+import dataclasses
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+import optax
+
+import tresnet_jax
+from tresnet_jax.checkpoints.run import save_description
+from tresnet_jax.models.base import functional
+from tresnet_jax.training.batches import eval_data_config
+from tresnet_jax.training.checkpoint import Checkpoints
+from tresnet_jax.training.config import TrainConfig, save_config
+from tresnet_jax.training.devices import replicate
+from tresnet_jax.training.step import TrainState, create_state
+
+CONFIG = TrainConfig(
+    model='test_resnet', data='embedded:fashion_mnist', val_split='test[:40]', num_classes=10, image_size=32,
+    mean=(0.4, 0.5, 0.6), std=(0.25, 0.5, 0.75), interpolation='bilinear', crop_pct=0.9, model_ema=True,
+)  # fmt: skip
+
+
+def make_run(
+    folder: Path, config: TrainConfig = CONFIG, steps: dict[int, float | None] | None = None, devices: int = 1
+) -> TrainState:
+    """Save a state as the checkpoints of some steps, each with its top-1; returns it, as NumPy arrays.
+
+    The averaged weights are those of the tag, the others half of them. In the second checkpoint everything is twice,
+    in the third three times what it is in the first, which is saved from so many devices (more take longer).
+    """
+    model = tresnet_jax.create_model(f'{config.model}.fashion_mnist', pretrained=True, abn_slope=config.abn_slope)
+    _, params, batch_stats = functional(model)
+    state = create_state(params, batch_stats, optax.sgd(0.1, momentum=0.9), config.model_ema)
+    state = jax.tree.map(np.asarray, state)
+    state = dataclasses.replace(state, params=jax.tree.map(lambda leaf: leaf / 2, state.params))
+    folder.mkdir(exist_ok=True)
+    save_config(config, folder)
+    save_description(folder, model, eval_data_config(config), None)
+    checkpoints = Checkpoints(folder, keep_last=5, keep_best=1)
+    data = iter(grain.MapDataset.source([0]).to_iter_dataset())
+    for number, (step, top1) in enumerate((steps or {3: 0.5, 5: 0.25, 7: None}).items(), 1):
+        scaled = jax.tree.map(lambda leaf, number=number: leaf * leaf.dtype.type(number), state)
+        saved = replicate(scaled, jax.devices()[: devices if number == 1 else 1])
+        checkpoints.save(step, saved, data, None if top1 is None else {'top1': top1})
+    checkpoints.close()
+    return state

@@ -1,0 +1,187 @@
+"""`save_pretrained`, ``local-dir:``, and what a ``config.json`` may say."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import convert
+import tresnet_jax
+from tresnet_jax.errors import HubError
+
+BODY = {'num_classes': 0, 'global_pool': ''}
+
+
+def shape(model):
+    """All that tells two models of an architecture apart but for their weights."""
+    stride = getattr(model, 'output_stride', 32)
+    return model.architecture, model.num_classes, model.in_chans, model.global_pool, stride
+
+
+def assert_same_weights(a, b):
+    a, b = convert.to_torch(a), convert.to_torch(b)
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tresnet_jax.save_pretrained(tresnet_jax.create_model('test_resnet', num_classes=5), tmp_path / 'saved')
+    return tmp_path / 'saved'
+
+
+def change(folder, **fields):
+    """Change fields of config.json; a name with __ is one of the inner dict, None takes a field away."""
+    config = json.loads((folder / 'config.json').read_text())
+    for name, value in fields.items():
+        inner, _, key = name.rpartition('__')
+        fields_of = config[inner] if inner else config
+        fields_of[key] = value
+        if value is None:
+            del fields_of[key]
+    (folder / 'config.json').write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('test_resnet', {'num_classes': 5}),
+        ('test_tresnet', {'num_classes': 5, 'in_chans': 1}),
+        ('test_tresnet', {'num_classes': 4, 'global_pool': 'catavgmax'}),
+        ('test_resnet', {'num_classes': 4, 'global_pool': 'max', 'output_stride': 16, 'in_chans': 5}),
+        ('test_resnet', BODY),
+    ],
+)
+def test_what_is_saved_is_loaded(name, options, tmp_path):
+    model = tresnet_jax.create_model(name, rngs=nnx.Rngs(3), **options)
+    tresnet_jax.save_pretrained(model, tmp_path / 'new' / 'folder')
+    loaded = tresnet_jax.create_model(f'local-dir:{tmp_path}/new/folder', pretrained=True)
+    assert_same_weights(loaded, model)
+    built = tresnet_jax.create_model(f'local-dir:{tmp_path}/new/folder', rngs=nnx.Rngs(4))
+    assert shape(loaded) == shape(built) == shape(model)
+    stem = 'body.conv1.conv.weight' if name == 'test_tresnet' else 'conv1.0.weight'
+    assert not np.array_equal(convert.to_torch(built)[stem], convert.to_torch(model)[stem])
+
+
+def test_what_is_asked_for_goes_before_what_was_saved(folder):
+    name = f'local-dir:{folder}'
+    adapted = tresnet_jax.create_model(name, pretrained=True, num_classes=3, in_chans=1, global_pool='max')
+    assert shape(adapted) == ('test_resnet', 3, 1, 'max', 32)
+    backbone = tresnet_jax.create_model(name, pretrained=True, features_only=True)
+    assert backbone.out_indices == (0, 1, 2, 3, 4) and backbone.num_classes == 0
+
+
+def test_a_checkpoint_of_ones_own(folder, tmp_path):
+    """The folder says what the model is, the file gives the weights and the classes."""
+    other = tresnet_jax.create_model('test_resnet', num_classes=7, rngs=nnx.Rngs(9))
+    convert.save_torch(tmp_path / 'other.safetensors', convert.to_torch(other))
+    loaded = tresnet_jax.create_model(f'local-dir:{folder}', checkpoint=tmp_path / 'other.safetensors')
+    assert_same_weights(loaded, other)
+
+
+def test_the_row(tmp_path):
+    """Mean, size, crop and the rest reach the transform."""
+    tresnet_jax.save_pretrained(tresnet_jax.create_model('resnet18d.ra4_e3600_r224_in1k', num_classes=2), tmp_path)
+    row = tresnet_jax.create_model(f'local-dir:{tmp_path}').pretrained_cfg
+    for use_test_size in (False, True):
+        assert tresnet_jax.resolve_data_config(row, use_test_size) == tresnet_jax.resolve_data_config(
+            'resnet18d.ra4_e3600_r224_in1k', use_test_size
+        )
+    assert row.tag == 'ra4_e3600_r224_in1k' and row.name == f'local-dir:{tmp_path}' and row.hf_hub_id is None
+    assert row.num_classes == 2 and row.license == 'apache-2.0'
+
+
+def test_a_config_of_before_2023(folder):
+    """One dict; and one that says little gets timm's defaults."""
+    (folder / 'config.json').write_text(
+        json.dumps({'architecture': 'test_resnet', 'num_classes': 5, 'mean': [0, 0, 0]})
+    )
+    row = tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True).pretrained_cfg
+    assert row.mean == (0, 0, 0) and row.std == (0.229, 0.224, 0.225) and row.input_size == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'architecture': 'resnet50'}, 'unknown architecture'),
+        ({'architecture': None}, 'unknown architecture'),
+        ({'architecture': ['test_resnet']}, 'architecture cannot be'),
+        ({'pretrained_cfg': [1]}, 'must be objects'),
+        ({'model_args__block_args': {'a': 1}}, 'built with block_args'),
+        ({'model_args__in_chans': '3'}, "in_chans cannot be '3'"),
+        ({'model_args__global_pool': 'soft'}, 'unknown global_pool'),
+        ({'model_args__num_classes': -1}, 'num_classes cannot be -1'),
+        ({'model_args__num_classes': 6}, 'has 5 classes, but its config.json says 6'),
+        ({'model_args__in_chans': 1}, 'has 3 channels, but its config.json says 1'),
+        ({'pretrained_cfg__mean': 'a'}, "mean cannot be 'a'"),
+        ({'pretrained_cfg__std': [float('nan')]}, 'std cannot be'),
+        ({'pretrained_cfg__input_size': [3, 224]}, 'input_size cannot be'),
+        ({'pretrained_cfg__crop_pct': 0}, 'crop_pct cannot be 0'),
+        ({'pretrained_cfg__interpolation': True}, 'interpolation cannot be True'),
+    ],
+)
+def test_a_config_that_says_nonsense(fields, message, folder):
+    change(folder, **fields)
+    with pytest.raises(ValueError, match=message):
+        tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True)
+
+
+@pytest.mark.parametrize('content', [b'', b'{', b'[]', b'\xff\xfe', b'[' * 100_000])
+def test_a_config_that_is_none(content, folder):
+    (folder / 'config.json').write_bytes(content)
+    with pytest.raises(HubError, match='config.json: '):
+        tresnet_jax.create_model(f'local-dir:{folder}')
+
+
+def test_a_config_sends_nobody_anywhere(folder, tmp_path):
+    """Files, addresses and repositories that it names are not looked at."""
+    tresnet_jax.save_pretrained(tresnet_jax.create_model('test_resnet', num_classes=5), tmp_path / 'other')
+    inner = {
+        'file': str(tmp_path / 'other'),
+        'hf_hub_id': 'evil/other',
+        'hf_hub_filename': '../other/model.safetensors',
+    }
+    change(folder, **{f'pretrained_cfg__{key}': value for key, value in inner.items()}, file='x', url='x')
+    change(folder, pretrained_cfg__url='http://127.0.0.1:9/x', pretrained_cfg__custom_load=True)
+    assert tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True).pretrained_cfg.hf_hub_id is None
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(HubError, match='saved: no model.safetensors or pytorch_model.bin'):
+        tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True)
+    (folder / 'config.json').unlink()
+    with pytest.raises(HubError, match='saved: no config.json'):
+        tresnet_jax.create_model(f'local-dir:{folder}')
+
+
+@pytest.mark.parametrize(
+    'name, options, message',
+    [
+        ('test_resnet', {'features_only': True}, 'only a whole model'),
+        ('test_tresnet', {'abn_slope': 1e-6}, 'convert.save_flax'),
+    ],
+)
+def test_models_that_timm_cannot_build(name, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tresnet_jax.save_pretrained(tresnet_jax.create_model(name, **options), tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_folder_that_cannot_be_written(folder, tmp_path):
+    model = tresnet_jax.create_model('test_resnet', num_classes=6)
+    (tmp_path / 'file').touch()
+    with pytest.raises(convert.ConversionError, match='file: cannot be made'):
+        tresnet_jax.save_pretrained(model, tmp_path / 'file')
+    before = (folder / 'config.json').read_text()
+    (folder / 'model.safetensors').unlink()
+    (folder / 'model.safetensors').mkdir()
+    with pytest.raises(convert.ConversionError, match='is a folder'):
+        tresnet_jax.save_pretrained(model, folder)
+    assert (folder / 'config.json').read_text() == before
+    assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'model.safetensors']
+
+
+def test_a_file_that_is_there_is_replaced(folder):
+    model = tresnet_jax.create_model('test_resnet', num_classes=6)
+    tresnet_jax.save_pretrained(model, folder)
+    loaded = tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True)
+    assert_same_weights(loaded, model)

@@ -1,0 +1,441 @@
+"""The report of programs compiled for a GPU: what is read from their text, the largest batch, keeping, comparing.
+
+Nothing is compiled for a GPU here; that needs JAX's CUDA plugin.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from gpu_reporting import changes, command, running, tables
+from gpu_reporting.convolutions import Convolution, convolutions, in_ranges, unfused
+from gpu_reporting.devices import DESCRIPTION, DEVICES, environment
+from gpu_reporting.hlo import Hlo, dimensions, shape_bytes
+from gpu_reporting.largest import largest_batches
+from gpu_reporting.program import Program, prediction, train_step
+from gpu_reporting.rows import Row, memory_modes, rows
+from gpu_reporting.running import ReportError, Results, code_of, figures_of, fingerprint, read_document
+
+from tests.helpers.paths import FILES, ROOT
+from tresnet_jax.models.memory import MODES, memory_mode
+from tresnet_jax.variants import list_models
+
+# As XLA writes them for an H100, cut down to two layers, and made smaller to count by hand.
+TEXT = (FILES / 'gpu_program.hlo').read_text(encoding='utf-8')
+PLAN = [
+    Row(Program('train', 'tresnet_m', 128), largest=True),
+    Row(Program('train', 'tresnet_m', 128, abn_memory='inplace'), largest=True),
+    Row(Program('infer', 'resnet50d', 256)),
+]
+
+
+def made_up(program: Program) -> dict:
+    """Figures that grow with the batch; less for a mode that saves memory."""
+    each = 20_000_000 if program.abn_memory == 'plain' else 10_000_000
+    group = {'holds': 'bias', 'left': 'leaky ReLU', 'why': 'no such', 'count': 1, 'layers': ['layer1.0-2.conv1']}
+    return {
+        'temp_bytes': 100_000_000 + each * program.batch,
+        'argument_bytes': 50_000_000,
+        'output_bytes': 0,
+        'traffic_bytes': 3_352_320_000 * program.batch,
+        'kernels': 1000,
+        'convolutions': 60,
+        'fused_convolutions': 50,
+        'operations': 10**9 * program.batch,
+        'seconds_by_bytes': 1e-3 * program.batch,
+        'seconds_by_operations': 1e-6 * program.batch,
+    } | ({'unfused': [group]} if program.mode == 'infer' else {})
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[Program]:
+    """The programs that were compiled, which takes no time; and a report of three rows."""
+    done: list[Program] = []
+    monkeypatch.setattr(running, 'run', lambda program: done.append(program) or made_up(program))
+    monkeypatch.setattr(command, 'require_plugin', lambda: None)
+    monkeypatch.setattr(command, 'rows', lambda device: PLAN)
+    return done
+
+
+# What is read from a program's text.
+
+
+def test_kernels_and_bytes():
+    hlo = Hlo(TEXT)
+    found = [(kernel.name, kernel.opcode) for kernel in hlo.kernels()]
+    assert found == [
+        ('loop_convert_fusion', 'fusion'),
+        ('input_transpose_fusion', 'fusion'),
+        ('wrapped_convert', 'fusion'),
+        ('cudnn-conv-bias-activation.1', 'custom-call'),
+        ('loop_select_fusion', 'fusion'),
+        ('input_transpose_fusion.1', 'fusion'),
+        ('wrapped_convert.1', 'fusion'),
+        ('cudnn-conv-bias-activation.2', 'custom-call'),
+        ('cudnn-conv-bw-input.1', 'custom-call'),
+        ('cudnn-conv-bw-filter.1', 'custom-call'),
+        ('copy.1', 'copy'),
+    ]
+    image, narrow_image, map_, kernel = 4 * 384, 2 * 384, 2 * 512, 2 * 108
+    casts = image + narrow_image + 3 * kernel + 2 * (16 + 8) + 64 + 32
+    first = narrow_image + kernel + 8 + map_ + 2 * map_  # and its leaky ReLU
+    second = map_ + 32 + 8 + map_ + map_  # the sum reads a map more
+    gradients = 2 * (narrow_image + map_ + kernel)
+    assert hlo.traffic() == casts + first + second + gradients + 2 * kernel
+
+
+def test_convolutions():
+    """By name, by what the call has in it, by what comes behind; and the operations of gradients too."""
+    assert convolutions(Hlo(TEXT)) == [
+        Convolution('body.conv1.conv', True, ('bias',), ('leaky ReLU',), 2 * 512 * 27),
+        Convolution('body.layer1.0.conv3.conv', True, ('bias', 'sum', 'ReLU'), (), 2 * 512 * 4),
+        Convolution('body.conv1.conv', False, (), (), 2 * 512 * 27),
+        Convolution('', False, (), (), 2 * 512 * 27),
+    ]
+
+
+def test_operands_that_are_made_of_several_have_no_layer():
+    text = TEXT.replace('fusion(%kernel1)', 'fusion(%kernel1, %kernel2)')
+    assert convolutions(Hlo(text))[0].layer == ''
+    assert convolutions(Hlo(TEXT.replace('fusion(%kernel1)', 'fusion(%bias2)')))[0].layer == ''
+
+
+def test_unfused():
+    """A leaky ReLU behind the call is listed, one in it is not, and a call without a bias always is."""
+    first, second, third, _ = convolutions(Hlo(TEXT))
+    (group,) = unfused([first, second, dataclasses.replace(first, layer='body.layer1.2.conv1.conv')])
+    assert 'float16' in group.pop('why')
+    layers = ['body.conv1.conv', 'body.layer1.2.conv1.conv']
+    assert group == {'holds': 'bias', 'left': 'leaky ReLU', 'count': 2, 'layers': layers}
+    assert third.left == 'all' and len(unfused([third])) == 1
+    leaky = TEXT.replace('"activation_mode":"kNone"', '"activation_mode":"kLeakyRelu"', 1)
+    first = convolutions(Hlo(leaky))[0]
+    assert first.holds == ('bias', 'leaky ReLU') and not first.left
+
+
+def test_ranges_of_blocks():
+    names = [f'layer3.{i}.conv1' for i in (0, 2, 3, 4, 7)]
+    assert in_ranges(['conv1.0', *names, 'layer3.0.downsample.1']) == [
+        'conv1.0', 'layer3.0,2-4,7.conv1', 'layer3.0.downsample.1'
+    ]  # fmt: skip
+
+
+def test_shapes():
+    assert shape_bytes('(bf16[8,4]{1,0}, u8[3]{0}, pred[])') == 64 + 3 + 1
+    assert dimensions('(f32[2,3]{1,0}, u8[0]{0})') == [(2, 3), (0,)]
+    with pytest.raises(KeyError):
+        shape_bytes('c64[2]')
+
+
+def test_programs_that_cannot_be_counted():
+    with pytest.raises(ValueError, match='no ENTRY'):
+        Hlo('module @jit_predict {}')
+    with pytest.raises(ValueError, match='has while'):
+        Hlo(TEXT.replace('copy(%bitcast.1)', 'while(%bitcast.1), body=%region'))
+
+
+# The largest batch.
+
+
+def test_largest_batches_on_a_line():
+    """The first guess is the answer; what is too small for a batch of 8 has none."""
+    asked = []
+    limits = [110_000_000, 1_000_000_000, 16_000_000_000, 80_000_000_000]
+    found = largest_batches(lambda batch: asked.append(batch) or 100_000_000 + 20_250_000 * batch, limits, 128)
+    assert found == [0, 40, 784, 3944]
+    assert asked == [64, 128, 40, 784, 3944]
+
+
+def test_largest_batches_off_the_line():
+    """Where the guess is too large it is corrected; what does not fit is never given."""
+    asked: dict[int, int] = {}
+
+    def stepped(batch: int) -> int:
+        return asked.setdefault(batch, 20_000_000 * batch + (500_000_000 if batch > 700 else 0))
+
+    assert largest_batches(stepped, [16_000_000_000, 80_000_000_000], 128) == [768, 3968]
+    assert list(asked) == [64, 128, 800, 768, 3856, 3968]
+    asked = {}
+    (found,) = largest_batches(lambda batch: asked.setdefault(batch, int(batch**1.5 * 100)), [2_000_000], 128)
+    assert len(asked) == 4 and found in asked and asked[found] <= 2_000_000
+
+
+def test_largest_batches_go_down_until_one_fits():
+    asked = []
+
+    def flat_behind(batch: int) -> int:
+        asked.append(batch)
+        return 20_000_000 * batch if batch <= 128 else 15_990_000_000 + (batch - 780) * 1_000_000
+
+    assert largest_batches(flat_behind, [16_000_000_000], 128) == [784]
+    assert asked == [64, 128, 800, 792, 784]
+
+
+def test_largest_batches_need_a_rising_line():
+    with pytest.raises(ValueError, match='128 images take 5 bytes'):
+        largest_batches(lambda batch: 5, [16], 128)
+
+
+# The plan.
+
+
+def test_plan():
+    plan = rows('h100')
+    names = [row.program.name for row in plan]
+    assert len(set(names)) == len(plan)
+    for row in plan:
+        row.program.check()
+    for mode in ('train {} plain', 'infer {}'):
+        assert {mode.format(model) for model in list_models()} <= set(names)
+    assert {'train tresnet_xl lean', 'train tresnet_m inplace remat', 'train resnet50d plain remat'} <= set(names)
+
+
+def test_memory_modes_differ_and_are_all():
+    def kept(model: str) -> set:
+        return {memory_mode(*mode) for mode in memory_modes(model)}
+
+    every = {memory_mode(name, remat) for name in MODES for remat in (False, True)}
+    assert kept('tresnet_m') == every and len(memory_modes('tresnet_m')) == len(every)
+    assert kept('resnet50d') == {memory for memory in every if not memory.invert}
+
+
+# The programs themselves.
+
+
+@pytest.mark.parametrize('changed', [{}, {'remat': True, 'abn_memory': 'inplace'}])
+def test_train_step(changed):
+    """The state keeps its shapes, so that it can be donated."""
+    program = dataclasses.replace(Program('train', 'test_tresnet', 2, image_size=32), **changed)
+    step, (state, images, labels) = train_step(program)
+    assert (images.shape, images.dtype, labels.shape) == ((2, 32, 32, 3), 'uint8', (2,))
+    new, loss = jax.eval_shape(step, state, images, labels)
+    shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (new, state)]
+    assert shapes[0] == shapes[1] and loss.shape == ()
+
+
+@pytest.mark.parametrize('fold', [True, False])
+def test_prediction(fold):
+    """bfloat16 inside; probabilities come out in float32, and weights go in as float32."""
+    program = Program('infer', 'test_resnet', 2, image_size=32, fold=fold)
+    predict, (variables, images) = prediction(program)
+    assert bool(variables[1]) != fold  # running statistics
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {'float32'}
+    text = jax.jit(predict).trace(variables, images).lower(lowering_platforms=('cuda',)).as_text()
+    assert 'stablehlo.convolution' in text
+    assert all('bf16' in line for line in text.splitlines() if 'stablehlo.convolution' in line)
+    assert jax.eval_shape(predict, variables, images) == jax.ShapeDtypeStruct((2, 1000), 'float32')
+
+
+def test_devices():
+    for device in DEVICES.values():
+        text = DESCRIPTION.format(**dataclasses.asdict(device))
+        assert str(device.memory) in text and text.count('{') == text.count('}')
+        assert device.peak('bfloat16') == device.peak('float16') == 2 * device.peak('float32')
+
+
+def test_environment(monkeypatch):
+    """The user's flags stay; autotuning, which needs a device, goes."""
+    monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_use_runtime_fusion=true')
+    assert environment()['XLA_FLAGS'] == '--xla_gpu_use_runtime_fusion=true --xla_gpu_autotune_level=0'
+    assert environment()['JAX_PLATFORMS'] == 'cpu'
+
+
+# One program on the command line.
+
+
+def test_one_program_as_json(monkeypatch, capsys):
+    """Exactly one object on standard output, of a process that has the environment and this code."""
+    asked = {}
+
+    def process(line, env, **options):
+        asked.update(env, program=Program(**json.loads(line[-1])))
+        return subprocess.CompletedProcess(line, 0, json.dumps(made_up(asked['program'])), 'noise of XLA')
+
+    monkeypatch.setattr(running, 'require_plugin', lambda: None)
+    monkeypatch.setattr(running.subprocess, 'run', process)
+    flags = '--mode train --model tresnet_m --batch 64 --image-size 192 --dtype float16 --abn-memory inplace --remat'
+    assert command.main([*flags.split(), '--device', 'a100', '--json']) == 0
+    expected = Program('train', 'tresnet_m', 64, 192, 'float16', 'inplace', remat=True, device='a100')
+    assert asked['program'] == expected
+    assert '--xla_gpu_autotune_level=0' in asked['XLA_FLAGS']
+    assert asked['PYTHONPATH'].startswith(str(Path(running.__file__).parents[2]))
+    found = json.loads(capsys.readouterr().out)
+    assert found == dataclasses.asdict(expected) | made_up(expected)
+    keys = 'temp_bytes argument_bytes traffic_bytes kernels convolutions fused_convolutions'.split()
+    assert all(isinstance(found[key], int) for key in keys)
+
+
+def test_default_batches():
+    assert command.Command(model='tresnet_m').program == Program('train', 'tresnet_m', 128)
+    assert command.Command(model='tresnet_m', mode='infer').program == Program('infer', 'tresnet_m', 256)
+
+
+def test_without_the_plugin(monkeypatch, capsys, tmp_path):
+    """One line, nothing else, and no folder is made."""
+    for name in ('xla_cuda12', 'xla_cuda13'):  # where it is installed it is hidden
+        monkeypatch.setitem(sys.modules, f'jax_plugins.{name}', None)
+    for flags in (['--model', 'test_tresnet'], ['--out', str(tmp_path / 'docs')]):
+        assert command.main(flags) == 2
+        out, err = capsys.readouterr()
+        assert out == '' and err.count('\n') == 1
+        assert "pip install 'tresnet_jax[cuda12,train]'" in err and 'make gpu-report' in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ('--model tresnet_n', 'did you mean'),
+        ('--model tresnet_m --batch 0', '--batch and --image-size must be positive'),
+        ('--model tresnet_m --mode infer --remat', '--remat are for --mode train'),
+        ('--model tresnet_m --no-fold', '--no-fold is for --mode infer'),
+        ('--model tresnet_m --only x --out y', '--only, --out: not with --model'),
+        ('--batch 3 --json', '--batch, --json: only with --model'),
+        ('--only x', "--only 'x' matches none of"),
+        ('--diff nowhere.json', 'nowhere.json: not a report that gpu_report.py wrote'),
+    ],
+)
+def test_what_a_user_can_mend(flags, message, capsys):
+    assert command.main(flags.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('error: ') and message in err and err.count('\n') == 1
+
+
+def test_a_program_that_fails(monkeypatch):
+    """What the other process says is passed on in one line."""
+
+    def process(code: int, stderr: str) -> str:
+        done = subprocess.CompletedProcess([], code, '', stderr)
+        monkeypatch.setattr(running.subprocess, 'run', lambda *args, **options: done)
+        with pytest.raises(ReportError) as raised:
+            running.run(Program('train', 'resnet50d', 2))
+        return str(raised.value)
+
+    monkeypatch.setattr(running, 'require_plugin', lambda: None)
+    assert process(2, 'W0000 noise\nerror: a ReLU has no inverse\n') == 'a ReLU has no inverse'
+    assert process(1, 'Traceback ...\nXlaRuntimeError: no\n') == 'train resnet50d plain: XlaRuntimeError: no'
+    assert process(-9, '') == 'train resnet50d plain: exit code -9'
+
+
+# The whole report.
+
+
+def test_report(compiled, tmp_path, capsys):
+    """Three files, once everything is there; and nothing is compiled twice."""
+    out = ['--out', str(tmp_path)]
+    assert command.main([*out, '--only', 'train tresnet_m plain']) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ['gpu_report.partial.json']
+    assert '1 of 3' in capsys.readouterr().err
+    first = len(compiled)
+    assert [program.batch for program in compiled] == [128, 64, 792, 3992]
+    assert [program.roomy for program in compiled] == [False, False, True, True]
+
+    assert command.main(out) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {'gpu_report.json', 'gpu_report.md', 'images'}
+    assert len(compiled) == 2 * first + 1 and len(set(compiled)) == len(compiled)
+    assert (tmp_path / 'images' / 'gpu_report.png').read_bytes().startswith(b'\x89PNG')
+    text = (tmp_path / 'gpu_report.md').read_text(encoding='utf-8')
+    assert '| `tresnet_m` plain | 128 | 2660 | 50 | 429.1 | 1000 | 60 | 50 | 0.13 | 128.0 | 0.1 |' in text
+    assert '| `tresnet_m` inplace | 1584 | 7984 |' in text
+    assert '50 of the 60 convolutions' in text
+    assert '| `resnet50d` | 1 | bias | leaky ReLU | no such | `layer1.0-2.conv1` |' in text
+    document = read_document(tmp_path / 'gpu_report.json')
+    assert document['largest']['train tresnet_m plain'] == {'16 GB': 792, '80 GB': 3992}
+
+    assert command.main(out) == 0
+    assert len(compiled) == 2 * first + 1
+
+
+def test_other_code_is_compiled_again(compiled, tmp_path, monkeypatch):
+    Results(tmp_path / 'kept.json', tmp_path / 'none.json').get(PLAN[2].program)
+    assert Results(tmp_path / 'kept.json', tmp_path / 'none.json').get(PLAN[2].program) == made_up(PLAN[2].program)
+    assert len(compiled) == 1
+    monkeypatch.setattr(running, 'fingerprint', lambda: 'another')
+    Results(tmp_path / 'kept.json', tmp_path / 'none.json').get(PLAN[2].program)
+    assert len(compiled) == 2
+
+
+def test_a_row_that_fails_does_not_stop_the_others(compiled, tmp_path, monkeypatch, capsys):
+    def run(program: Program) -> dict:
+        if program.abn_memory == 'inplace':
+            raise ReportError('train tresnet_m inplace: out of memory')
+        return made_up(program)
+
+    monkeypatch.setattr(running, 'run', run)
+    assert command.main(['--out', str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert 'error: train tresnet_m inplace: out of memory' in err and '2 of 3' in err
+    assert '`resnet50d`' in out and 'inplace' not in out
+
+
+def test_interrupted(compiled, tmp_path, monkeypatch, capsys):
+    """What was compiled is there the next time."""
+    begun = []
+
+    def run(program: Program) -> dict:
+        begun.append(program)
+        if len(begun) == 4:
+            raise KeyboardInterrupt
+        return made_up(program)
+
+    monkeypatch.setattr(running, 'run', run)
+    flags = ['--out', str(tmp_path), '--only', 'train*']
+    assert command.main(flags) == 1
+    assert 'goes on' in capsys.readouterr().err
+    assert command.main(flags) == 0
+    assert begun[4] == begun[3] and len(set(begun)) == len(begun) - 1
+
+
+def test_diff(compiled, tmp_path, monkeypatch, capsys):
+    for folder, change in (('earlier', 0), ('later', 1_000_000_000)):
+        monkeypatch.setattr(
+            running, 'run', lambda program, change=change: made_up(program) | {'argument_bytes': 5_000_000 + change}
+        )
+        assert command.main(['--out', str(tmp_path / folder), '--only', 'train tresnet_m plain']) == 0
+    monkeypatch.setattr(running, 'run', made_up)
+    assert command.main(['--out', str(tmp_path / 'later'), '--only', 'infer*']) == 0
+    capsys.readouterr()
+    earlier = str(tmp_path / 'earlier' / 'gpu_report.partial.json')
+    assert command.main(['--out', str(tmp_path / 'later'), '--diff', earlier, '--only', '*[!e]']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
+        '| train tresnet_m plain | argument_bytes | 5,000,000 | 1,005,000,000 | 201.000 |',
+        '| train tresnet_m plain | largest batch, 16 GB | 792 | 744 | 0.939 |',
+        '| train tresnet_m plain | largest batch, 80 GB | 3,992 | 3,944 | 0.988 |',
+        '',
+        'Not in the earlier report: infer resnet50d.',
+    ]
+
+
+def test_diff_of_the_same():
+    figures = {PLAN[2].program: made_up(PLAN[2].program)}
+    assert changes.changes(PLAN[2:], figures, figures) == '1 programs have the same figures as before.\n'
+
+
+def test_the_page_in_docs_shows_the_figures_beside_it():
+    docs = ROOT / 'docs'
+    figures = figures_of(read_document(docs / 'gpu_report.json'))
+    found = [(row, known) for row in rows('h100') if (known := row.known(figures))]
+    assert len(found) == len(rows('h100'))
+    train, infer = ([pair for pair in found if pair[0].program.mode == mode] for mode in ('train', 'infer'))
+    text = (docs / 'gpu_report.md').read_text(encoding='utf-8')
+    for part in (tables.programs(train), tables.largest(train), tables.programs(infer), tables.unfused(infer)):
+        assert part in text
+
+
+def test_code_without_words():
+    """Comments, docstrings and layout do not count; all else does."""
+    code = 'class A:\n    """Words."""\n    x = 1  # one\n'
+    assert code_of(code) == code_of('class A:\n\n    x=1\n')
+    assert code_of(code) != code_of(code.replace('1', '2'))
+    assert fingerprint() == fingerprint()
+
+
+def test_flags_of_xla_count(monkeypatch):
+    before = fingerprint()
+    monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_use_runtime_fusion=true')
+    assert fingerprint() != before

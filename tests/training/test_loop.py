@@ -1,0 +1,243 @@
+"""Whole runs: resumed to the bit, stopped by what is not a number, and told what is wrong in one line."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tresnet_jax.checkpoints.run import MODEL_FILE, load_weights
+from tresnet_jax.cli import train as command
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.labels import FASHION_MNIST
+from tresnet_jax.training import loop
+from tresnet_jax.training.checkpoint import Checkpoints
+from tresnet_jax.training.config import TrainConfig, load_config, save_config
+from tresnet_jax.training.metrics import Interval, read_records
+from tresnet_jax.training.recipes import RECIPES, recipe
+
+TINY = TrainConfig(
+    model='test_resnet', data='embedded:fashion_mnist', train_split='train[:96]', val_split='test[:40]', image_size=32,
+    batch_size=16, val_batch_size=16, steps=8, eval_every=0.7, checkpoint_every=3, log_every=2, crop='pad',
+    warmup_epochs=0, lr=0.05, mixup=0.2, reprob=0.3, drop_path=0.1, model_ema=True, model_ema_decay=0.5, devices=2,
+    threads=2, dtype='float32',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(tmp_path_factory):
+    """Each run compiles the same two steps: keep them. And optax multiplies integers and floats."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    values = {
+        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+        'jax_enable_compilation_cache': True,
+    }
+    values |= {'jax_persistent_cache_min_compile_time_secs': 0.0, 'jax_numpy_dtype_promotion': 'standard'}
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def weights(workdir) -> list[np.ndarray]:
+    """All weights and averages of the last checkpoint."""
+    found = []
+    for ema in (False, True):
+        saved = load_weights(workdir, 'latest', ema=ema)
+        found += jax.tree.leaves((saved.params, saved.batch_stats))
+    return found
+
+
+def train_with_signals(config: TrainConfig, workdir, monkeypatch, at: int, number: int) -> loop.Result:
+    """Train, and be asked to stop once the metrics of that many steps were read."""
+    seen = 0
+    add = Interval.add
+
+    def count(self, values):
+        nonlocal seen
+        seen += 1
+        if seen == at:
+            os.kill(os.getpid(), number)
+        add(self, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interval, 'add', count)
+        return loop.train(config, workdir)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('whole')
+    result = loop.train(TINY, workdir)
+    return workdir, result
+
+
+def test_interrupted_twice_and_resumed_is_the_same_to_the_bit(uninterrupted, tmp_path, monkeypatch, capsys):
+    """Weights, statistics, averages and metrics, through augmentation, mixup, erasing and stochastic depth."""
+    whole, result = uninterrupted
+    assert result.finished
+    first = train_with_signals(TINY, tmp_path, monkeypatch, 1, signal.SIGTERM)
+    assert not first.finished and 1 <= first.step < 5
+    assert f'interrupted and saved at step {first.step}; go on with' in capsys.readouterr().out
+    second = train_with_signals(load_config(tmp_path), tmp_path, monkeypatch, 2, signal.SIGINT)
+    assert first.step < second.step < 8
+    last = loop.train(load_config(tmp_path), tmp_path)
+    assert last.finished
+    for a, b in zip(weights(tmp_path), weights(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert last.accuracy == result.accuracy and last.ema_accuracy == result.ema_accuracy
+    evaluations = [[r for r in read_records(folder) if r['kind'] == 'eval'] for folder in (tmp_path, whole)]
+    for a, b in zip(*evaluations, strict=True):
+        assert a | {'time': 0} == b | {'time': 0}
+
+
+def test_lost_steps_are_made_again(uninterrupted, tmp_path, monkeypatch):
+    """A run that died behind its last checkpoint: the lost steps leave no metrics, and the end is the same."""
+    whole, _ = uninterrupted
+
+    class Died(Exception):
+        pass
+
+    def die(self, step, state, data, metrics=None):
+        if step > 3:
+            raise Died
+        save(self, step, state, data, metrics)
+
+    save = Checkpoints.save
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(Checkpoints, 'save', die)
+        loop.train(TINY, tmp_path)
+    assert max(record['step'] for record in read_records(tmp_path)) > 3
+    loop.train(load_config(tmp_path), tmp_path)
+    for a, b in zip(weights(tmp_path), weights(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    steps = [(record['kind'], record['step']) for record in read_records(tmp_path)]
+    assert len(steps) == len(set(steps)) and steps == sorted(steps, key=lambda record: record[1])
+
+
+def test_what_a_run_leaves(uninterrupted):
+    """The files of a run, and what is in them."""
+    workdir, result = uninterrupted
+    assert (workdir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+    assert list((workdir / 'tensorboard').glob('events*'))
+    records = read_records(workdir)
+    assert [r['step'] for r in records if r['kind'] == 'train'] == [2, 4, 6, 8]
+    last = records[-1]
+    assert last['count'] == 40 and last['top1'] == result.accuracy.top1
+    assert last['ema_loss'] == result.ema_accuracy.loss != last['loss']
+    kept = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+    assert len(kept) <= TINY.keep_last + TINY.keep_best and kept[-1] == 8
+    resolved = load_config(workdir)
+    assert json.loads((workdir / MODEL_FILE).read_text())['label_names'] == list(FASHION_MNIST)
+    assert resolved.num_classes == 10 and resolved.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_finished_run_has_nothing_to_do(uninterrupted):
+    workdir, _ = uninterrupted
+    before = weights(workdir)
+    assert loop.train(load_config(workdir), workdir).finished
+    for a, b in zip(weights(workdir), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_loss_that_is_not_a_number_stops_the_run(tmp_path):
+    """With the step, the images and what came before; the weights saved are finite."""
+    config = dataclasses.replace(TINY, lr=1e38, steps=20, checkpoint_every=1, eval_every=100)
+    with pytest.raises(TrainingError, match=r'step \d+: .*last finite: .*images of the batch, by index: \d+ ') as error:
+        loop.train(config, tmp_path)
+    assert '--skip-nonfinite' in str(error.value)
+    assert all(np.isfinite(leaf).all() for leaf in weights(tmp_path))
+
+
+def error_of(capsys, *arguments: str) -> str:
+    assert command.main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith('error: ')
+    return lines[0]
+
+
+def test_readable_errors(uninterrupted, tmp_path, capsys):
+    """Each one line and exit code 2."""
+    workdir, _ = uninterrupted
+    new = ('--workdir', str(tmp_path / 'new'))
+    assert 'unknown recipe' in error_of(capsys, *new, '--recipe', 'nothing')
+    assert 'must be a multiple of' in error_of(capsys, *new, '--batch-size', '3', '--devices', '2')
+    assert '--lr must be positive' in error_of(capsys, *new, '--lr', '-1')
+    assert 'unknown part' in error_of(capsys, *new, '--freeze', 'layer9', '--model', 'test_resnet')
+    assert 'no_such_model' in error_of(capsys, *new, '--model', 'no_such_model')
+    for flags, what in (
+        (('--aa', 'rand-w0'), "training images: auto_augment 'rand-w0': 'w0' is unknown"),
+        (('--scale', '0.5', '0.1'), 'training images: scale must be two rising shares'),
+        (('--ratio', '2', '1'), 'training images: ratio must be'),
+        (('--train-interpolation', 'cubic'), 'training images: interpolation must be one of random'),
+        (('--interpolation', 'cubic'), 'evaluation images: interpolation must be one of nearest'),
+    ):
+        assert what in error_of(capsys, '--workdir', str(tmp_path / 'never'), *flags)
+    assert not (tmp_path / 'never').exists()
+    message = error_of(capsys, '--workdir', str(workdir), '--lr', '0.3')
+    assert 'holds a run with --lr 0.05' in message
+    assert '--coordinator' in error_of(capsys, *new, '--process-id', '0')
+    (tmp_path / 'broken').mkdir()
+    for text, what in (
+        ('{', 'not the configuration'),
+        ('{"speed": 3}', 'unknown keys speed'),
+        ('{"epochs": "x"}', 'epochs'),
+    ):
+        (tmp_path / 'broken' / 'config.json').write_text(text)
+        assert what in error_of(capsys, '--workdir', str(tmp_path / 'broken'))
+
+
+def test_another_model_in_the_same_folder(uninterrupted, tmp_path):
+    """A checkpoint that does not fit says so."""
+    workdir, _ = uninterrupted
+    with pytest.raises(TrainingError, match='cannot be resumed from'):
+        loop.train(dataclasses.replace(TINY, model='test_tresnet'), workdir)
+
+
+def test_command_line(tmp_path, capsys):
+    """Recipe, then flags; a run's own configuration without either; unknown flags are errors."""
+    new = ('--workdir', str(tmp_path))
+    assert (
+        command.main([*new, '--recipe', 'fashion_mnist', '--lr', '0.3', '--freeze', 'stem', 'layer1', '--print-config'])
+        == 0
+    )
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown['lr'], shown['weight_decay'], shown['freeze']) == (0.3, 5e-4, ['stem', 'layer1'])
+    saved = dataclasses.replace(
+        recipe('fashion_mnist'), lr=0.3, num_classes=10, mean=(0.1, 0.2, 0.3), checkpoint=tmp_path
+    )
+    save_config(saved, tmp_path)
+    assert load_config(tmp_path) == saved
+    assert command.parse(new).config == saved
+    went_on = command.parse(
+        [*new, '--recipe', 'fashion_mnist', '--lr', '0.3', '--checkpoint', str(tmp_path), '--log-every', '7']
+    )
+    assert went_on.config == dataclasses.replace(saved, log_every=7)
+    with pytest.raises(SystemExit) as stop:
+        command.main([*new, '--no-such-flag'])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipes(name):
+    """Each holds together, and says its command and where it is from or what came of it."""
+    config = recipe(name)
+    config.check()
+    text = RECIPES[name].__doc__
+    assert f'--recipe {name}' in text
+    assert 'not reproduced here' in text or name in ('finetune', 'finetune_448', 'imagenette', 'fashion_mnist')
+
+
+def test_learning_rate_by_batch_size():
+    """timm's rule: linear for SGD, the square root for AdamW."""
+    assert TrainConfig(batch_size=1024).peak_lr == pytest.approx(0.4)
+    assert TrainConfig(batch_size=1024, opt='adamw', lr_base=1e-3).peak_lr == pytest.approx(2e-3)
+    assert TrainConfig(batch_size=1024, lr=0.7).peak_lr == 0.7

@@ -1,0 +1,179 @@
+"""Training as processes that are killed, run out of disk, or are several. Part of ``make test-all``."""
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.training.test_loop import TINY
+from tresnet_jax.checkpoints.run import CHECKPOINTS, load_weights
+from tresnet_jax.training.config import TrainConfig, save_config
+from tresnet_jax.training.metrics import read_records
+
+pytestmark = pytest.mark.slow
+
+CONFIG = dataclasses.replace(TINY, steps=12, checkpoint_every=1, eval_every=1.0, keep_last=3)
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Programs are compiled once for all processes."""
+    found = dict(os.environ) | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled'))}
+    found |= {'JAX_ENABLE_COMPILATION_CACHE': 'true'}
+    return found | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+
+
+def start(environment, workdir: Path, *flags: str, limit: int | None = None) -> subprocess.Popen:
+    """train.py on the configuration in a folder; `limit` is the largest file in bytes."""
+    command = [sys.executable, str(ROOT / 'scripts' / 'train.py'), '--workdir', str(workdir), *flags]
+    if limit is not None:  # set by a process in between: a forked one that runs Python first is not safe beside JAX
+        code = 'import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); '
+        command = [sys.executable, '-c', code + 'os.execv(sys.argv[2], sys.argv[2:])', str(limit), *command]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code, err
+    return out, err
+
+
+def new_run(folder: Path, config: TrainConfig = CONFIG) -> Path:
+    folder.mkdir()
+    save_config(config, folder)
+    return folder
+
+
+def weights(workdir: Path) -> list[np.ndarray]:
+    saved = load_weights(workdir, 'latest', ema=True)
+    return jax.tree.leaves((saved.params, saved.batch_stats))
+
+
+def assert_same(a: Path, b: Path) -> None:
+    for x, y in zip(weights(a), weights(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def whole_checkpoints(workdir: Path) -> list[int]:
+    folder = workdir / CHECKPOINTS
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+
+
+def wait_for(process: subprocess.Popen, condition) -> None:
+    """Poll closely: a save of a small state takes some ten milliseconds."""
+    until = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(environment, tmp_path_factory) -> Path:
+    workdir = new_run(tmp_path_factory.mktemp('whole') / 'run')
+    out, _ = finish(start(environment, workdir))
+    assert 'done: ' in out
+    return workdir
+
+
+def test_killed_in_the_middle_of_a_save_twice(environment, uninterrupted, tmp_path):
+    """kill -9 while a checkpoint is being written: the next start takes the one before, and the end is the same."""
+    workdir = new_run(tmp_path / 'run')
+    for at_least in (1, 5):
+        process = start(environment, workdir)
+
+        def half_written(at_least=at_least):
+            names = [p.name for p in (workdir / CHECKPOINTS).glob('*')] if (workdir / CHECKPOINTS).is_dir() else []
+            half = [name for name in names if 'tmp' in name and not name.isdecimal()]
+            return any(int(name.split('.')[0]) > at_least for name in half)
+
+        wait_for(process, half_written)
+        process.kill()
+        process.communicate()
+    out, _ = finish(start(environment, workdir))
+    assert 'goes on at step' in out
+    assert_same(workdir, uninterrupted)
+    assert all(path.name.isdecimal() for path in (workdir / CHECKPOINTS).iterdir())
+
+
+def test_killed_at_random(environment, uninterrupted, tmp_path):
+    """kill -9 some time after a checkpoint: at most the steps since it are lost."""
+    workdir = new_run(tmp_path / 'run')
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        had = whole_checkpoints(workdir)[-1:] or [0]
+        process = start(environment, workdir)
+        wait_for(process, lambda had=had: whole_checkpoints(workdir)[-1:] > had)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        if whole_checkpoints(workdir)[-1] == CONFIG.steps:
+            break
+    finish(start(environment, workdir))
+    assert_same(workdir, uninterrupted)
+    steps = [(r['kind'], r['step']) for r in read_records(workdir)]
+    assert len(steps) == len(set(steps))
+
+
+def test_full_disk(environment, uninterrupted, tmp_path):
+    """Training stops with one line that names the last good checkpoint, which is whole; with room it goes on."""
+    workdir = new_run(tmp_path / 'run')
+    process = start(environment, workdir)
+    wait_for(process, lambda: len(whole_checkpoints(workdir)) >= 2)
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process)
+    assert 'interrupted and saved at step' in out
+    good = whole_checkpoints(workdir)[-1]
+    _, err = finish(start(environment, workdir, limit=60_000), code=2)
+    line = err.strip().splitlines()[-1]
+    assert line.startswith('error: ') and 'cannot be written' in line and f'last good checkpoint is step {good}' in line
+    assert whole_checkpoints(workdir)[-1] == good
+    finish(start(environment, workdir))
+    assert_same(workdir, uninterrupted)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]
+
+
+def several(environment, workdir: Path, count: int = 2) -> list[subprocess.Popen]:
+    flags = ('--devices', '2', '--coordinator', f'127.0.0.1:{free_port()}', '--num-processes', str(count))
+    return [start(environment, workdir, *flags, '--process-id', str(i)) for i in range(count)]
+
+
+def test_two_processes_of_two_devices_are_four_devices(environment, tmp_path):
+    """The same trajectory to 1e-9 in float64; stopped by SIGTERM to one of them, both save and go on."""
+    config = dataclasses.replace(CONFIG, dtype='float64', devices=4, mixup=0.0, reprob=0.0, checkpoint_every=100)
+    one, two = (new_run(tmp_path / name, config) for name in ('one', 'two'))
+    finish(start(environment, one))
+    processes = several(environment, two)
+    wait_for(processes[0], lambda: any(r['step'] >= 2 for r in read_records(two)))
+    processes[1].send_signal(signal.SIGTERM)
+    outs = [finish(process)[0] for process in processes]
+    assert 'interrupted and saved at step' in outs[0] and 'step' not in outs[1]  # the first speaks for all
+    assert whole_checkpoints(two)[-1] < config.steps
+    for process in several(environment, two):
+        finish(process)
+    for a, b in zip(weights(one), weights(two), strict=True):
+        assert np.abs(a - b).max() <= 1e-9 * np.abs(a).max()
+    evaluations = [[r['top1'] for r in read_records(folder) if r['kind'] == 'eval'][-1] for folder in (one, two)]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_a_process_that_is_missing(environment, tmp_path):
+    """A run whose other host never comes ends with one line."""
+    workdir = new_run(tmp_path / 'run')
+    flags = ('--coordinator', f'127.0.0.1:{free_port()}', '--num-processes', '2')
+    _, err = finish(start(environment, workdir, *flags), code=2)
+    assert '--process-id' in err.strip().splitlines()[-1]

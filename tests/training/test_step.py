@@ -1,0 +1,232 @@
+"""The training step: devices, accumulation, moving average, frozen parts, bad steps. A toy stands for the network."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tresnet_jax
+from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.optim import create_optimizer, create_schedule, one_cycle
+from tresnet_jax.training.step import create_state, make_eval_step, make_train_step, over_devices
+
+BATCH, CLASSES = 16, 3
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+PLAIN = TrainConfig(opt='momentum', lr=0.1, sched='constant', warmup_epochs=0, smoothing=0.0, dtype='float64')
+
+
+@pytest.fixture(autouse=True)
+def double():
+    """float64, and optax's promotion of integers."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion('standard'):
+        yield
+
+
+def batch(seed: int = 0, size: int = 8) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, BATCH).astype(np.int32)
+    return {'image': rng.integers(0, 256, (BATCH, size, size, 3)).astype(np.uint8), 'label': labels}
+
+
+def shares(values: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
+    return {key: value.reshape(devices, -1, *value.shape[1:]) for key, value in values.items()}
+
+
+def toy(params, batch_stats, x, *, train=False, rngs=None):
+    """A linear model on the mean colour, whose one statistic is the mean of the images it saw."""
+    logits = x.mean((1, 2)) @ params['layer1']['kernel'] @ params['fc']['kernel'] + params['fc']['bias'][None]
+    if not train:
+        return logits
+    assert set(rngs) == {'dropout'}
+    return logits, {'mean': 0.9 * batch_stats['mean'] + 0.1 * x.mean((0, 1, 2))}
+
+
+def toy_trees():
+    rng = np.random.default_rng(1)
+    params = {
+        'layer1': {'kernel': rng.normal(size=(3, 4))},
+        'fc': {'kernel': rng.normal(size=(4, CLASSES)), 'bias': np.zeros(CLASSES)},
+    }
+    return params, {'mean': np.zeros(3)}
+
+
+def run(config: TrainConfig, *, devices: int = 1, steps: int = 3, batches=batch):
+    params, stats = jax.tree.map(jnp.asarray, toy_trees())
+    optimizer = create_optimizer(config, create_schedule(config, 10, 1), params)
+    step = over_devices(make_train_step(toy, optimizer, config, num_classes=CLASSES, mean=MEAN, std=STD))
+    state = create_state(params, stats, optimizer, config.model_ema)
+    metrics = []
+    for i in range(steps):
+        state, values = step(state, shares(batches(i), devices))
+        metrics.append(values)
+    return state, metrics
+
+
+def assert_trees_equal(a, b, tolerance: float = 0.0) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def test_gradient_of_one_step():
+    """The first step is minus the rate times the gradient of the mean cross entropy over all devices."""
+    params, stats = toy_trees()
+    values = batch()
+
+    def loss(params):
+        logits = toy(params, stats, (values['image'] / 255 - 0.5) / 0.25)
+        return -jax.nn.log_softmax(logits)[jnp.arange(BATCH), values['label']].mean()
+
+    config = dataclasses.replace(PLAIN, weight_decay=0.0)
+    state, (metrics,) = run(config, devices=4, steps=1)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+    assert_trees_equal(state.params, expected, 1e-12)
+    assert float(metrics['loss']) == pytest.approx(float(loss(params)), rel=1e-12)
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_accumulation(parts):
+    """A batch in parts gives the same gradient; statistics pass through the parts one after the other."""
+    whole, _ = run(PLAIN, devices=2, steps=1)
+    state, _ = run(dataclasses.replace(PLAIN, accumulate=parts), devices=2, steps=1)
+    assert_trees_equal(state.params, whole.params, 1e-12)
+    colours = (batch()['image'] / 255 - 0.5) / 0.25
+    means = []
+    for device in colours.reshape(2, -1, *colours.shape[1:]):
+        mean = np.zeros(3)
+        for part in device.reshape(parts, -1, 3):
+            mean = 0.9 * mean + 0.1 * part.mean(0)
+        means.append(mean)
+    np.testing.assert_allclose(state.batch_stats['mean'], np.mean(means, 0), rtol=1e-12)
+
+
+def fails_on_white(params, batch_stats, x, **mode):
+    """The toy, which gives no number for a share of white images."""
+    logits, stats = toy(params, batch_stats, x, **mode)
+    return logits + jnp.where((x == 2).all(), jnp.nan, 0), stats
+
+
+def test_bad_steps_are_left_out():
+    """A step that is not finite on one device changes counters alone, as often as allowed; then nothing changes."""
+    config = dataclasses.replace(PLAIN, skip_nonfinite=1, model_ema=True)
+    params, stats = jax.tree.map(jnp.asarray, toy_trees())
+    optimizer = create_optimizer(config, create_schedule(config, 10, 1), params)
+    step = over_devices(make_train_step(fails_on_white, optimizer, config, num_classes=CLASSES, mean=MEAN, std=STD))
+    states = [create_state(params, stats, optimizer, ema=True)]
+    for i, white in enumerate([False, True, False, True, False]):
+        values = shares(batch(i), 2)
+        if white:
+            values['image'][1] = 255
+        state, metrics = step(states[-1], values)
+        assert bool(metrics['finite']) is not white
+        assert int(state.step) == i + 1
+        states.append(state)
+    assert [int(state.nonfinite) for state in states] == [0, 0, 1, 1, 2, 2]
+    for before, after, moves in zip(states[:-1], states[1:], [True, False, True, False, False], strict=True):
+        for name in ('params', 'batch_stats', 'opt_state', 'ema'):
+            a, b = (jax.tree.leaves(getattr(state, name)) for state in (before, after))
+            assert any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True)) is moves
+
+
+def test_frozen_parts_keep_their_bits():
+    """Neither gradient nor weight decay nor momentum moves them; the others move as they would."""
+    free, _ = run(dataclasses.replace(PLAIN, weight_decay=0.1))
+    state, _ = run(dataclasses.replace(PLAIN, weight_decay=0.1, freeze=('backbone',)), steps=1)
+    np.testing.assert_array_equal(state.params['layer1']['kernel'], toy_trees()[0]['layer1']['kernel'])
+    first, _ = run(dataclasses.replace(PLAIN, weight_decay=0.1), steps=1)
+    np.testing.assert_allclose(state.params['fc']['kernel'], first.params['fc']['kernel'], rtol=1e-12)
+    assert not np.array_equal(free.params['layer1']['kernel'], toy_trees()[0]['layer1']['kernel'])
+
+
+def test_frozen_batch_norm_stays_in_evaluation_mode():
+    """Statistics of frozen parts are used and kept, those of the others are not."""
+    model = tresnet_jax.create_model('test_resnet', num_classes=CLASSES)
+    apply, params, stats = tresnet_jax.functional(model, ('stem', 'layer1', 'layer2', 'layer3'))
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    _, new = jax.jit(lambda *trees: apply(*trees, x, train=True))(params, stats)
+    changed = {key for key in stats if any(
+        not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(stats[key]), jax.tree.leaves(new[key]), strict=True)
+    )}  # fmt: skip
+    assert changed == {'layer4'}
+    with pytest.raises(ValueError, match="unknown part 'layer5'"):
+        tresnet_jax.functional(model, ('layer5',))
+
+
+@pytest.mark.parametrize('warmup', [False, True])
+def test_moving_average(warmup):
+    """As timm's ModelEmaV3: the first step is copied."""
+    config = dataclasses.replace(PLAIN, model_ema=True, model_ema_decay=0.7, model_ema_warmup=warmup)
+    states = [run(config, steps=n)[0] for n in (1, 2, 3)]
+    expected = None
+    for step, state in enumerate(states):
+        decay = min(0.7, 1 - (1 + step) ** (-2 / 3)) if warmup else 0.7 * (step > 0)
+        now = {'params': state.params, 'batch_stats': state.batch_stats}
+        expected = now if step == 0 else jax.tree.map(lambda e, n: decay * e + (1 - decay) * n, expected, now)  # noqa: B023
+        assert_trees_equal(state.ema, expected, 1e-12)
+
+
+def test_donation_takes_the_memory():
+    """The old state is gone where it was donated, and only there."""
+    params, stats = jax.tree.map(jnp.asarray, toy_trees())
+    optimizer = create_optimizer(PLAIN, create_schedule(PLAIN, 10, 1), params)
+    inner = make_train_step(toy, optimizer, PLAIN, num_classes=CLASSES, mean=MEAN, std=STD)
+    for donate in (False, True):
+        state, _ = over_devices(inner)(create_state(params, stats, optimizer, False), shares(batch(), 2))
+        over_devices(inner, donate=donate)(state, shares(batch(), 2))
+        assert state.params['fc']['bias'].is_deleted() is donate
+
+
+def test_evaluation_counts_each_image_once():
+    """Sums over devices with padding masked, against NumPy."""
+    params, stats = toy_trees()
+    values = batch() | {'mask': np.arange(BATCH) < 11}
+    sums = over_devices(make_eval_step(toy, mean=MEAN, std=STD, dtype=jnp.float64))((params, stats), shares(values, 4))
+    logits = np.asarray(toy(params, stats, (values['image'][:11] / 255 - 0.5) / 0.25))
+    labels = values['label'][:11]
+    assert float(sums['count']) == 11
+    assert float(sums['top1']) == (logits.argmax(-1) == labels).sum()
+    assert float(sums['top5']) == 11  # of three classes
+    expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(11), labels].sum()
+    assert float(sums['loss']) == pytest.approx(expected, rel=1e-12)
+
+
+def test_randomness_differs_between_steps_and_devices_and_not_between_runs():
+    """Mixup draws another share on each device and at each step, the same in each run."""
+    config = dataclasses.replace(PLAIN, mixup=1.0)
+    (a, first), (b, second) = (run(config, devices=2) for _ in range(2))
+    assert_trees_equal(a.params, b.params)
+    same = lambda i: {'image': batch(0)['image'], 'label': batch(0)['label']}  # noqa: E731
+    _, metrics = run(dataclasses.replace(config, lr=1e-300), devices=2, batches=same)
+    assert len({float(m['loss']) for m in metrics}) == 3
+    assert [float(m['loss']) for m in first] == [float(m['loss']) for m in second]
+
+
+@pytest.mark.parametrize('devices', [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_number_of_devices_does_not_matter(devices):
+    """A network with synchronised batch norm: every weight and statistic after three steps, within 1e-9."""
+    model = tresnet_jax.create_model('test_resnet', num_classes=CLASSES, dtype='float64', axis_name=AXIS)
+    apply, params, stats = tresnet_jax.functional(model)
+    optimizer = create_optimizer(PLAIN, create_schedule(PLAIN, 10, 1), params)
+    step_of = make_train_step(apply, optimizer, PLAIN, num_classes=CLASSES, mean=MEAN, std=STD)
+    found = []
+    for n in (1, devices):
+        state = create_state(params, stats, optimizer, False)
+        for i in range(3):
+            state, _ = over_devices(step_of)(state, shares(batch(i, size=32), n))
+        found.append(state)
+    for name in ('params', 'batch_stats'):
+        for a, b in zip(*(jax.tree.leaves(getattr(state, name)) for state in found), strict=True):
+            assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-9 * np.abs(a).max()
+
+
+def test_one_cycle_ends():
+    """Start, peak and end of a run, and runs of a few steps, have a rate."""
+    cycle = one_cycle(1.0, 100, 0.3, 25.0, 1e4)
+    assert float(cycle(0)) == pytest.approx(0.04)
+    assert float(cycle(29)) == pytest.approx(1.0)
+    assert float(cycle(99)) == pytest.approx(4e-6)
+    for steps in (1, 2, 3):
+        assert all(0 < float(one_cycle(1.0, steps, 0.3, 25.0, 1e4)(step)) <= 1 for step in range(steps))

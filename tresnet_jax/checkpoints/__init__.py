@@ -1,0 +1,1 @@
+"""Checkpoint files and training runs: read, named, matched with a model, written."""

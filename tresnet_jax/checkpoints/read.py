@@ -1,0 +1,120 @@
+"""A file, or a training run -> raw tensors, with the names and dtypes it has. Nothing in it is ever run."""
+
+import argparse
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16', which safetensors asks for
+import numpy as np
+import safetensors
+
+from tresnet_jax.checkpoints.checkpoint import Checkpoint
+from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
+from tresnet_jax.errors import ConversionError
+
+# In timm's order (timm/models/_helpers.py): averaged weights first.
+EMA_KEYS = ('state_dict_ema', 'model_ema')
+STATE_KEYS = ('state_dict', 'model')
+TRAINING_KEYS = ('epoch', 'metric', 'arch')
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.ckpt')
+
+
+def read(path: str | Path, *, ema: bool = True, step: int | Literal['best', 'latest'] | None = None) -> Checkpoint:
+    """Read a `.safetensors` file, which needs no torch, a torch file, which does, or the folder of a training run.
+
+    Args:
+        path: the file or folder.
+        ema: of a training checkpoint take the averaged weights where it has them, as timm does.
+        step: of a run: which checkpoint; None is 'best', the one with the best top-1.
+
+    Raises:
+        ConversionError: no such file, an empty, truncated or corrupt one, one that wants to run code, one with
+            nothing in it that looks like a state dict, a torch file where torch is not installed, a folder that is no
+            run, or a run without such a checkpoint or where Orbax is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConversionError(f'{path}: no such file')
+    if (path / CHECKPOINTS).is_dir():
+        return read_run(path, ema=ema, step='best' if step is None else step)
+    if not path.is_file():
+        raise ConversionError(
+            f'{path}: not a file; give the checkpoint itself, or the folder of a training run that has saved one '
+            '(there is no checkpoints/ in it)'
+        )
+    if step is not None:
+        raise ConversionError(f'{path}: --step (step) is for the folder of a training run; this is a file')
+    if path.stat().st_size == 0:
+        raise ConversionError(f'{path}: the file is empty; fetch it again')
+    with path.open('rb') as file:
+        head = file.read(9)
+    if path.suffix == '.safetensors' or head[8:9] == b'{':
+        return _read_safetensors(path)
+    if zipfile.is_zipfile(path) or head[:1] == b'\x80':  # torch's zip format, or a pickle: its older one
+        return _read_torch(path, ema)
+    raise ConversionError(
+        f'{path}: neither a safetensors file nor one that torch.save wrote (a cut download, or another kind of file?); '
+        f'known suffixes are {", ".join(SUFFIXES)}'
+    )
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        with safetensors.safe_open(path, framework='np') as file:
+            return Checkpoint(path, 'safetensors', file.get_tensors(), dict(file.metadata() or {}))
+    except (safetensors.SafetensorError, TypeError, OSError) as error:
+        raise ConversionError(f'{path}: cannot be read as safetensors, {error}; fetch it again') from error
+
+
+def _read_torch(path: Path, ema: bool) -> Checkpoint:
+    try:
+        import torch
+    except ImportError:
+        raise ConversionError(
+            f'{path}: a torch file, and reading it needs torch: pip install torch (or use the .safetensors file)'
+        ) from None
+    try:
+        # timm's training script stores its command line, a Namespace: named, so that nothing else is let in.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds: UnpicklingError, RuntimeError, EOFError, KeyError, ...
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(f'{path}: torch cannot load it as plain weights: {reason}') from error
+    if not isinstance(loaded, Mapping):
+        raise ConversionError(f'{path}: holds a {type(loaded).__name__}, not a state dict of tensors')
+    wrapper = next((key for key in (*(EMA_KEYS if ema else ()), *STATE_KEYS) if _is_state_dict(loaded.get(key))), None)
+    state = loaded if wrapper is None else loaded[wrapper]
+    if not _is_state_dict(state):
+        found = ', '.join(map(str, list(loaded)[:5])) or 'nothing'
+        raise ConversionError(f'{path}: loads, but holds no state dict of tensors (it has {found})')
+    return Checkpoint(
+        path,
+        'torch',
+        {key: to_numpy(value) for key, value in state.items()},
+        {},
+        wrapper,
+        any(_is_state_dict(loaded.get(key)) for key in EMA_KEYS),
+        {key: loaded[key] for key in TRAINING_KEYS if isinstance(loaded.get(key), str | int | float)},
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+    )
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A torch tensor as an array of the same dtype, bfloat16 included, sharing its memory where it can."""
+    import torch
+
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

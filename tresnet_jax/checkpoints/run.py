@@ -1,0 +1,210 @@
+"""The folder of a training run: model.json, which describes the model, and the weights of its checkpoints.
+
+Only what is needed to use the weights is read here; the configuration of the training itself is not.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, Checkpoint
+from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
+from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.files import save_text
+from tresnet_jax.labels import are_names
+from tresnet_jax.models.base import ImageModel, Tree
+from tresnet_jax.variants import split_name
+
+MODEL_FILE = 'model.json'
+CHECKPOINTS = 'checkpoints'  # the folder of Orbax's checkpoints in a run
+BEST = 'top1'  # the metric that picks the best checkpoint
+
+# Runs of 0.1.0's development have no model.json; these two files of theirs say the same.
+OLDER_CONFIG_FILE, OLDER_NAMES_FILE = 'config.json', 'label_names.json'
+
+
+def save_description(
+    workdir: Path, model: ImageModel, data_config: dict[str, Any], label_names: Sequence[str] | None
+) -> None:
+    """Write model.json, with the fields that the metadata of our safetensors files have.
+
+    Args:
+        workdir: folder of the run.
+        model: the model that is trained.
+        data_config: how images are prepared for evaluation, the arguments of `create_transform`.
+        label_names: one per class in the order of the outputs, or None if they are unknown.
+
+    Raises:
+        ConversionError: the file cannot be written.
+    """
+    description = {
+        'format': FLAX_FORMAT,
+        'architecture': model.architecture,
+        'tag': '',  # the weights are no tag's any more
+        'num_classes': model.num_classes,
+        'in_chans': model.in_chans,
+        'abn_slope': None if model.abn_slope == model.config.family.default_slope else model.abn_slope,
+        'data_config': data_config,
+        'label_names': list(label_names or ()),
+    }
+    save_text(workdir / MODEL_FILE, json.dumps(description, indent=1, ensure_ascii=False) + '\n')
+
+
+def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'latest'] = 'best') -> Checkpoint:
+    """Read the weights of one checkpoint of a run, and its description.
+
+    Raises:
+        ConversionError: Orbax is not installed, the description is missing or not ours, there is no such
+            checkpoint, or it cannot be read.
+    """
+    description = _read_object(path / MODEL_FILE) if (path / MODEL_FILE).exists() else _older_description(path)
+    weights = load_weights(path, step, ema=ema)
+    training: dict[str, str | int | float] = {'step': weights.step}
+    if weights.top1 is not None:
+        training['top1'] = weights.top1
+    params, stats = flatten(weights.params), flatten(weights.batch_stats)
+    # torch counts batches in each batch norm; here all of them have seen every step.
+    norms = [flax_key_to_torch(key).removesuffix('running_var') for key in stats if key.endswith('.var')]
+    metadata = {key: _as_metadata(value) for key, value in description.items()}
+    return Checkpoint(
+        path,
+        'run',
+        {f'params.{key}': value for key, value in params.items()}
+        | {f'batch_stats.{key}': value for key, value in stats.items()},
+        metadata | {'format': FLAX_FORMAT, COUNTER: json.dumps({norm + COUNTER: weights.step for norm in norms})},
+        'ema' if weights.averaged else None,
+        weights.has_ema,
+        training,
+    )
+
+
+def _as_metadata(value: Any) -> str:
+    """A value of model.json as the text that safetensors' metadata have."""
+    if isinstance(value, str):
+        return value
+    return '' if value is None else json.dumps(value)
+
+
+def _older_description(path: Path) -> dict[str, Any]:
+    """The description of a run without model.json, from its training configuration."""
+    config_file, names_file = path / OLDER_CONFIG_FILE, path / OLDER_NAMES_FILE
+    config = _read_object(config_file)
+    try:
+        size = config['image_size']
+        # Of a model from the hub the shapes say what it is.
+        architecture = '' if ':' in config['model'] else split_name(config['model'])[0]
+        data_config = {
+            'input_size': (3, size, size),
+            'crop_mode': 'center',
+            **{name: config[name] for name in ('interpolation', 'mean', 'std', 'crop_pct')},
+        }
+    except KeyError as error:
+        raise ConversionError(f'{config_file}: not the configuration of a run: {error} is missing') from None
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f'{config_file}: {reason(error)}') from None
+    names = _read_json(names_file) if names_file.exists() else []
+    if not are_names(names):
+        raise ConversionError(f'{names_file}: expected a list of names')
+    return {
+        'architecture': architecture,
+        'num_classes': config.get('num_classes'),
+        'in_chans': 3,
+        'abn_slope': None if config.get('abn_slope') == 1e-3 else config.get('abn_slope'),
+        'data_config': data_config,
+        'label_names': names,
+    }
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    document = _read_json(path)
+    if not isinstance(document, dict):
+        raise ConversionError(f'{path}: expected a JSON object, got {type(document).__name__}')
+    return document
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f'{path}: cannot be read as JSON: {reason(error)}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of a run at one step, as NumPy arrays.
+
+    Attributes:
+        step: steps done.
+        top1: top-1 accuracy at that step, as a share; None if the step was not evaluated.
+        params, batch_stats: the model's trees, their keys as text.
+        averaged: whether they are the moving average.
+        has_ema: whether the run keeps one.
+    """
+
+    step: int
+    top1: float | None
+    params: Tree
+    batch_stats: Tree
+    averaged: bool
+    has_ema: bool
+
+
+def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best', *, ema: bool = True) -> Weights:
+    """Load the weights of a run, whatever devices it trained on. A run that is still training is not disturbed.
+
+    Args:
+        workdir: folder of the run.
+        which: a step, 'latest', or 'best': the one with the best top-1, or the latest if none was evaluated.
+        ema: take the moving average if the run has one.
+
+    Raises:
+        ConversionError: Orbax is not installed, there is no such checkpoint, or it cannot be read.
+    """
+    try:
+        from orbax.checkpoint import v1 as ocp
+    except ImportError as error:
+        raise ConversionError(
+            f"{workdir}: the folder of a training run; reading it needs pip install 'tresnet_jax[train]' ({error})"
+        ) from None
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        raise ConversionError(f'{workdir}: has no {CHECKPOINTS}; give the folder of a training run')
+    try:
+        with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+            found = {c.step: (c.metrics or {}).get(BEST) for c in checkpointer.checkpoints}
+    except Exception as error:  # Orbax wraps the file system's errors in many classes
+        raise ConversionError(f'{folder}: cannot be read: {reason(error)}') from error
+    if not found:
+        raise ConversionError(f'{folder}: holds no checkpoint yet')
+    step = _choose(found, which)
+    if step not in found:
+        steps = ', '.join(map(str, sorted(found)))
+        raise ConversionError(f'{folder}: holds no checkpoint of step {step}; there is {steps}')
+    path = str(folder.absolute() / str(step))
+    try:
+        saved = ocp.metadata(path, 'state').metadata
+        averaged = bool(ema and saved.get('ema'))
+        trees = saved['ema'] if averaged else saved
+        wanted = {name: trees[name] for name in ('params', 'batch_stats')}
+        # NumPy arrays, because the devices that they were saved from may not be here; and nothing else.
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
+        chosen = {'ema': wanted} if averaged else wanted
+        skipped = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name]) for name in saved.keys() - chosen.keys()}
+        state = ocp.load(path, skipped | chosen, checkpointable_name='state')
+    except Exception as error:
+        raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
+    state = state['ema'] if averaged else state
+    return Weights(step, found[step], state['params'], state['batch_stats'], averaged, bool(saved.get('ema')))
+
+
+def _choose(found: dict[int, float | None], which: int | str) -> int:
+    """The step that is asked for, given the top-1 of each step."""
+    if isinstance(which, int):
+        return which
+    rated = {step: top1 for step, top1 in found.items() if which == 'best' and top1 is not None}
+    return max(rated, key=lambda step: (rated[step], step)) if rated else max(found)

@@ -1,0 +1,89 @@
+"""Trees or tensors -> a file, written beside its place and then renamed: whole or not at all."""
+
+import json
+from pathlib import Path
+
+import flax
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT
+from tresnet_jax.checkpoints.names import flatten
+from tresnet_jax.checkpoints.report import Report
+from tresnet_jax.errors import ConversionError
+from tresnet_jax.files import written_beside
+from tresnet_jax.models.base import Tree
+from tresnet_jax.version import __version__
+
+TORCH_SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
+
+
+def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write arrays as one safetensors file.
+
+    Raises:
+        ConversionError: it cannot be written.
+    """
+    # safetensors writes the memory as it lies: a transposed view would be written in the wrong order.
+    tensors = {key: np.asarray(value, order='C') for key, value in tensors.items()}
+    with written_beside(path) as beside:
+        safetensors.numpy.save_file(tensors, beside, metadata)
+
+
+def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report, source_sha256: str = '') -> None:
+    """Write trees as one flat safetensors file, ``params.layer1.0.conv1.kernel``, and what is known of them.
+
+    Raises:
+        ConversionError: it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        raise ConversionError(f'{path}: a Flax file is a .safetensors file; name it {path.with_suffix(".safetensors")}')
+    tensors = {f'params.{key}': np.asarray(value) for key, value in flatten(params).items()}
+    tensors |= {f'batch_stats.{key}': np.asarray(value) for key, value in flatten(batch_stats).items()}
+    versions = {'tresnet_jax': __version__} | {package.__name__: package.__version__ for package in (flax, jax, np)}
+    metadata = {
+        'format': FLAX_FORMAT,
+        'architecture': report.architecture,
+        'tag': report.tag or '',
+        'num_classes': str(report.num_classes),
+        'in_chans': str(report.in_chans),
+        'abn_slope': '' if report.abn_slope is None else repr(report.abn_slope),
+        'data_config': json.dumps(report.data_config or {}),
+        'label_names': json.dumps(report.label_names or ()),
+        'source': report.path.name,
+        'source_sha256': source_sha256,
+        'source_dtypes': json.dumps(report.source_dtypes),
+        COUNTER: json.dumps(report.counters),
+        'versions': json.dumps(versions),
+    }
+    save_safetensors(path, tensors, metadata)
+
+
+def save_torch(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write timm's tensors as `.safetensors`, or as `.pth` for ``torch.load``, which needs torch.
+
+    Raises:
+        ConversionError: an unknown suffix, torch missing for a torch file, or it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in TORCH_SUFFIXES:
+        raise ConversionError(f'{path}: unknown suffix; use one of {", ".join(TORCH_SUFFIXES)}')
+    if path.suffix == '.safetensors':
+        return save_safetensors(path, tensors, {'format': 'pt'})
+    try:
+        import torch
+    except ImportError:
+        raise ConversionError(
+            f'{path}: writing a torch file needs torch: pip install torch (or name a .safetensors file)'
+        ) from None
+
+    def tensor(value: np.ndarray) -> torch.Tensor:
+        if value.dtype == ml_dtypes.bfloat16:  # torch takes no foreign dtype, but the bits are the same
+            return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(value)
+
+    with written_beside(path) as beside:
+        torch.save({key: tensor(np.require(value, requirements=['C', 'W'])) for key, value in tensors.items()}, beside)

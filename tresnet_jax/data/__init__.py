@@ -1,0 +1,1 @@
+"""Images and data sets on the host."""

@@ -1,0 +1,97 @@
+"""Images in arrays: NumPy's .npz files as Keras keeps its data sets, with x_train, y_train, x_test, y_test."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from tresnet_jax.data.splits import choose_split
+from tresnet_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Images in memory: (N, H, W) or (N, H, W, C) uint8, and (N,) labels."""
+
+    name: str
+    class_names: tuple[str, ...]
+    images: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
+        image = self.images[index]
+        return {'image': image if image.ndim == 3 else image[..., None], 'label': int(self.labels[index])}
+
+    def describe(self, index: int) -> str:
+        """An image's name in logs."""
+        return f'{self.name} {index}'
+
+
+def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, ...] | None = None) -> ArraySource:
+    """One split of a .npz file: its x_NAME, (N, H, W) or (N, H, W, 1 to 4) uint8, and y_NAME, (N,) or (N, 1) integers.
+
+    Args:
+        path: of the file.
+        split: as in `choose_split`.
+        where: the data set, for errors.
+        class_names: one a class; without them classes are called by their number, and there are as many as the
+            labels of all splits use.
+
+    Raises:
+        DataError: the file cannot be read, has no such split, or holds something else.
+    """
+    try:
+        with path.open('rb') as opened:
+            file = np.load(opened, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise DataError(f'{where}: one array, not a .npz file')
+            available = [key[2:] for key in file.files if key.startswith('x_') and f'y_{key[2:]}' in file.files]
+            chosen = choose_split(split, available, where)
+            labels = {name: _labels(file[f'y_{name}'], f'{where} y_{name}') for name in available}
+            images = file[f'x_{chosen.name}']
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f'{where}: there is no file {path}') from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f'{where}: cannot be read as a .npz file of plain arrays ({error})') from error
+    _check_images(images, len(labels[chosen.name]), f'{where} x_{chosen.name}')
+    highest = max(int(y.max()) for y in labels.values() if len(y))
+    if class_names is None:
+        class_names = tuple(str(i) for i in range(highest + 1))
+    elif highest >= len(class_names):
+        raise DataError(f'{where}: labels go up to {highest}, but there are {len(class_names)} classes')
+    if len(class_names) < 2:
+        raise DataError(f'{where}: only one class, nothing to tell apart')
+    new = sorted(set(labels[chosen.name].tolist()) - set(labels.get('train', labels[chosen.name]).tolist()))
+    if new:
+        raise DataError(f'{where}: {chosen.name} has classes that train has not: {", ".join(map(str, new[:10]))}')
+    part = chosen.part(len(images))
+    return ArraySource(f'{where} {chosen.text}', class_names, images[part], labels[chosen.name][part])
+
+
+def _labels(labels: np.ndarray, where: str) -> np.ndarray:
+    if labels.ndim == 2 and labels.shape[1] == 1:  # Keras' CIFAR
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f'{where}: expected (N,) integers, got {labels.shape} {labels.dtype}')
+    if len(labels) and labels.min() < 0:
+        raise DataError(f'{where}: a label is {labels.min()}; the first class is 0')
+    return labels
+
+
+def _check_images(images: np.ndarray, labels: int, where: str) -> None:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+        raise DataError(f'{where}: expected (N, H, W) or (N, H, W, 1, 3 or 4) uint8, got {images.shape} {images.dtype}')
+    if not images.size:
+        raise DataError(f'{where}: no images')
+    if len(images) != labels:
+        raise DataError(f'{where}: {len(images)} images but {labels} labels')

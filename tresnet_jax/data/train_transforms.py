@@ -1,0 +1,236 @@
+"""The training transform of one image on the host, by Pillow (``timm/data/transforms_factory.py``).
+
+What comes after it (normalising, Cutout, random erasing, mixup, CutMix) is done on the device for whole batches.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from tresnet_jax.data.auto_augment import Policy, auto_augment_transform, draw_interpolation
+from tresnet_jax.data.images import to_rgb
+from tresnet_jax.data.transforms import INTERPOLATIONS
+from tresnet_jax.errors import ImageError, reason
+from tresnet_jax.variants import IMAGENET
+
+CROPS = ('resized', 'pad', 'none')
+_JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """Crop, resize, flip, augment: image -> (height, width, 3) uint8; `create_train_transform` makes it."""
+
+    height: int
+    width: int
+    crop: str
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    padding: int
+    padding_mode: str
+    interpolation: str
+    hflip: float
+    vflip: float
+    color_jitter: tuple[float, float, float]
+    auto_augment: Policy | None
+    draft: bool
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """The same image and the same state of the generator give the same pixels.
+
+        With `draft` an undecoded JPEG is decoded here, perhaps smaller, and stays so: open it anew for each call.
+
+        Raises:
+            ImageError: the image cannot be decoded.
+        """
+        size = self.width, self.height
+        if self.crop == 'resized':
+            box = random_resized_box(*image.size, self.scale, self.ratio, rng)
+        elif self.crop == 'none':
+            box = middle_box(*image.size, (self.width / self.height, self.width / self.height))
+        else:
+            box = (0, 0, *image.size)
+        resample = draw_interpolation(self.interpolation, rng)
+        image = draft_crop(image, box, size, resample) if self.draft else resized_crop(image, box, size, resample)
+        if self.crop == 'pad':
+            top, left = rng.integers(2 * self.padding + 1, size=2).tolist()
+            image = pad_crop(image, self.padding, self.padding_mode, left, top)
+        if rng.random() < self.hflip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if rng.random() < self.vflip:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        if self.auto_augment is not None:
+            image = self.auto_augment(image, rng)
+        if any(self.color_jitter):
+            image = self._jitter(image, rng)
+        return np.array(image)
+
+    def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """torchvision's ColorJitter without hue: each factor is uniform around 1, their order random."""
+        for index in rng.permutation(3):
+            strength = self.color_jitter[index]
+            if strength:
+                factor = rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength)
+                image = _JITTERS[index](image).enhance(factor)
+        return image
+
+
+def create_train_transform(
+    input_size: int | Sequence[int] = 224,
+    *,
+    crop: str = 'resized',
+    scale: Sequence[float] = (0.08, 1.0),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    padding: int = 4,
+    padding_mode: str = 'reflect',
+    interpolation: str = 'random',
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: float | Sequence[float] | None = 0.4,
+    force_color_jitter: bool = False,
+    auto_augment: str | None = None,
+    mean: Sequence[float] = IMAGENET['mean'],
+    draft: bool = False,
+) -> TrainTransform:
+    """The host's part of ``timm.data.create_transform(..., is_training=True)``, with timm's names and defaults.
+
+    Args:
+        input_size: pixels of a square, (height, width), or (3, height, width).
+        crop: 'resized', a random part of the image; 'pad', for small images: the whole one is resized to
+            `input_size`, gets a border, and is cut to the size again at random; 'none', always the middle.
+        scale, ratio: of 'resized': range of the part's share of the area, and of its width / height.
+        padding, padding_mode: of 'pad': pixels of border, 'reflect' or (black) 'constant'.
+        interpolation: Pillow's filter as in `create_transform`, or 'random': bilinear or bicubic.
+        hflip, vflip: probabilities.
+        color_jitter: most that the brightness, contrast and saturation factors differ from 1; one number or three.
+            As in timm it is left out where there is an `auto_augment` other than 3-Augment, unless
+            `force_color_jitter`.
+        auto_augment: as in `auto_augment_transform`; a fixed `interpolation` is its interpolation too.
+        mean: of each channel, in [0, 1]; the colour that `auto_augment` fills with.
+        draft: decode undecoded JPEGs as small as the crop allows; faster, other bits (`draft_crop`).
+
+    Returns:
+        A callable (image, numpy generator) -> (height, width, 3) uint8, which can be pickled.
+
+    Raises:
+        ValueError: an argument that cannot work.
+    """
+    sizes = [*input_size] if isinstance(input_size, Sequence) else [input_size, input_size]
+    if len(sizes) == 3 and sizes[0] == 3:
+        sizes = sizes[1:]
+    jitter = [*color_jitter] if isinstance(color_jitter, Sequence) else [color_jitter or 0.0] * 3
+    allowed = ('random', *INTERPOLATIONS)
+    for name, value, good, expected in (
+        ('input_size', input_size, len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes),
+         'int, (height, width) or (3, height, width)'),
+        ('crop', crop, crop in CROPS, f'one of {", ".join(CROPS)}'),
+        ('scale', scale, len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, 'two rising shares in (0, 1]'),
+        ('ratio', ratio, len(ratio) == 2 and 0 < ratio[0] <= ratio[1], 'two positive, rising numbers'),
+        ('padding', padding, padding >= 0, 'zero or more pixels'),
+        ('padding_mode', padding_mode, padding_mode in PADDINGS, f'one of {", ".join(PADDINGS)}'),
+        ('interpolation', interpolation, interpolation in allowed, f'one of {", ".join(allowed)}'),
+        ('hflip', hflip, 0 <= hflip <= 1, 'a probability'),
+        ('vflip', vflip, 0 <= vflip <= 1, 'a probability'),
+        ('color_jitter', color_jitter, len(jitter) == 3 and min(jitter) >= 0,
+         'one number or three (brightness, contrast, saturation), none negative'),
+        ('mean', mean, len(mean) == 3, 'three numbers'),
+    ):  # fmt: skip
+        if not good:
+            raise ValueError(f'{name} must be {expected}, got {value!r}')
+    policy = None
+    if auto_augment:
+        red, green, blue = (min(255, round(255 * value)) for value in mean)
+        policy = auto_augment_transform(auto_augment, interpolation=interpolation, fill=(red, green, blue))
+        if not force_color_jitter and '3a' not in auto_augment:
+            jitter = [0.0, 0.0, 0.0]
+    return TrainTransform(
+        height=sizes[0],
+        width=sizes[1],
+        crop=crop,
+        scale=(scale[0], scale[1]),
+        ratio=(ratio[0], ratio[1]),
+        padding=padding,
+        padding_mode=padding_mode,
+        interpolation=interpolation,
+        hflip=hflip,
+        vflip=vflip,
+        color_jitter=(jitter[0], jitter[1], jitter[2]),
+        auto_augment=policy,
+        draft=draft,
+    )
+
+
+Box = tuple[int, int, int, int]  # left, top, width, height in pixels
+
+PADDINGS = ('reflect', 'constant')
+
+
+def random_resized_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """The box that timm's `RandomResizedCropAndInterpolation` cuts from an image of `width` x `height` pixels.
+
+    Its share of the area is uniform in `scale`, the logarithm of width / height uniform in that of `ratio`. If ten
+    such boxes do not fit, the middle of the image, as much as `ratio` allows. Unlike timm's it is never empty.
+    """
+    for _ in range(10):
+        area = rng.uniform(*scale) * (width * height)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_width, box_height = max(round(math.sqrt(area * aspect)), 1), max(round(math.sqrt(area / aspect)), 1)
+        if box_width <= width and box_height <= height:
+            top, left = int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1))
+            return left, top, box_width, box_height
+    return middle_box(width, height, ratio)
+
+
+def middle_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
+    """As much of the middle of an image as has a width / height in the range `ratio`."""
+    box_width, box_height = width, height
+    if width / height < ratio[0]:
+        box_height = max(round(width / ratio[0]), 1)
+    elif width / height > ratio[1]:
+        box_width = max(round(height * ratio[1]), 1)
+    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+
+
+def resized_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """The box of the image, in RGB, resized to `size` (width, height): timm's bits."""
+    left, top, width, height = box
+    # Cut before it is resized: with `resize(box=...)` the filter would see pixels outside of the box.
+    return _decoded(image).crop((left, top, left + width, top + height)).resize(size, resample)
+
+
+def draft_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """`resized_crop` from a JPEG that, where it is not decoded yet, is decoded 2, 4 or 8 times smaller.
+
+    So much smaller that the box still has at least `size` pixels either way. The decoder's way of shrinking is not
+    `resample`'s, so the bits differ from those of `resized_crop`.
+    """
+    left, top, width, height = box
+    # Pillow keeps the whole image at least as large as this; other formats and decoded images it leaves alone.
+    needed = math.ceil(image.width * size[0] / width), math.ceil(image.height * size[1] / height)
+    full_width = image.width
+    drafted = image.draft(None, needed)
+    shrink = drafted[1][2] / full_width if drafted else 1
+    if shrink == 1:
+        return resized_crop(image, box, size, resample)
+    edges = (left * shrink, top * shrink, (left + width) * shrink, (top + height) * shrink)
+    return _decoded(image).resize(size, resample, box=edges)
+
+
+def pad_crop(image: Image.Image, padding: int, mode: str, left: int, top: int) -> Image.Image:
+    """The image with `padding` pixels of 'reflect' or black 'constant' border, cut to its size from (left, top)."""
+    borders = ((padding, padding), (padding, padding), (0, 0))
+    pixels = np.pad(np.asarray(image), borders, mode)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return Image.fromarray(pixels[top : top + image.height, left : left + image.width])
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except Exception as error:  # A damaged file can raise nearly anything out of Pillow's decoders.
+        raise ImageError(reason(error)) from error
+    return image if image.mode == 'RGB' else to_rgb(image)

@@ -1,0 +1,159 @@
+"""The evaluation transform of one image, bit for bit timm's (``timm/data/transforms_factory.py``).
+
+Pillow resizes, because its filters, which round to whole grey levels, are part of what the published
+accuracies were measured with; `jax.image.resize` differs from them by up to two levels.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tresnet_jax.variants import IMAGENET, PretrainedConfig, pretrained_config
+
+CROP_MODES = ('center', 'squash', 'border')
+INTERPOLATIONS = {
+    name: Image.Resampling[name.upper()] for name in ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+}
+
+
+def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, Any]:
+    """What `create_transform` needs to prepare images as the weights expect them.
+
+    ``timm.data.resolve_data_config`` gives the same values under the same keys.
+
+    Args:
+        source: a model, the name of one ('resnet50d.a1_in1k', or 'resnet50d' for its default tag), or its row
+            of the table. A model without a row gets timm's defaults: ImageNet's mean and std, bicubic, 224.
+        use_test_size: take the size and crop that the best published accuracy was measured with, where they
+            differ from those of training.
+
+    Returns:
+        input_size (channels, height, width), interpolation, mean, std, crop_pct, crop_mode.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if isinstance(source, str):
+        source = pretrained_config(source)
+    row = source if isinstance(source, PretrainedConfig) else source.pretrained_cfg
+    if row is None:
+        row = PretrainedConfig('', '', IMAGENET['mean'], IMAGENET['std'], 'bicubic')
+    test_size, test_crop_pct = (row.test_input_size, row.test_crop_pct) if use_test_size else (None, None)
+    return {
+        'input_size': test_size or row.input_size,
+        'interpolation': row.interpolation,
+        'mean': row.mean,
+        'std': row.std,
+        'crop_pct': test_crop_pct or row.crop_pct,
+        'crop_mode': row.crop_mode,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """Resize, crop, normalise: PIL image -> (height, width, 3) float32; `create_transform` makes it."""
+
+    height: int
+    width: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Raises ValueError where a long, thin image would grow beyond Pillow's limit for images."""
+        # Three roundings to float32, in torchvision's order: to_tensor's division, normalize's two steps.
+        x = np.asarray(self.crop_image(image), np.float32) / np.float32(255)
+        return (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+    def crop_image(self, image: Image.Image) -> np.ndarray:
+        """Resize and crop alone: PIL image -> (height, width, 3) uint8.
+
+        Raises:
+            ValueError: a long, thin image would grow beyond Pillow's limit for images.
+        """
+        if image.mode != 'RGB':
+            image = image.convert('RGB')
+        width, height = self._resized(image.width, image.height)
+        if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+            size = f'{image.width} x {image.height}'
+            raise ValueError(f'an image of {size} pixels would be resized to {width} x {height}')
+        return np.asarray(self._crop(image.resize((width, height), INTERPOLATIONS[self.interpolation])))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing. The crop takes the middle `crop_pct` of that in each direction."""
+        to_height, to_width = math.floor(self.height / self.crop_pct), math.floor(self.width / self.crop_pct)
+        if self.crop_mode == 'squash':
+            return to_width, to_height
+        if self.crop_mode == 'center' and to_height == to_width:
+            # torchvision's Resize: the short edge fits, the long one is truncated to whole pixels.
+            short, long = min(width, height), max(width, height)
+            resized_long = int(to_width * long / short)
+            return (to_width, resized_long) if width <= height else (resized_long, to_width)
+        # timm's ResizeKeepRatio: the image covers the target ('center') or fits into it ('border'). timm
+        # fails where a thin image would be rounded to no pixel; here one remains.
+        choose = max if self.crop_mode == 'border' else min
+        ratio = choose(height / to_height, width / to_width)
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        """The middle of the image; what lies outside it is black, or the mean colour in mode 'border'."""
+        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == 'border' else (0, 0, 0)
+        cropped = Image.new('RGB', (self.width, self.height), fill)
+        cropped.paste(image, (_offset(image.width, self.width), _offset(image.height, self.height)))
+        return cropped
+
+
+def _offset(size: int, target: int) -> int:
+    """Where an image of `size` pixels begins in a frame of `target` that shows its middle."""
+    # As torchvision: a smaller image's border is floored, what a larger one loses is rounded half to even.
+    return (target - size) // 2 if size < target else -round((size - target) / 2)
+
+
+def create_transform(
+    input_size: int | Sequence[int] = 224,
+    interpolation: str = 'bilinear',
+    mean: Sequence[float] = IMAGENET['mean'],
+    std: Sequence[float] = IMAGENET['std'],
+    crop_pct: float = 0.875,
+    crop_mode: str = 'center',
+) -> EvalTransform:
+    """The transform of ``timm.data.create_transform(..., is_training=False)``, with timm's defaults.
+
+    ``create_transform(**resolve_data_config(model))`` is what the weights of a model expect.
+
+    Args:
+        input_size: pixels of a square, (height, width), or (3, height, width).
+        interpolation: 'nearest', 'bilinear', 'bicubic', 'box', 'hamming' or 'lanczos', by Pillow.
+        mean, std: of each channel, for pixels scaled to [0, 1].
+        crop_pct: edge of the crop over the edge of the resized image; above 1 there are black borders.
+        crop_mode: 'center' fits the short edge and cuts the long one; 'squash' changes the aspect ratio;
+            'border' fits the long edge and fills up with the mean colour.
+
+    Returns:
+        A callable that takes a PIL image of any size and mode (those other than 'RGB' are converted) to a
+        (height, width, 3) float32 array.
+
+    Raises:
+        ValueError: an argument that cannot work.
+    """
+    sizes = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
+    if len(sizes) == 3 and sizes[0] == 3:
+        sizes = sizes[1:]
+    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f'input_size must be int, (height, width) or (3, height, width), got {input_size!r}')
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f'interpolation must be one of {", ".join(INTERPOLATIONS)}, got {interpolation!r}')
+    if crop_mode not in CROP_MODES:
+        raise ValueError(f'crop_mode must be one of {", ".join(CROP_MODES)}, got {crop_mode!r}')
+    if not 0 < crop_pct <= min(sizes):
+        raise ValueError(f'crop_pct must be positive and leave at least one pixel, got {crop_pct!r}')
+    if len(mean) != 3 or len(std) != 3 or 0 in std:
+        raise ValueError(f'mean and std must be three numbers each, std not zero, got {mean!r} and {std!r}')
+    height, width = sizes
+    return EvalTransform(height, width, interpolation, tuple(mean), tuple(std), crop_pct, crop_mode)

@@ -1,0 +1,64 @@
+"""Errors that a user can meet. Each message is one line: the file, the key, what was expected, what to do."""
+
+from collections.abc import Iterable
+
+
+class ConversionError(ValueError):
+    """A checkpoint cannot be read, recognised, converted or written."""
+
+
+class HubError(ValueError):
+    """A folder or a repository of the hub does not have what was asked for."""
+
+
+class DataError(ValueError):
+    """A data set cannot be used for training or evaluation."""
+
+
+class TrainingError(ValueError):
+    """A run cannot start, resume or continue."""
+
+
+class ImageError(ValueError):
+    """A file cannot be read as an image."""
+
+
+class MissingExtraError(ValueError):
+    """An optional dependency is not installed; the message gives the pip command."""
+
+
+# Optional packages, as they are imported, and the extra that installs each.
+EXTRAS = {
+    'absl': 'train',
+    'grain': 'train',
+    'matplotlib': 'plot',
+    'optax': 'train',
+    'orbax': 'train',
+    'tensorboardX': 'train',
+    'tensorflow': 'tf',
+    'tensorflow_datasets': 'train',
+    'torch': 'convert',
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """Return the error that names the extra to install, or None if the missing module is not an optional one."""
+    package = (error.name or '').partition('.')[0]
+    if package not in EXTRAS:
+        return None
+    return MissingExtraError(f"{package} is not installed; run: pip install 'tresnet_jax[{EXTRAS[package]}]'")
+
+
+def reason(error: BaseException) -> str:
+    """Return why an error happened, in one line of at most 300 characters."""
+    text = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+    return text[:300] or type(error).__name__
+
+
+def listing(title: str, items: Iterable[str], most: int = 12) -> str:
+    """A titled list, sorted, one item a line, cut after `most`; empty when there are none."""
+    items = sorted(items)
+    if not items:
+        return ''
+    more = [f'... and {len(items) - most} more'] if len(items) > most else []
+    return '\n'.join([f'{title} ({len(items)}):', *(f'  {item}' for item in [*items[:most], *more])])

@@ -1,0 +1,221 @@
+"""timm's ``config.json``, which makes a folder or a repository of the hub a model (``timm/models/_hub.py``)."""
+
+import dataclasses
+import json
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tresnet_jax.checkpoints.match import to_torch
+from tresnet_jax.checkpoints.write import save_torch
+from tresnet_jax.data.transforms import resolve_data_config
+from tresnet_jax.errors import ConversionError, HubError
+from tresnet_jax.files import written_beside
+from tresnet_jax.hub.client import CONFIG, WEIGHTS, find
+from tresnet_jax.labels import are_names
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.variants import IMAGENET, PretrainedConfig, split_name
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedConfig(PretrainedConfig):
+    """The row that a ``config.json`` gives, and how the model was built.
+
+    Attributes:
+        source: 'hf-hub:org/name' or 'local-dir:FOLDER'.
+        global_pool: None is timm's default.
+        output_stride: 32, 16 or 8.
+    """
+
+    source: str = ''
+    global_pool: str | None = None
+    output_stride: int = 32
+
+    @property
+    def name(self) -> str:
+        return self.source
+
+    @property
+    def hf_hub_id(self) -> str | None:
+        """The repository on the hub, with its revision; None for a folder."""
+        return self.source.removeprefix('hf-hub:') if self.source.startswith('hf-hub:') else None
+
+
+def read_config(source: str) -> SavedConfig:
+    """The row of 'hf-hub:org/name' or 'local-dir:FOLDER', from its ``config.json``.
+
+    Only values are taken from it: a file, an address or a repository that it names is never followed.
+
+    Raises:
+        HubError: there is none, it is not timm's, or its model is not one of ours.
+    """
+    path = find(source, [CONFIG])
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HubError(f'{path}: cannot be read as JSON: {error}') from None
+    if not isinstance(config, dict):
+        raise HubError(f'{path}: is not a configuration of timm')
+    return _to_row(config, source, path)
+
+
+def _to_row(config: dict[str, Any], source: str, path: Path) -> SavedConfig:
+    # Before 2023 timm wrote one dict, without the inner one.
+    pretrained = config.get('pretrained_cfg', config)
+    arguments = config.get('model_args') or {}
+    if not isinstance(pretrained, Mapping) or not isinstance(arguments, Mapping):
+        raise HubError(f'{path}: pretrained_cfg and model_args must be objects')
+
+    def take(fields: Mapping[str, Any], key: str, check: Callable[[Any], bool], default: Any) -> Any:
+        value = fields.get(key)
+        if value is None:
+            return default
+        if not check(value):
+            raise HubError(f'{path}: {key} cannot be {reprlib.repr(value)}')
+        return tuple(value) if isinstance(value, list) else value
+
+    name = take(config, 'architecture', _is_text, '')
+    try:
+        architecture, _ = split_name(name)
+    except ValueError as error:
+        raise HubError(f'{path}: {error}') from None
+    foreign = {key for key in arguments if key not in _ARGUMENTS and not key.endswith('_rate')}
+    if foreign:
+        raise HubError(f'{path}: built with {", ".join(sorted(foreign))}, which this package has not')
+
+    size = take(pretrained, 'input_size', _is_size, (3, 224, 224))
+    test_size = take(pretrained, 'test_input_size', _is_size, None)
+    channels = take(arguments, 'in_chans', _is_positive, size[0])
+    classes = take(pretrained, 'num_classes', _is_count, 1000)
+    return SavedConfig(
+        architecture=architecture,
+        tag=take(pretrained, 'tag', _is_text, ''),
+        mean=take(pretrained, 'mean', _are_numbers, IMAGENET['mean']),
+        std=take(pretrained, 'std', _are_numbers, IMAGENET['std']),
+        interpolation=take(pretrained, 'interpolation', _is_text, 'bicubic'),
+        input_size=(channels, *size[1:]),
+        test_input_size=(channels, *test_size[1:]) if test_size else None,
+        crop_pct=take(pretrained, 'crop_pct', _is_fraction, 0.875),
+        test_crop_pct=take(pretrained, 'test_crop_pct', _is_fraction, None),
+        crop_mode=take(pretrained, 'crop_mode', _is_text, 'center'),
+        num_classes=take(arguments, 'num_classes', _is_count, take(config, 'num_classes', _is_count, classes)),
+        license=take(pretrained, 'license', _is_text, ''),
+        source=source,
+        global_pool=take(arguments, 'global_pool', _is_text, None),
+        output_stride=take(arguments, 'output_stride', _is_positive, 32),
+        label_names=_names(config.get('label_names', pretrained.get('label_names'))),
+    )
+
+
+_ARGUMENTS = ('in_chans', 'num_classes', 'global_pool', 'output_stride')
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    """A list of names; timm takes other forms too, and nothing but what is printed depends on them."""
+    return tuple(value) if are_names(value) else None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_positive, value))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_fraction(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_number, value))
+
+
+def save_pretrained(model: ImageModel, folder: str | Path) -> None:
+    """Write ``model.safetensors`` and ``config.json``, which make a folder a model for timm and for us.
+
+    ``timm.create_model('local-dir:FOLDER', pretrained=True)`` loads it, and so does `create_model` here; uploaded
+    as it is, it is a repository for ``hf-hub:``. Each file is whole or not there.
+
+    Args:
+        model: a classifier, or a body without one; its present weights, classes, channels and pooling are written.
+        folder: made if it is not there; files of these names in it are replaced.
+
+    Raises:
+        ValueError: a model that timm cannot build: a backbone of `features_only`, or other slopes.
+        convert.ConversionError: (a ValueError) the files cannot be written.
+    """
+    config, folder = to_config(model), Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConversionError(f'{folder}: cannot be made: {error}') from None
+    with written_beside(folder / CONFIG) as beside:
+        beside.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+        save_torch(folder / WEIGHTS[0], to_torch(model))
+
+
+def to_config(model: ImageModel) -> dict[str, Any]:
+    """The ``config.json`` of a model, as ``timm.models._hub.save_for_hf`` of 1.0.31 writes it.
+
+    Raises:
+        ValueError: a model that timm cannot build.
+    """
+    if model.out_indices is not None or len(model._stages()) < 4 or not model.architecture:
+        raise ValueError('only a whole model can be saved: one of create_model without features_only, not pruned')
+    family = model.config.family
+    if model.abn_slope != family.default_slope:
+        raise ValueError(
+            f"this model has the slope {model.abn_slope:g}, timm's has {family.default_slope}: use convert.save_flax"
+        )
+    data, row, channels = resolve_data_config(model), model.pretrained_cfg, model.in_chans
+    arguments = {'in_chans': channels, 'num_classes': model.num_classes, 'global_pool': model.global_pool}
+    if model.output_stride != 32:
+        arguments['output_stride'] = model.output_stride
+
+    def of_channels(values: tuple[float, ...]) -> list[float]:
+        # As timm: images of another number of channels get the mean of the values.
+        return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
+
+    pretrained: dict[str, Any] = {
+        'tag': row and row.tag,
+        'custom_load': False,
+        'input_size': [channels, *data['input_size'][1:]],
+        'test_input_size': row and row.test_input_size and [channels, *row.test_input_size[1:]],
+        'fixed_input_size': False,
+        'interpolation': data['interpolation'],
+        'crop_pct': data['crop_pct'],
+        'test_crop_pct': row and row.test_crop_pct,
+        'crop_mode': data['crop_mode'],
+        'mean': of_channels(data['mean']),
+        'std': of_channels(data['std']),
+        'num_classes': model.num_classes,
+        'pool_size': [size // 32 for size in data['input_size'][1:]],
+        'first_conv': family.first_conv,
+        'classifier': family.classifier,
+        'license': row and row.license,
+    }
+    names = row.label_names if row else None
+    return {
+        'architecture': model.architecture,
+        'num_classes': model.num_classes,
+        'num_features': model.num_features,
+        **({'global_pool': model.global_pool} if model.global_pool else {}),
+        'model_args': arguments,
+        **({'label_names': list(names)} if names and len(names) == model.num_classes else {}),
+        'pretrained_cfg': {key: value for key, value in pretrained.items() if value not in (None, '')},
+    }

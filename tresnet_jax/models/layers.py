@@ -1,0 +1,151 @@
+"""The layers both families are made of. Feature maps are (B, H, W, C); every number parity rests on is written out."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from tresnet_jax.models.cpu import conv_general_dilated
+from tresnet_jax.models.initializers import kaiming_normal, torch_uniform
+from tresnet_jax.models.memory import STATISTICS
+
+
+def param_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Parameters are float32 whatever the compute dtype, but for float64, which is for proofs."""
+    return jnp.dtype(jnp.float64) if jnp.dtype(dtype) == jnp.float64 else jnp.dtype(jnp.float32)
+
+
+def conv(
+    in_chans: int,
+    out_chans: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    use_bias: bool = False,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square convolution, padded on both sides alike as torch pads ('SAME' would pad strided ones on one side)."""
+    pad = dilation * (kernel_size - 1) // 2
+    return nnx.Conv(
+        in_chans,
+        out_chans,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        kernel_dilation=dilation,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=param_dtype(dtype),
+        kernel_init=kaiming_normal(out_chans * kernel_size**2),
+        bias_init=torch_uniform(in_chans * kernel_size**2),
+        conv_general_dilated=conv_general_dilated,
+        rngs=rngs,
+    )
+
+
+def linear(in_features: int, out_features: int, kernel_init: nnx.Initializer, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer whose bias starts as torch's."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=True,
+        dtype=dtype,
+        param_dtype=param_dtype(dtype),
+        kernel_init=kernel_init,
+        bias_init=torch_uniform(in_features),
+        rngs=rngs,
+    )
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(param_dtype(x.dtype))
+
+
+def space_to_depth(x: jax.Array, block_size: int = 4) -> jax.Array:
+    """(B, H, W, C) -> (B, H/4, W/4, 16 C): channel (dy * 4 + dx) * C + c, timm's order (``space_to_depth.py``)."""
+    b, h, w, c = x.shape
+    n = block_size
+    x = x.reshape(b, h // n, n, w // n, n, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // n, w // n, n * n * c)
+
+
+class Identity(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class SqueezeExcite(nnx.Module):
+    """Channel attention (Hu et al., arXiv:1709.01507): 1x1 convolutions with bias, ReLU, sigmoid (``SEModule``)."""
+
+    def __init__(self, channels: int, rd_channels: int, *, dtype, rngs: nnx.Rngs):
+        self.fc1 = conv(channels, rd_channels, 1, use_bias=True, dtype=dtype, rngs=rngs)
+        self.fc2 = conv(rd_channels, channels, 1, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean = checkpoint_name(x.mean((1, 2), keepdims=True), STATISTICS)
+        hidden = checkpoint_name(self.fc1(mean), STATISTICS)
+        logits = checkpoint_name(self.fc2(nnx.relu(hidden)), STATISTICS)
+        # The product in float32, so that its gradient, a sum over the map, is one: as precise, and faster on a GPU.
+        return (at_least_float32(x) * nnx.sigmoid(at_least_float32(logits))).astype(x.dtype)
+
+
+def draw_key(rngs: nnx.Rngs | None, what: str) -> jax.Array:
+    """A key of the 'dropout' stream.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if rngs is None or 'dropout' not in rngs:
+        raise ValueError(f"{what} in training mode needs random numbers: pass rngs={{'dropout': key}}")
+    return rngs.dropout()
+
+
+def drop(x: jax.Array, key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
+    """Zero x where a Bernoulli draw of `shape` says so, and scale the rest by 1 / (1 - rate)."""
+    keep = 1.0 - rate
+    if keep == 0.0:
+        return jnp.zeros_like(x)
+    return jnp.where(jax.random.bernoulli(key, keep, tuple(shape)), x / keep, jnp.zeros((), x.dtype))
+
+
+class DropPath(nnx.Module):
+    """Stochastic depth (Huang et al., arXiv:1603.09382): drops a residual branch, a whole image at a time."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+        self.deterministic = True
+
+    @property
+    def is_random(self) -> bool:
+        return self.rate > 0 and not self.deterministic
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        if not self.is_random:
+            return x
+        assert key is not None, 'the model draws a key for every random block'
+        return drop(x, key, self.rate, (x.shape[0], 1, 1, 1))
+
+
+class Dropout(nnx.Module):
+    """Dropout whose key is drawn from the caller's `rngs`, so that the module itself holds no random state."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+        self.deterministic = True
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        if self.deterministic or self.rate == 0:
+            return x
+        return drop(x, draw_key(rngs, 'dropout'), self.rate, x.shape)
+
+
+def stagewise_drop_path_rates(rate: float, layers: Sequence[int]) -> list[float]:
+    """TResNet's rates, one a block: torch's float32 ``linspace``, which counts from the nearer end and rounds once."""
+    n = sum(layers)
+    end, step = float(np.float32(rate)), float(np.float32(rate) / np.float32(max(n - 1, 1)))
+    return [float(np.float32(step * i if i < n // 2 else end - step * (n - 1 - i))) for i in range(n)]

@@ -1,0 +1,221 @@
+"""ResNet-D: He et al., "Bag of Tricks for Image Classification with Convolutional Neural Networks", arXiv:1812.01187.
+
+The reference is ``timm/models/resnet.py`` with a deep stem and ``avg_down``; attribute paths are timm's keys.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tresnet_jax.models.base import ImageModel, ResidualBlock
+from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.initializers import torch_uniform
+from tresnet_jax.models.layers import Identity, conv
+from tresnet_jax.models.pooling import AvgPool, max_pool
+from tresnet_jax.variants import BASIC, EXPANSION, ResNetDConfig
+
+RELU, LINEAR = 0.0, None
+
+
+class Stack(nnx.List):
+    """Layers one after another; the index of each is torch's."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions (timm's ``BasicBlock``)."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        planes: int,
+        *,
+        stride: int,
+        first_dilation: int,
+        dilation: int,
+        downsample: Stack | None,
+        drop_path_rate: float,
+        dtype: jnp.dtype,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        norm = {'dtype': dtype, 'axis_name': axis_name}
+        self.conv1 = conv(in_chans, planes, 3, stride=stride, dilation=first_dilation, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNormAct(planes, slope=RELU, **norm)
+        self.conv2 = conv(planes, planes, 3, dilation=dilation, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNormAct(planes, slope=LINEAR, zero_init=True, **norm)
+        super().__init__(downsample, drop_path_rate)
+
+    def branch(self, x: jax.Array) -> jax.Array:
+        x = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(x))
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3, 1x1, with the stride in the 3x3 convolution (timm's ``Bottleneck``)."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        planes: int,
+        *,
+        stride: int,
+        first_dilation: int,
+        dilation: int,
+        downsample: Stack | None,
+        drop_path_rate: float,
+        dtype: jnp.dtype,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        del dilation  # the 3x3 convolution is the only one, and it is the first
+        norm = {'dtype': dtype, 'axis_name': axis_name}
+        self.conv1 = conv(in_chans, planes, 1, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNormAct(planes, slope=RELU, **norm)
+        self.conv2 = conv(planes, planes, 3, stride=stride, dilation=first_dilation, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNormAct(planes, slope=RELU, **norm)
+        self.conv3 = conv(planes, planes * 4, 1, dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNormAct(planes * 4, slope=LINEAR, zero_init=True, **norm)
+        super().__init__(downsample, drop_path_rate)
+
+    def branch(self, x: jax.Array) -> jax.Array:
+        x = self.bn1(self.conv1(x))
+        x = self.bn2(self.conv2(x))
+        return self.bn3(self.conv3(x))
+
+
+def stage_strides(output_stride: int) -> list[tuple[int, int]]:
+    """(stride, dilation) of each stage: once the output stride is reached, dilation stands in for the stride."""
+    plan, reached, dilation = [], 4, 1
+    for stride in (1, 2, 2, 2):
+        if reached >= output_stride:
+            stride, dilation = 1, dilation * stride
+        reached *= stride
+        plan.append((stride, dilation))
+    return plan
+
+
+class ResNetD(ImageModel):
+    """ResNet-D; see `ImageModel` for what it takes and gives.
+
+    Args:
+        config: its row of the table.
+        num_classes: 0 for none.
+        in_chans: channels of the images.
+        global_pool: one of timm's names.
+        output_stride: 32, or 16 or 8 for finer last maps by dilation.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; earlier blocks have less, linearly.
+        dtype: of the computation.
+        axis_name: the mapped axis to synchronise batch norm over.
+        rngs: for the initial weights.
+    """
+
+    def __init__(
+        self,
+        config: ResNetDConfig,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        output_stride: int = 32,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            config,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            dtype=dtype,
+        )
+        self.output_stride = output_stride
+        norm = {'dtype': dtype, 'axis_name': axis_name}
+        common = {**norm, 'rngs': rngs}
+        stem = config.stem_width
+        self.conv1 = Stack(
+            [
+                conv(in_chans, stem, 3, stride=2, dtype=dtype, rngs=rngs),
+                BatchNormAct(stem, slope=RELU, **norm),
+                Identity(),  # torch's ReLU, which is in the batch norm here; the index stays
+                conv(stem, stem, 3, dtype=dtype, rngs=rngs),
+                BatchNormAct(stem, slope=RELU, **norm),
+                Identity(),  # torch's ReLU, which is in the batch norm here; the index stays
+                conv(stem, stem * 2, 3, dtype=dtype, rngs=rngs),
+            ]
+        )
+        self.bn1 = BatchNormAct(stem * 2, slope=RELU, **norm)
+
+        width, index, last_index, first_dilation = stem * 2, 0, sum(config.layers) - 1, 1
+        for stage, (stage_stride, dilation) in enumerate(stage_strides(output_stride)):
+            kind, planes = config.blocks[stage], config.channels[stage]
+            out = planes * EXPANSION[kind]
+            blocks = []
+            for i in range(config.layers[stage]):
+                stride = stage_stride if i == 0 else 1
+                downsample = None
+                if i == 0 and (stride != 1 or width != out):
+                    downsample = Stack(
+                        [
+                            Identity() if stride == dilation == 1 else AvgPool(stride),
+                            conv(width, out, 1, dtype=dtype, rngs=rngs),
+                            BatchNormAct(out, slope=LINEAR, **norm),
+                        ]
+                    )
+                make = BasicBlock if kind == BASIC else Bottleneck
+                blocks.append(
+                    make(
+                        width,
+                        planes,
+                        stride=stride,
+                        first_dilation=first_dilation,
+                        dilation=dilation,
+                        downsample=downsample,
+                        drop_path_rate=drop_path_rate * index / last_index,
+                        **common,
+                    )
+                )
+                # timm's: a stage's first block still has the dilation of the stage before.
+                width, index, first_dilation = out, index + 1, dilation
+            setattr(self, f'layer{stage + 1}', nnx.List(blocks))
+
+        self.start_classifier(num_classes, rngs)
+
+    def _stem(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def run(stem: Stack, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = stem(x)
+            return x, max_pool(x)
+
+        return self.memory.run_block(run, Stack([self.conv1, self.bn1]), x)
+
+    def _trunk(self) -> nnx.Module:
+        return self
+
+    def _all_feature_info(self) -> list[dict[str, Any]]:
+        assert isinstance(self.config, ResNetDConfig)
+        info = [{'num_chs': self.config.stem_width * 2, 'reduction': 2, 'module': 'act1'}]
+        reduction = 4
+        for stage, (stride, _) in enumerate(stage_strides(self.output_stride)):
+            reduction *= stride
+            channels = self.config.channels[stage] * EXPANSION[self.config.blocks[stage]]
+            info.append({'num_chs': channels, 'reduction': reduction, 'module': f'layer{stage + 1}'})
+        return info
+
+    def get_classifier(self) -> nnx.Module:
+        return self.fc
+
+    def _set_classifier(self, fc: nnx.Module) -> None:
+        self.fc = fc
+
+    def _classifier_init(self, in_features: int) -> nnx.Initializer:
+        return torch_uniform(in_features)

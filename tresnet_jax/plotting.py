@@ -1,0 +1,70 @@
+"""PNG files drawn by Matplotlib, which is optional (extra `plot`)."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from tresnet_jax.errors import missing_extra
+from tresnet_jax.files import written_beside
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> 'Figure':
+    """Return an empty figure; width and height are in inches.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) or error from None
+    return Figure(figsize=(width, height), layout='constrained')
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 100) -> None:
+    """Write a figure as PNG, whatever the suffix of `path`.
+
+    Raises:
+        ConversionError: the file cannot be written.
+    """
+    with written_beside(path) as beside:
+        figure.savefig(beside, format='png', dpi=dpi)
+
+
+def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: str | os.PathLike) -> None:
+    """Write a PNG file with all images in a grid, about as wide as it is high, each above its caption.
+
+    The file appears whole or not at all: it is written under another name beside it first.
+
+    Args:
+        images: at least one, of any size.
+        captions: one an image; lines are kept.
+        path: of the file to write, whatever its suffix.
+
+    Raises:
+        ValueError: no images, or not as many captions.
+        convert.ConversionError: (a ValueError) the file cannot be written.
+    """
+    if not images or len(images) != len(captions):
+        raise ValueError(f'one caption an image, got {len(images)} images and {len(captions)} captions')
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    lines = max(caption.count('\n') + 1 for caption in captions)
+    figure = new_figure(2.2 * columns, (2.2 + 0.16 * lines) * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    places = axes[: len(images)]  # The last row may have empty ones.
+    for axis, image, caption in zip(places, images, captions, strict=True):
+        axis.imshow(image.convert('RGB'))
+        # Names may hold dollar signs, which are no formulas.
+        text = axis.text(0.5, -0.03, caption, fontsize=8, ha='center', va='top', transform=axis.transAxes)
+        text.set_parse_math(False)
+    save_figure(figure, Path(path))

@@ -1,0 +1,251 @@
+"""Random erasing and Cutout of batches on the device, of normalised images.
+
+Papers: https://arxiv.org/abs/1708.04896 (timm: ``timm/data/random_erasing.py``), https://arxiv.org/abs/1708.04552.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+"""First row, row after the last, first column, column after the last: int32, each () or (batch,)."""
+
+MODES = ('const', 'rand', 'pixel')
+FILLS = ('zero', 'random')
+_TRIES = 10  # timm's
+_DRAWS = 2 * _TRIES + 2  # uniform numbers a rectangle: areas, aspects, place
+
+
+def inside(box: Box, height: int, width: int) -> jax.Array:
+    """Which pixels lie in the box: (batch or 1, height, width, 1) bool."""
+    top, bottom, left, right = (jnp.reshape(side, (-1, 1, 1, 1)) for side in box)
+    rows = jnp.arange(height, dtype=jnp.int32).reshape(1, -1, 1, 1)
+    columns = jnp.arange(width, dtype=jnp.int32).reshape(1, 1, -1, 1)
+    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+
+
+def erase(images: jax.Array, box: Box, fill: jax.Array) -> jax.Array:
+    """Images (batch, height, width, channels) with `fill`, which broadcasts to them, in the box of each."""
+    return jnp.where(inside(box, *images.shape[1:3]), fill.astype(images.dtype), images)
+
+
+def span(centre: jax.Array, edge: int | jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """First pixel and the one after the last of `edge` pixels around `centre`, as far as they are in [0, length)."""
+    return jnp.clip(centre - edge // 2, 0, length), jnp.clip(centre + (edge + 1) // 2, 0, length)
+
+
+def below(limit: int | jax.Array, draw: jax.Array) -> jax.Array:
+    """A uniform draw in [0, 1) as an int32 in [0, limit)."""
+    return jnp.floor(draw * limit if isinstance(limit, int) else draw * limit.astype(draw.dtype)).astype(jnp.int32)
+
+
+def random_erasing(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    probability: float,
+    mode: str = 'const',
+    min_area: float = 0.02,
+    max_area: float = 1 / 3,
+    min_aspect: float = 0.3,
+    count: int = 1,
+) -> jax.Array:
+    """Rectangles of each image replaced, as by timm's `RandomErasing`, whose distributions these are.
+
+    Args:
+        key: of `jax.random`; another one on each device.
+        images: (batch, height, width, channels), floating point, normalised.
+        probability: that an image is touched at all.
+        mode: 'const' fills with zero, the mean colour; 'rand' with one normally distributed colour a rectangle;
+            'pixel' with one a pixel.
+        min_area, max_area: range of the share of the image that its rectangles have together; uniform.
+        min_aspect: lowest height / width, whose logarithm is uniform up to that of 1 / min_aspect.
+        count: most rectangles an image; their number is uniform in [1, count]. They may overlap.
+
+    Returns:
+        Images of the same shape and type.
+
+    Raises:
+        ValueError: an argument that cannot work.
+    """
+    _check(images, 'mode', mode, MODES)
+    if not (0 < min_area <= max_area <= 1 and 0 < min_aspect <= 1 and count >= 1 and 0 <= probability <= 1):
+        numbers = f'{probability=}, {min_area=}, {max_area=}, {min_aspect=}, {count=}'
+        raise ValueError(f'probability, areas and min_aspect must be shares, areas rising, count 1 or more; {numbers}')
+    batch, height, width, channels = images.shape
+    draw_key, noise_key = jax.random.split(key)
+    # All at once, for each call compiles for seconds: chance and number, then what `erasing_box` wants.
+    chance, how_many, *draws = jax.random.uniform(draw_key, (2 + count * _DRAWS, batch), jnp.float32)
+    number = jnp.where(chance < probability, 1 + below(count, how_many), 0)
+    if mode == 'pixel':  # Where rectangles overlap, whose noise it is makes no difference.
+        fills = [jax.random.normal(noise_key, images.shape, jnp.float32)] * count
+    elif mode == 'rand':
+        fills = jax.random.normal(noise_key, (count, batch, 1, 1, channels), jnp.float32)
+    else:
+        fills = jnp.zeros((count, 1, 1, 1, 1), jnp.float32)
+    for index, fill in enumerate(fills):
+        draw = jnp.stack(draws[index * _DRAWS : (index + 1) * _DRAWS])
+        box = erasing_box(draw, jnp.maximum(number, 1), height, width, (min_area, max_area), min_aspect)
+        top, bottom, left, right = (jnp.where(index < number, side, 0) for side in box)
+        images = erase(images, (top, bottom, left, right), fill)
+    return images
+
+
+def erasing_box(
+    draws: jax.Array, number: jax.Array, height: int, width: int, area: tuple[float, float], min_aspect: float
+) -> Box:
+    """One rectangle an image, from uniform draws (22, batch); one of `number` (batch,) has that part of the area.
+
+    The first of ten that is smaller than the image both ways; if none is, an empty one. timm draws them one after
+    another, which comes to the same.
+    """
+    shares, log_aspects = draws[:_TRIES], math.log(min_aspect) * (1 - 2 * draws[_TRIES : 2 * _TRIES])
+    areas = (area[0] + (area[1] - area[0]) * shares) * (height * width) / number[None].astype(jnp.float32)
+    aspects = jnp.exp(log_aspects)
+    heights, widths = jnp.round(jnp.sqrt(areas * aspects)), jnp.round(jnp.sqrt(areas / aspects))
+    fits = (heights < height) & (widths < width)
+    first = jnp.argmax(fits, axis=0, keepdims=True)
+    rows, columns = (
+        jnp.take_along_axis(jnp.where(fits, edges, 0), first, axis=0)[0].astype(jnp.int32)
+        for edges in (heights, widths)
+    )
+    top, left = below(height - rows + 1, draws[-2]), below(width - columns + 1, draws[-1])
+    return top, top + rows, left, left + columns
+
+
+def cutout(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    size: float,
+    fill: str = 'zero',
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+) -> jax.Array:
+    """A square of each image replaced, centred anywhere in the image and cut off at its borders.
+
+    Args:
+        key: of `jax.random`; another one on each device.
+        images: (batch, height, width, channels), floating point, normalised.
+        size: edge of the square over the image's edge, in (0, 1], rounded to pixels; 0.5 covers 19 % of a
+            image on average. Where the image is no square it has the image's proportions.
+        fill: 'zero', the mean colour, as in the paper; or 'random', one colour an image, uniform in RGB, as in
+            MIIL's CutoutPIL (https://github.com/Alibaba-MIIL/ImageNet21K).
+        mean, std: that the images were normalised with, one number or one a channel; for 'random'.
+
+    Returns:
+        Images of the same shape and type.
+
+    Raises:
+        ValueError: an argument that cannot work.
+    """
+    _check(images, 'fill', fill, FILLS)
+    if not 0 < size <= 1:
+        raise ValueError(f'size must be a share in (0, 1] of the edge, got {size!r}')
+    batch, height, width, channels = images.shape
+    rows, columns, *colour = jax.random.uniform(key, (2 + channels, batch), jnp.float32)
+    box = (
+        *span(below(height, rows), int(size * height + 0.5), height),
+        *span(below(width, columns), int(size * width + 0.5), width),
+    )
+    if fill == 'zero':
+        return erase(images, box, jnp.zeros((1, 1, 1, 1), jnp.float32))
+    colour = jnp.stack(colour, axis=-1).reshape(batch, 1, 1, channels)
+    shift, scale = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
+    return erase(images, box, (colour - shift) / scale)
+
+
+def _check(images: jax.Array, name: str, value: str, allowed: Sequence[str]) -> None:
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        shape = f'{images.dtype} {images.shape}'
+        raise ValueError(f'images must be floating point (batch, height, width, channels), got {shape}')
+    if value not in allowed:
+        raise ValueError(f'{name} must be one of {", ".join(allowed)}, got {value!r}')
+
+
+def mix(
+    key: jax.Array,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    mixup_alpha: float = 0.0,
+    cutmix_alpha: float = 0.0,
+    probability: float = 1.0,
+    switch_probability: float = 0.5,
+) -> tuple[jax.Array, jax.Array]:
+    """mixup, CutMix or nothing, drawn anew for each batch.
+
+    Args:
+        key: of `jax.random`.
+        images: (batch, height, width, channels), floating point.
+        targets: (batch, classes), floating point: probabilities, smoothed already if they are to be.
+        mixup_alpha, cutmix_alpha: the share of the image itself is Beta(alpha, alpha); 0 turns one off. With
+            both off the batch comes back as it is.
+        probability: that the batch is mixed at all.
+        switch_probability: that it is CutMix where both are on.
+
+    Returns:
+        (images, targets) of the same shapes and types.
+
+    Raises:
+        ValueError: an argument that cannot work.
+    """
+    if images.ndim != 4 or targets.ndim != 2 or images.shape[0] != targets.shape[0]:
+        shapes = f'{images.shape} and {targets.shape}'
+        raise ValueError(f'expected images (batch, height, width, channels) and targets (batch, classes), got {shapes}')
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (images, targets)):
+        raise ValueError(f'images and targets must be floating point, got {images.dtype} and {targets.dtype}')
+    if min(mixup_alpha, cutmix_alpha) < 0 or not (0 <= probability <= 1 and 0 <= switch_probability <= 1):
+        numbers = f'{mixup_alpha=}, {cutmix_alpha=}, {probability=}, {switch_probability=}'
+        raise ValueError(f'alphas must not be negative and probabilities lie in [0, 1], got {numbers}')
+    if not mixup_alpha and not cutmix_alpha:
+        return images, targets
+    if not mixup_alpha or not cutmix_alpha:
+        switch_probability = float(cutmix_alpha > 0)
+    draw_key, lam_key = jax.random.split(key)
+    chance, switch, row, column = jax.random.uniform(draw_key, (4,), jnp.float32)
+    is_cutmix = switch < switch_probability
+    alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
+    lam = jnp.where(chance < probability, jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32), 1)
+    # The one that was not drawn mixes nothing: a lambda of 1, an empty box.
+    if mixup_alpha:
+        images, targets = mixup(images, targets, jnp.where(is_cutmix, 1, lam))
+    if cutmix_alpha:
+        _, height, width, _ = images.shape
+        lam = jnp.where(is_cutmix, lam, 1)
+        box = cutmix_box(lam, below(height, row), below(width, column), height, width)
+        images, targets = cutmix(images, targets, box)
+    return images, targets
+
+
+def mixup(images: jax.Array, targets: jax.Array, lam: float | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`lam` of each image and target, and 1 - `lam` of its partner's."""
+    return _blend(images, lam), _blend(targets, lam)
+
+
+def cutmix(images: jax.Array, targets: jax.Array, box: Box) -> tuple[jax.Array, jax.Array]:
+    """Each image with its partner's pixels in the box; the targets by the share of the area that these are."""
+    top, bottom, left, right = box
+    _, height, width, _ = images.shape
+    lam = 1 - jnp.asarray((bottom - top) * (right - left), _wide(targets)) / (height * width)
+    return jnp.where(inside(box, height, width), images[::-1], images), _blend(targets, lam)
+
+
+def cutmix_box(lam: float | jax.Array, row: jax.Array, column: jax.Array, height: int, width: int) -> Box:
+    """The box around a pixel that leaves `lam` of the image, where it is not cut off at the borders."""
+    ratio = jnp.sqrt(1 - lam)
+    rows, columns = (ratio * height).astype(jnp.int32), (ratio * width).astype(jnp.int32)
+    return *span(row, rows, height), *span(column, columns, width)
+
+
+def _blend(x: jax.Array, lam: float | jax.Array) -> jax.Array:
+    wide = _wide(x)
+    own, share = x.astype(wide), jnp.asarray(lam, wide)
+    return (share * own + (1 - share) * own[::-1]).astype(x.dtype)
+
+
+def _wide(x: jax.Array) -> jnp.dtype:
+    """At least float32: a lambda in bfloat16 would be wrong by up to 0.2 %."""
+    return x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
