@@ -12,9 +12,9 @@ test: .venv/ready  ## the suite against the real timm
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 # What makes, calls, splits or trains networks, and so may depend on how NNX keeps them.
-NETWORKS = $(addprefix tests/, $(addsuffix .py, test_factory test_functional test_golden test_inference test_memory \
-  test_profiling parity/test_convert parity/test_layers parity/test_models \
-  parity/test_options parity/test_training parity/test_variants))
+NETWORKS = $(addprefix tests/, models convert/test_golden.py test_factory.py test_folding.py test_profiling.py \
+  training/test_loop.py training/test_step.py parity/test_convert.py parity/test_layers.py parity/test_models.py \
+  parity/test_options.py parity/test_training.py parity/test_variants.py)
 
 test-all: .venv/ready  ## what is marked slow, the rest, and the networks in NNX's tree mode; writes LAST_FULL_RUN.md
 	printf '# The last run of `make test-all`\n\nRelative error is max|a-b| / max|b|, the largest of all tensors.\n\n' > tests/LAST_FULL_RUN.md
