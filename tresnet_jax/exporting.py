@@ -18,14 +18,14 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from tresnet_jax.data.transforms import resolve_data_config
+from tresnet_jax.data.transforms import height_width, resolve_data_config
 from tresnet_jax.files import written_beside
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_names
 from tresnet_jax.models.base import ImageModel, functional
 from tresnet_jax.models.layers import param_dtype
 from tresnet_jax.models.winograd import KERNELS
-from tresnet_jax.profiling import height_width, input_size
+from tresnet_jax.profiling import input_size
 
 FORMAT = 'tresnet_jax.export'
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -59,7 +59,7 @@ def export(
         ValueError: an unknown platform, or a size that the model does not take.
         convert.ConversionError: (a ValueError) the file cannot be written.
     """
-    height, width = input_size(model) if image_size is None else height_width(image_size)
+    height, width = input_size(model) if image_size is None else height_width(image_size, 'image_size')
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f'platforms must be some of {", ".join(PLATFORMS)}, got {platforms!r}')
     if batch is not None and batch < 1:

@@ -5,13 +5,13 @@ Nothing is computed or compiled: the forward pass is traced with shapes, and eac
 
 import dataclasses
 import math
-import operator
 from collections import Counter
 from typing import Any
 
 import jax
 from flax import nnx
 
+from tresnet_jax.data.transforms import height_width
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.build import build_model
@@ -89,7 +89,7 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
         ValueError: the name is unknown, or the model cannot take images of this size.
     """
     model = _abstract_model(model) if isinstance(model, str) else model
-    height, width = input_size(model) if image_size is None else height_width(image_size)
+    height, width = input_size(model) if image_size is None else height_width(image_size, 'image_size')
     graphdef, state = nnx.split(model)
     counts: dict[str, Counter[str]] = {stage: Counter(dict.fromkeys(COUNTS, 0)) for stage in STAGES}
 
@@ -187,20 +187,4 @@ def input_size(model: ImageModel) -> tuple[int, int]:
     if not model.architecture:
         raise ValueError('a model that is not of the table has no input size: pass image_size')
     _, height, width = (model.pretrained_cfg or pretrained_config(model.architecture)).input_size
-    return height, width
-
-
-def height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """A size as a user gives it: one number for both, or (height, width).
-
-    Raises:
-        ValueError: anything else.
-    """
-    try:
-        height, width = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-        height, width = operator.index(height), operator.index(width)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise ValueError(f'image_size must be a positive number of pixels or (height, width), got {image_size!r}')
     return height, width

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from tresnet_jax.data.auto_augment import Policy, auto_augment_transform, draw_interpolation
 from tresnet_jax.data.images import to_rgb
-from tresnet_jax.data.transforms import INTERPOLATIONS
+from tresnet_jax.data.transforms import INTERPOLATIONS, height_width
 from tresnet_jax.errors import ImageError, reason
 from tresnet_jax.variants import IMAGENET
 
@@ -118,14 +118,10 @@ def create_train_transform(
     Raises:
         ValueError: an argument that cannot work.
     """
-    sizes = [*input_size] if isinstance(input_size, Sequence) else [input_size, input_size]
-    if len(sizes) == 3 and sizes[0] == 3:
-        sizes = sizes[1:]
+    height, width = height_width(input_size, 'input_size', channels=True)
     jitter = [*color_jitter] if isinstance(color_jitter, Sequence) else [color_jitter or 0.0] * 3
     allowed = ('random', *INTERPOLATIONS)
     for name, value, good, expected in (
-        ('input_size', input_size, len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes),
-         'int, (height, width) or (3, height, width)'),
         ('crop', crop, crop in CROPS, f'one of {", ".join(CROPS)}'),
         ('scale', scale, len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, 'two rising shares in (0, 1]'),
         ('ratio', ratio, len(ratio) == 2 and 0 < ratio[0] <= ratio[1], 'two positive, rising numbers'),
@@ -147,8 +143,8 @@ def create_train_transform(
         if not force_color_jitter and '3a' not in auto_augment:
             jitter = [0.0, 0.0, 0.0]
     return TrainTransform(
-        height=sizes[0],
-        width=sizes[1],
+        height=height,
+        width=width,
         crop=crop,
         scale=(scale[0], scale[1]),
         ratio=(ratio[0], ratio[1]),

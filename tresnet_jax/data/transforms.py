@@ -6,6 +6,7 @@ accuracies were measured with; `jax.image.resize` differs from them by up to two
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,6 +116,30 @@ def _offset(size: int, target: int) -> int:
     return (target - size) // 2 if size < target else -round((size - target) / 2)
 
 
+def height_width(size: Any, name: str, *, channels: bool = False) -> tuple[int, int]:
+    """Return height and width in pixels of an image size: one number for both, or (height, width).
+
+    Args:
+        size: the size as the caller gave it.
+        name: name of the caller's argument, for the error message.
+        channels: accept (3, height, width) too, the form of timm's `input_size`.
+
+    Raises:
+        ValueError: `size` has another form, or is not positive.
+    """
+    sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if channels and len(sizes) == 3 and sizes[0] == 3:
+        sizes = sizes[1:]
+    try:
+        height, width = map(operator.index, sizes)
+    except (TypeError, ValueError):  # not two numbers, or not whole ones
+        height = width = 0
+    if min(height, width) < 1:
+        forms = '(height, width) or (3, height, width)' if channels else '(height, width)'
+        raise ValueError(f'{name} must be a positive number of pixels or {forms}, got {size!r}')
+    return height, width
+
+
 def create_transform(
     input_size: int | Sequence[int] = 224,
     interpolation: str = 'bilinear',
@@ -142,18 +167,13 @@ def create_transform(
     Raises:
         ValueError: an argument that cannot work.
     """
-    sizes = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
-    if len(sizes) == 3 and sizes[0] == 3:
-        sizes = sizes[1:]
-    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f'input_size must be int, (height, width) or (3, height, width), got {input_size!r}')
+    height, width = height_width(input_size, 'input_size', channels=True)
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f'interpolation must be one of {", ".join(INTERPOLATIONS)}, got {interpolation!r}')
     if crop_mode not in CROP_MODES:
         raise ValueError(f'crop_mode must be one of {", ".join(CROP_MODES)}, got {crop_mode!r}')
-    if not 0 < crop_pct <= min(sizes):
+    if not 0 < crop_pct <= min(height, width):
         raise ValueError(f'crop_pct must be positive and leave at least one pixel, got {crop_pct!r}')
     if len(mean) != 3 or len(std) != 3 or 0 in std:
         raise ValueError(f'mean and std must be three numbers each, std not zero, got {mean!r} and {std!r}')
-    height, width = sizes
     return EvalTransform(height, width, interpolation, tuple(mean), tuple(std), crop_pct, crop_mode)
