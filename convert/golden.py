@@ -60,7 +60,11 @@ def timm_model(architecture: str, **options: Any) -> Any:
     except ImportError:
         raise ConversionError('this compares with timm itself: pip install timm torch torchvision') from None
     if architecture == 'test_tresnet':
-        return TResNet(layers=[1, 1, 1, 1], width_factor=0.25, **options).eval()
+        features_only = options.pop('features_only', False)
+        model = TResNet(layers=[1, 1, 1, 1], width_factor=0.25, **options)
+        if features_only:
+            model = timm.models.FeatureListNet(model, (1, 2, 3, 4), flatten_sequential=True)
+        return model.eval()
     return timm.create_model(architecture, **options).eval()
 
 
