@@ -1,7 +1,7 @@
 """What one step does: on every device its share of the batch, and between the devices only sums."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,13 +51,16 @@ def create_state(params: Tree, batch_stats: Tree, optimizer: optax.GradientTrans
     )
 
 
-def over_devices(step: Callable[[Any, Batch], Any], *, donate: bool = False) -> Callable[[Any, Batch], Any]:
+def over_devices(
+    step: Callable[[Any, Batch], Any], *, donate: bool = False, devices: Sequence[Any] | None = None
+) -> Callable[[Any, Batch], Any]:
     """The one place where the devices come in: step(state, batch) on each of them.
 
     Args:
         step: takes a state that is the same on every device, and the device's share of a batch; sums over the axis
             'batch' make what it returns the same on every device again.
         donate: let the new state take the memory of the old one, which is then gone.
+        devices: run on these; None: on as many devices of this process as the batch has shares.
 
     Returns:
         A function of the state and of a batch whose arrays are (local devices, images of each, ...).
@@ -68,6 +71,7 @@ def over_devices(step: Callable[[Any, Batch], Any], *, donate: bool = False) -> 
         in_axes=(None, 0),
         out_axes=None,
         donate_argnums=(0,) if donate else (),
+        devices=devices,
     )
 
 
