@@ -86,14 +86,14 @@ def test_interrupted_twice_and_resumed_is_the_same_to_the_bit(uninterrupted, tmp
     assert result.finished
     first = train_with_signals(TINY, tmp_path, monkeypatch, 1, signal.SIGTERM)
     assert not first.finished and 1 <= first.step < 5
-    assert f'interrupted and saved at step {first.step}; go on with' in capsys.readouterr().out
+    assert f'interrupted and saved at step {first.step}; to resume: train.py --workdir' in capsys.readouterr().out
     second = train_with_signals(load_config(tmp_path), tmp_path, monkeypatch, 2, signal.SIGINT)
     assert first.step < second.step < 8
     last = loop.train(load_config(tmp_path), tmp_path)
     assert last.finished
     for a, b in zip(weights(tmp_path), weights(whole), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert last.accuracy == result.accuracy and last.ema_accuracy == result.ema_accuracy
+    assert last.evaluation == result.evaluation and last.ema_evaluation == result.ema_evaluation
     evaluations = [[r for r in read_records(folder) if r['kind'] == 'eval'] for folder in (tmp_path, whole)]
     for a, b in zip(*evaluations, strict=True):
         assert a | {'time': 0} == b | {'time': 0}
@@ -131,8 +131,8 @@ def test_what_a_run_leaves(uninterrupted):
     records = read_records(workdir)
     assert [r['step'] for r in records if r['kind'] == 'train'] == [2, 4, 6, 8]
     last = records[-1]
-    assert last['count'] == 40 and last['top1'] == result.accuracy.top1
-    assert last['ema_loss'] == result.ema_accuracy.loss != last['loss']
+    assert last['count'] == 40 and last['top1'] == result.evaluation.top1
+    assert last['ema_loss'] == result.ema_evaluation.loss != last['loss']
     kept = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
     assert len(kept) <= TINY.keep_last + TINY.keep_best and kept[-1] == 8
     resolved = load_config(workdir)

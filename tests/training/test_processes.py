@@ -100,7 +100,7 @@ def test_killed_in_the_middle_of_a_save_twice(environment, uninterrupted, tmp_pa
         process.kill()
         process.communicate()
     out, _ = finish(start(environment, workdir))
-    assert 'goes on at step' in out
+    assert 'resumes at step' in out
     assert_same(workdir, uninterrupted)
     assert all(path.name.isdecimal() for path in (workdir / CHECKPOINTS).iterdir())
 
