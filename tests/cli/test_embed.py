@@ -151,7 +151,7 @@ def test_another_subject_is_an_error_and_changes_nothing(embed, toy, tmp_path):
     before = {path: path.read_bytes() for path in out.iterdir()}
     for changed, message in (
         (('--model', 'test_tresnet.fashion_mnist'), "model was 'test_resnet.fashion_mnist', is 'test_tresnet.f"),
-        (('--split', 'test[:59]'), 'images was 60, is 59'),
+        (('--split', 'test[:59]'), 'pictures was 60, is 59'),
         (('--image-size', '40'), 'data_config was'),
         (('--crop-pct', '0.9'), 'data_config was'),
         (('--dtype', 'bfloat16'), "dtype was 'float32', is 'bfloat16'"),
