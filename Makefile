@@ -1,29 +1,29 @@
-# Two commands are all a fresh machine needs: `make demo` and `make test`.
+# On a new machine, `make demo` and `make test` install everything they need.
 PYTHON ?= python3
 
 PYTHON_NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c pass 2>/dev/null && echo $$p && break; done)
 
 .PHONY: demo test test-all test-newest check golden gpu-report clean
 
-demo: .venv-demo/ready  ## convert, compare, classify: no torch, no network but for the installation
+demo: .venv-demo/ready  ## convert, compare, classify, fine-tune; needs no torch, and the network only to install
 	.venv-demo/bin/python scripts/demo.py --out demo_output
 
-test: .venv/ready  ## the suite against the real timm
+test: .venv/ready  ## the test suite, which compares with timm
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
-# What makes, calls, splits or trains networks, and so may depend on how NNX keeps them.
+# Tests that create, call, split or train networks. They may depend on whether NNX is in graph or tree mode.
 NETWORKS = $(addprefix tests/, models convert/test_golden.py test_factory.py test_folding.py test_profiling.py \
   training/test_loop.py training/test_step.py parity/test_convert.py parity/test_layers.py parity/test_models.py \
   parity/test_options.py parity/test_training.py parity/test_variants.py)
 
-test-all: .venv/ready  ## what is marked slow, the rest, and the networks in NNX's tree mode; writes LAST_FULL_RUN.md
+test-all: .venv/ready  ## slow tests, the others, and NETWORKS in NNX's tree mode; writes tests/LAST_FULL_RUN.md
 	printf '# The last run of `make test-all`\n\nRelative error is max|a-b| / max|b|, the largest of all tensors.\n\n' > tests/LAST_FULL_RUN.md
 	.venv/bin/python -m pytest -n 2 --dist worksteal -m slow --summary tests/LAST_FULL_RUN.md
 	.venv/bin/python -m pytest -n 2 --dist worksteal --summary tests/LAST_FULL_RUN.md
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
 	  .venv/bin/python -m pytest -n 2 --dist worksteal $(NETWORKS) --summary tests/LAST_FULL_RUN.md
 
-test-newest: .venv-newest/ready  ## the suite without torch, on the newest Python and JAX that are found
+test-newest: .venv-newest/ready  ## the tests that need no torch, on the newest Python found and the newest JAX
 	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --ignore tests/parity
 
 check: .venv/ready  ## lint, format, types, direction of imports
@@ -32,7 +32,7 @@ check: .venv/ready  ## lint, format, types, direction of imports
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports
 
-gpu-report: .venv-gpu/ready  ## docs/gpu_report.md: programs compiled for a GPU, without one; hours, and 6 GB to install
+gpu-report: .venv-gpu/ready  ## compile programs for a GPU, without a GPU; takes hours and installs 6 GB
 	.venv-gpu/bin/python scripts/gpu_report.py
 
 clean:
@@ -49,7 +49,7 @@ clean:
 	touch $@
 
 .venv-newest/ready: pyproject.toml
-	$(or $(PYTHON_NEWEST),$(error python3.13 or python3.12 is not here; name one: make test-newest PYTHON_NEWEST=...)) -m venv .venv-newest
+	$(or $(PYTHON_NEWEST),$(error found neither python3.13 nor python3.12; choose one: make test-newest PYTHON_NEWEST=...)) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e '.[test-core]'
 	touch $@
 
@@ -58,7 +58,7 @@ clean:
 	.venv-gpu/bin/pip install --quiet --disable-pip-version-check -e '.[cuda12,train]'
 	touch $@
 
-golden: .venv/ready  ## timm's outputs for tests/golden, made anew
+golden: .venv/ready  ## generate tests/golden again: timm's outputs
 	mkdir -p tests/golden
 	for name in $$(.venv/bin/python -c "import tresnet_jax; print(*tresnet_jax.list_models())"); do \
 	  .venv/bin/python -m convert golden $$name tests/golden/$$name.safetensors --image-size 32; done
