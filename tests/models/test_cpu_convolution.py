@@ -17,7 +17,7 @@ NHWC = ('NHWC', 'HWIO', 'NHWC')
 @pytest.fixture(autouse=True)
 def as_with_jax_0_10(monkeypatch):
     """Of all kinds of convolutions there are some, whatever the version."""
-    monkeypatch.setattr(convolution, 'ONE_THREAD', 64)
+    monkeypatch.setattr(convolution, 'SINGLE_THREAD_CHANNELS', 64)
 
 
 def run(convolve, size: int, stride: int = 1, dilation: int = 1):
