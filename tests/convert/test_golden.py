@@ -11,6 +11,7 @@ import safetensors
 import convert
 from convert.golden import seeded_weights
 from convert.verify import compare_with_stored
+from tests.helpers.models import zero_trees
 from tests.helpers.paths import GOLDEN
 from tresnet_jax.models.build import build_model, fill
 from tresnet_jax.models.initializers import ShapesOnly
@@ -28,7 +29,7 @@ def test_there_is_one_file_an_architecture():
 @pytest.mark.parametrize('name', NAMES)
 def test_stored_outputs(name):
     model = build_model(name, num_classes=1000, in_chans=3, rngs=ShapesOnly())
-    shapes = {key: value.shape for key, value in convert.to_torch(zeros(model)[0], zeros(model)[1]).items()}
+    shapes = {key: value.shape for key, value in convert.to_torch(*zero_trees(model)).items()}
     with safetensors.safe_open(GOLDEN / f'{name}.safetensors', 'np') as file:
         assert file.metadata()['weights'] == 'seeded_weights(shapes, 0)'
     weights = seeded_weights(shapes, 0)
@@ -37,14 +38,3 @@ def test_stored_outputs(name):
     assert len(rows) == 6
     for row in rows:
         assert row.agrees, row
-
-
-def zeros(model):
-    """Trees of the model's shapes that take no memory."""
-    import jax
-    import numpy as np
-
-    from tresnet_jax.models.base import functional
-
-    _, params, batch_stats = functional(model)
-    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), (params, batch_stats))

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import convert
-from tests.convert.test_golden import zeros
+from tests.helpers.models import zero_trees
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
 
@@ -30,7 +30,7 @@ raise SystemExit(code)
 def source(tmp_path_factory) -> Path:
     """A ResNet-50-D of ones, in float16 and float32: 51 and 102 MB."""
     folder = tmp_path_factory.mktemp('large')
-    trees = zeros(build_model('resnet50d', num_classes=1000, in_chans=3, rngs=ShapesOnly()))
+    trees = zero_trees(build_model('resnet50d', num_classes=1000, in_chans=3, rngs=ShapesOnly()))
     shapes = {key: value.shape for key, value in convert.to_torch(*trees).items()}
     for dtype in ('float16', 'float32'):
         state = {key: np.full(shape, 1, dtype if shape else np.int64) for key, shape in shapes.items()}

@@ -1,7 +1,8 @@
-"""The suite's comparisons once more, each on a network or layer as small as shows a quirk: for `test_mutants.py`.
+"""Small versions of the suite's comparisons with timm, for `test_mutants.py`.
 
-A decorator names the test that makes it in full, whose tolerance it has. Ours runs operation by operation: those are
-compiled once for all mutants, and no cached program can stand in for patched code.
+Each uses the smallest network or layer that shows a quirk. The decorator names the full test, whose tolerance it has.
+Our side runs operation by operation: operations are compiled once for all mutants, and no cached program can replace
+patched code.
 """
 
 import copy
@@ -21,37 +22,60 @@ import timm.models.resnet
 import timm.models.tresnet
 import torch
 from flax import nnx
-from PIL import Image
 
 import convert
 import tresnet_jax
-from tests.helpers.reference import images, nhwc, ours, randomise, reference, relative_error, state_of, timm_model
-from tests.parity import test_layers, test_layouts, test_models, test_options, test_transforms, test_variants
+from convert.golden import timm_model
+from tests.helpers import timm_transforms
+from tests.helpers.closeness import relative_error
+from tests.helpers.layouts import COUNTER, inplace_abn_state
+from tests.helpers.models import SMALL
+from tests.helpers.reference import (
+    TIMM_ARCHITECTURES,
+    TIMM_TAGS,
+    images,
+    nhwc,
+    our_outputs,
+    ours,
+    randomise,
+    reference,
+    state_of,
+    statistics,
+    timm_outputs,
+    to_numpy,
+)
+from tests.helpers.timm_transforms import timm_transform
+from tests.helpers.tolerances import EVALUATION, LAYER, TRAINING
+from tests.helpers.torch_layers import batch_norms, torch_gradient
 from tresnet_jax import variants
 from tresnet_jax.checkpoints.names import flax_key_to_torch, flax_to_torch_layout
 from tresnet_jax.data import transforms
 from tresnet_jax.models import batch_norm as abn
-from tresnet_jax.models import batch_norm as abn_functions
 from tresnet_jax.models import initializers, layers, pooling
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.models.resnetd import ResNetD
 
-# Bit for bit: what is compared has no rounding of its own.
+# Both sides round in the same way or not at all.
 EXACT = 0.0
-# Where float32 constants are compared with Python's numbers.
+# float32 constants against Python's numbers.
 SINGLE = 1e-6
 
 COMPARISONS: dict[str, 'Comparison'] = {}
 
 
 class Comparison:
-    """An error against timm, the tolerance the suite has for it, and the suite's test; None if it is made here alone.
+    """An error against timm, with the suite's tolerance and test.
 
-    Calling gives the error, infinite where our side cannot hold the weights or has another shape.
+    A call returns the error. It is infinite if our side cannot hold the weights or has another shape.
+
+    Args:
+        function: computes the error.
+        suite: 'module.function' of the full test in tests/parity; None if there is none.
+        tolerance: the largest error that the test allows.
     """
 
-    def __init__(self, function: Callable[[], float], suite: Callable[..., Any] | None, tolerance: float):
+    def __init__(self, function: Callable[[], float], suite: str | None, tolerance: float):
         self.function, self.suite, self.tolerance = function, suite, tolerance
 
     def __call__(self) -> float:
@@ -61,7 +85,9 @@ class Comparison:
             return float('inf')
 
 
-def comparison(suite: Callable[..., Any] | None, tolerance: float) -> Callable[[Callable[[], float]], Comparison]:
+def comparison(suite: str | None, tolerance: float) -> Callable[[Callable[[], float]], Comparison]:
+    """Register a function as the comparison of its name."""
+
     def register(function: Callable[[], float]) -> Comparison:
         COMPARISONS[function.__name__] = Comparison(function, suite, tolerance)
         return COMPARISONS[function.__name__]
@@ -70,26 +96,26 @@ def comparison(suite: Callable[..., Any] | None, tolerance: float) -> Callable[[
 
 
 def error_of(a: Any, b: Any) -> float:
-    """Relative error, infinite for another shape and for what is not finite."""
+    """Return the relative error; infinite if the shapes differ or ours is not finite."""
     a, b = np.asarray(a), np.asarray(b)
     return relative_error(a, b) if a.shape == b.shape and np.isfinite(a).all() else float('inf')
 
 
 def largest_error(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """Return the largest relative error of two dicts; infinite if their keys differ."""
     if ours.keys() != theirs.keys():
         return float('inf')
     return max(error_of(ours[key], theirs[key]) for key in theirs)
 
 
 def differing(ours: dict, theirs: dict) -> float:
-    """How many keys are missing on one side or have another value."""
+    """Return how many keys are missing on one side or have another value."""
     missing = object()
     return sum(ours.get(key, missing) != theirs.get(key, missing) for key in ours.keys() | theirs.keys())
 
 
-# SMALL_ROWS are networks with what the first two lack: the second version's blocks, at a width that it rounds,
-# and a bottleneck's shortcut of stride 1.
-SMALL = ('test_tresnet', 'test_resnet')
+# Networks with the features that SMALL lacks: the second version's blocks at a width that it rounds, and a bottleneck's
+# shortcut of stride 1.
 SMALL_ROWS = {
     'small_v2': variants.TResNetConfig((1, 1, 1, 1), width_factor=0.3, v2=True),
     'small_bottlenecks': variants.ResNetDConfig((1, 1, 1, 1), variants.ALL_BOTTLENECK, 8, (8, 12, 16, 24)),
@@ -119,40 +145,40 @@ def timm_reference(name: str, **options: Any) -> torch.nn.Module:
 @functools.cache
 def expected_outputs(name: str) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        outputs = test_models.timm_outputs(timm_reference(name), images(2, 3, *SIZES[name]))
-    return test_models.to_numpy(outputs)
+        outputs = timm_outputs(timm_reference(name), images(2, 3, *SIZES[name]))
+    return to_numpy(outputs)
 
 
 def evaluation(name: str) -> float:
-    """Every feature map and the logits."""
+    """Return the largest error of the feature maps and logits."""
     apply, params, stats = tresnet_jax.functional(ours(timm_reference(name), name, dtype='float64'))
-    outputs, _ = test_models.our_outputs(apply, params, stats, nhwc(images(2, 3, *SIZES[name])))
+    outputs, _ = our_outputs(apply, params, stats, nhwc(images(2, 3, *SIZES[name])))
     return largest_error(outputs, expected_outputs(name))
 
 
-@comparison(test_models.test_evaluation_float64, test_models.EVALUATION_TOLERANCE)
+@comparison('test_models.test_evaluation_float64', EVALUATION)
 def tresnet() -> float:
     return evaluation('test_tresnet')
 
 
-@comparison(test_models.test_evaluation_float64, test_models.EVALUATION_TOLERANCE)
+@comparison('test_models.test_evaluation_float64', EVALUATION)
 def tresnet_v2() -> float:
     return evaluation('small_v2')
 
 
-@comparison(test_models.test_evaluation_float64, test_models.EVALUATION_TOLERANCE)
+@comparison('test_models.test_evaluation_float64', EVALUATION)
 def resnet() -> float:
     return evaluation('test_resnet')
 
 
-@comparison(test_models.test_evaluation_float64, test_models.EVALUATION_TOLERANCE)
+@comparison('test_models.test_evaluation_float64', EVALUATION)
 def bottlenecks() -> float:
     return evaluation('small_bottlenecks')
 
 
 @functools.cache
 def expected_step(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Logits and gradients, and the state after the step."""
+    """Return timm's logits and gradients of a training step, and the state after it."""
     theirs = copy.deepcopy(timm_reference(name)).train()
     logits = theirs(images(2, 3, *SIZES[name], seed=2))
     logits.square().sum().backward()
@@ -160,9 +186,9 @@ def expected_step(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
     return {'logits': logits.detach().numpy(), **gradients}, state_of(theirs).tensors
 
 
-@comparison(test_models.test_training_float64, test_models.TRAINING_TOLERANCE)
+@comparison('test_models.test_training_float64', TRAINING)
 def training_step() -> float:
-    """Logits, gradients and running statistics."""
+    """Return the largest error of logits, gradients and running statistics."""
     expected, after = expected_step('test_tresnet')
     mine = ours(timm_reference('test_tresnet'), 'test_tresnet', dtype='float64')
     apply, params, stats = tresnet_jax.functional(mine)
@@ -187,18 +213,21 @@ def expected_of_another_slope() -> np.ndarray:
     return nhwc(theirs(images(2, 3, 36, 48)))
 
 
-@comparison(test_options.test_abn_slope, test_options.TOLERANCE)
+@comparison('test_options.test_abn_slope', EVALUATION)
 def another_slope() -> float:
     mine = ours(timm_reference('test_tresnet'), 'test_tresnet', dtype='float64', abn_slope=1e-6)
     return error_of(mine(nhwc(images(2, 3, 36, 48))), expected_of_another_slope())
 
 
 def pool_error(function: Callable[[jax.Array], jax.Array], theirs: torch.nn.Module) -> float:
-    """Values and gradients; all values are negative, so that a border of zeros would win a maximum."""
+    """Return the largest error of a pool's values and gradients.
+
+    All values are negative, so that a border of zeros would win a maximum.
+    """
     errors = []
     for size in ((8, 6), (7, 9)):
         x, weight = images(2, 6, *size) - 6.0, images(2, 6, 10, 10, seed=4)
-        expected, gradient = test_layers.torch_gradient(theirs, x, weight)
+        expected, gradient = torch_gradient(theirs, x, weight)
         got = function(nhwc(x))
         if got.shape != nhwc(expected).shape:
             return float('inf')
@@ -208,27 +237,27 @@ def pool_error(function: Callable[[jax.Array], jax.Array], theirs: torch.nn.Modu
     return max(errors)
 
 
-@comparison(test_layers.test_pooling, test_layers.TOLERANCE)
+@comparison('test_layers.test_pooling', LAYER)
 def blur_pool() -> float:
     return pool_error(pooling.BlurPool(), timm.layers.BlurPool2d(6).double())
 
 
-@comparison(test_layers.test_pooling, test_layers.TOLERANCE)
+@comparison('test_layers.test_pooling', LAYER)
 def average_pool() -> float:
     return pool_error(pooling.AvgPool(2), torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False))
 
 
-@comparison(test_layers.test_pooling, test_layers.TOLERANCE)
+@comparison('test_layers.test_pooling', LAYER)
 def dilated_average_pool() -> float:
     return pool_error(pooling.AvgPool(1), timm.layers.AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False))
 
 
-@comparison(test_layers.test_pooling, test_layers.TOLERANCE)
+@comparison('test_layers.test_pooling', LAYER)
 def max_pool() -> float:
     return pool_error(lambda x: pooling.max_pool(x), torch.nn.MaxPool2d(3, 2, 1))
 
 
-@comparison(test_layers.test_space_to_depth, EXACT)
+@comparison('test_layers.test_space_to_depth', EXACT)
 def space_to_depth() -> float:
     x = images(1, 3, 8, 20)
     return error_of(layers.space_to_depth(jnp.asarray(nhwc(x))), nhwc(timm.layers.SpaceToDepth()(x)))
@@ -240,7 +269,7 @@ def timm_squeeze_excite() -> torch.nn.Module:
     return timm.layers.SEModule(24, rd_channels=10).double()
 
 
-@comparison(test_layers.test_squeeze_excite, test_layers.TOLERANCE)
+@comparison('test_layers.test_squeeze_excite', LAYER)
 def squeeze_excite() -> float:
     theirs, mine = timm_squeeze_excite(), layers.SqueezeExcite(24, 10, dtype=jnp.dtype('float64'), rngs=nnx.Rngs(0))
     for name in ('fc1', 'fc2'):
@@ -251,38 +280,39 @@ def squeeze_excite() -> float:
     return error_of(mine(nhwc(x)), nhwc(theirs(x)))
 
 
-@comparison(test_layers.test_batch_norm, test_layers.TOLERANCE)
+@comparison('test_layers.test_batch_norm', LAYER)
 def batch_norm() -> float:
-    theirs, mine = test_layers.batch_norms(1e-2)
+    theirs, mine = batch_norms(1e-2)
     x = images(2, 5, 3, 4) * 2 + 1
     return error_of(mine(nhwc(x)), nhwc(theirs.eval()(x)))
 
 
 def batch_norm_step() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outputs and running statistics of a training step, ours and torch's."""
-    theirs, mine = test_layers.batch_norms(1e-2)
+    """Return outputs and running statistics of a training step: ours, and torch's."""
+    theirs, mine = batch_norms(1e-2)
     x = images(2, 5, 3, 4) * 2 + 1
     mine.train()
-    norm = theirs.train()[0]
-    expected = {'output': nhwc(theirs(x)), 'mean': norm.running_mean.numpy(), 'var': norm.running_var.numpy()}
+    output = nhwc(theirs.train()(x))
+    mean, var = statistics(theirs[0])
+    expected = {'output': output, 'mean': mean.numpy(), 'var': var.numpy()}
     return {'output': mine(nhwc(x)), 'mean': mine.mean[...], 'var': mine.var[...]}, expected
 
 
-@comparison(test_layers.test_batch_norm, test_layers.TOLERANCE)
+@comparison('test_layers.test_batch_norm', LAYER)
 def batch_norm_training() -> float:
     got, expected = batch_norm_step()
     return error_of(got['output'], expected['output'])
 
 
-@comparison(test_layers.test_batch_norm, test_layers.TOLERANCE)
+@comparison('test_layers.test_batch_norm', LAYER)
 def running_statistics() -> float:
     got, expected = batch_norm_step()
     return max(error_of(got[key], expected[key]) for key in ('mean', 'var'))
 
 
-@comparison(test_layers.test_a_large_mean_does_not_cancel, 10)
+@comparison('test_layers.test_a_large_mean_does_not_cancel', 10)
 def large_mean() -> float:
-    """In float32, as a multiple of torch's own error."""
+    """Return the float32 error as a multiple of torch's own."""
     x = (100 + 0.01 * images(8, 4, 9, 9)).float()
     exact = nhwc(torch.nn.BatchNorm2d(4).double().train()(x.double()))
     noise = relative_error(nhwc(torch.nn.BatchNorm2d(4).train()(x)), exact)
@@ -291,15 +321,14 @@ def large_mean() -> float:
     return error_of(mine(jnp.asarray(nhwc(x))), exact) / noise
 
 
-@comparison(test_layers.test_activation_at_zero_has_torchs_derivative, EXACT)
+@comparison('test_layers.test_the_activation_has_torchs_derivative_at_zero', EXACT)
 def activation_at_zero() -> float:
     errors = []
     for slope in (0.0, 1e-2):
         x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
         torch.nn.functional.leaky_relu(x, slope).sum().backward()
-        errors.append(
-            abs(float(jax.grad(lambda x, slope=slope: abn_functions.activate(x, slope))(0.0)) - x.grad.item())
-        )
+        assert x.grad is not None
+        errors.append(abs(float(jax.grad(abn.activate)(0.0, slope)) - x.grad.item()))
     return max(errors)
 
 
@@ -307,12 +336,12 @@ def activation_at_zero() -> float:
 def timm_shapes(name: str) -> dict[str, tuple[int, ...]]:
     with torch.device('meta'):
         state = timm_model(name).state_dict()
-    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith('num_batches_tracked')}
+    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith(COUNTER)}
 
 
-@comparison(test_variants.test_state_dict_has_timms_keys_and_shapes, EXACT)
+@comparison('test_variants.test_state_dict_has_timms_keys_and_shapes', EXACT)
 def keys_and_shapes() -> float:
-    """How many tensors are missing, too many, or misshapen."""
+    """Return how many tensors are missing, unexpected, or misshapen."""
     count = 0.0
     for name in ('test_tresnet', 'tresnet_xl', 'resnet18d'):
         state = nnx.to_flat_state(nnx.state(build_model(name, num_classes=1000, in_chans=3, rngs=ShapesOnly())))
@@ -339,9 +368,9 @@ def timm_takes(name: str, size: tuple[int, int]) -> bool:
     return True
 
 
-@comparison(test_options.test_sizes_a_tresnet_cannot_take, EXACT)
+@comparison('test_options.test_sizes_that_a_tresnet_refuses', EXACT)
 def sizes_taken() -> float:
-    """How many sizes one side takes and the other refuses."""
+    """Return how many sizes one side accepts and the other refuses."""
     models = {name: ours(timm_reference(name), name, dtype='float64') for name in SMALL}
     count = 0
     for name, size in SIZES_TRIED:
@@ -360,13 +389,13 @@ def timm_dilated() -> tuple[torch.nn.Module, np.ndarray]:
     return theirs, nhwc(theirs(images(1, 3, 43, 64)))
 
 
-@comparison(test_options.test_output_stride, test_options.TOLERANCE)
+@comparison('test_options.test_output_stride', EVALUATION)
 def output_stride() -> float:
     theirs, expected = timm_dilated()
     return error_of(ours(theirs, 'test_resnet', dtype='float64', output_stride=8)(nhwc(images(1, 3, 43, 64))), expected)
 
 
-@comparison(test_options.test_output_stride, EXACT)
+@comparison('test_options.test_output_stride', EXACT)
 def reductions() -> float:
     theirs, _ = timm_dilated()
     mine = build_model('test_resnet', num_classes=0, in_chans=3, output_stride=8, rngs=ShapesOnly())
@@ -387,9 +416,12 @@ def expected_of_drop_path(name: str) -> np.ndarray:
         return nhwc(theirs(images(4, 3, 64, 64)))
 
 
-@comparison(test_options.test_drop_path_with_the_same_masks, test_options.TOLERANCE)
+@comparison('test_options.test_drop_path_with_the_same_masks', EVALUATION)
 def drop_path() -> float:
-    """Both sides draw the same numbers for masks of the same shape; the suite's test does not look at the shape."""
+    """Return the largest error of a training step for which both sides draw the same numbers.
+
+    A mask of another shape gets other numbers.
+    """
     errors = []
     for name in SMALL:
         draws = itertools.count()
@@ -411,7 +443,7 @@ RATES = (0.1, 0.2, 0.35)
 
 @functools.cache
 def timm_rates(rate: float) -> dict[str, list[float]]:
-    """Of tresnet_m's stages at a narrow width, and of resnet18d."""
+    """Return the drop path rates of tresnet_m's stages at a narrow width, and of resnet18d."""
     models = {
         'tresnet': timm.models.tresnet.TResNet([3, 4, 11, 3], width_factor=0.125, drop_path_rate=rate),
         'resnet': timm.create_model('resnet18d', drop_path_rate=rate),
@@ -422,9 +454,9 @@ def timm_rates(rate: float) -> dict[str, list[float]]:
     }
 
 
-@comparison(test_options.test_drop_path_rates, EXACT)
+@comparison('test_options.test_drop_path_rates', EXACT)
 def drop_path_rates() -> float:
-    """The largest difference of a block's rate."""
+    """Return the largest relative error of the blocks' rates."""
     error = 0.0
     for rate in RATES:
         options = {'num_classes': 0, 'drop_path_rate': rate, 'rngs': ShapesOnly()}
@@ -439,9 +471,12 @@ def drop_path_rates() -> float:
     return error
 
 
-@comparison(test_options.test_dropout_keeps_the_mean_and_is_off_in_evaluation, test_options.TOLERANCE)
+@comparison('test_options.test_dropout_keeps_the_mean_and_is_off_in_evaluation', EVALUATION)
 def dropout() -> float:
-    """At another rate than the suite's half, at which dropping and keeping look alike."""
+    """Return the error of the scale, or of the dropped share where chance does not explain it.
+
+    At a rate of one half, dropping and keeping look alike; this is another rate.
+    """
     mine = build_model('test_resnet', num_classes=4, in_chans=3, drop_rate=0.3, dtype='float64', rngs=nnx.Rngs(0))
     ones = np.ones((8, 3, 3, mine.num_features))
     got = mine.train().forward_head(ones, pre_logits=True, rngs=nnx.Rngs(dropout=0))
@@ -457,7 +492,7 @@ def timm_pooled(kind: str) -> np.ndarray:
     return nhwc(pool(images(2, 96, 3, 2)))
 
 
-@comparison(test_options.test_global_pool, test_options.TOLERANCE)
+@comparison('test_options.test_global_pool', EVALUATION)
 def global_pools() -> float:
     errors = []
     for kind in pooling.POOL_TYPES:
@@ -471,9 +506,9 @@ def timm_wide(name: str) -> torch.nn.Module:
     return timm_model(name, num_classes=4, global_pool='catavgmax').double().eval()
 
 
-@comparison(test_options.test_global_pool, test_options.TOLERANCE)
+@comparison('test_options.test_global_pool', EVALUATION)
 def wide_heads() -> float:
-    """The pooling that doubles the classifier's width."""
+    """Return the error of a head whose pooling doubles the classifier's width."""
     theirs, x = timm_wide('test_resnet'), images(2, 96, 3, 2)
     return error_of(ours(theirs, 'test_resnet', dtype='float64').forward_head(nhwc(x)), nhwc(theirs.forward_head(x)))
 
@@ -493,7 +528,7 @@ def timm_resets(name: str) -> list[tuple[int, ...]]:
 
 @comparison(None, EXACT)
 def reset_pooling() -> float:
-    """The suite compares the shapes of logits, which do not show the pooling; this does its name and the width."""
+    """Return after how many resets the pooling's name or the classifier's shape differs."""
     mine = build_model('test_resnet', num_classes=9, in_chans=3, rngs=ShapesOnly())
     wrong = 0
     for (classes, pool), expected in zip(RESETS, timm_resets('test_resnet'), strict=True):
@@ -504,7 +539,7 @@ def reset_pooling() -> float:
     return wrong
 
 
-# Arguments of forward_intermediates: the last n, orders, negative ones, and a stop before the end.
+# Arguments of forward_intermediates: the last n, an order, negative indices, and an early stop.
 ASKED = ((2, False), ((3, 1), False), ((-1, -4), False), ((1, 2), True))
 
 
@@ -520,7 +555,7 @@ def timm_intermediates() -> list[list[np.ndarray]]:
     return results
 
 
-@comparison(test_options.test_forward_intermediates, test_options.TOLERANCE)
+@comparison('test_options.test_forward_intermediates', EVALUATION)
 def intermediates() -> float:
     mine, errors = ours(timm_reference('test_resnet'), 'test_resnet', dtype='float64'), []
     for (indices, stop_early), expected in zip(ASKED, timm_intermediates(), strict=True):
@@ -534,14 +569,14 @@ def timm_backbone(name: str) -> tuple[int, ...]:
     return tuple(timm_model(name, features_only=True).feature_info.out_indices)
 
 
-@comparison(test_options.test_features_only, EXACT)
+@comparison('test_options.test_features_only', EXACT)
 def backbones() -> float:
-    """How many backbones give other maps than timm's."""
+    """Return how many backbones give other maps than timm's."""
     return sum(tresnet_jax.create_model(name, features_only=True).out_indices != timm_backbone(name) for name in SMALL)
 
 
 class Ends:
-    """A generator of numbers that shows what is drawn from: each normal one is 1, each uniform one the lower end."""
+    """A generator that reveals the distribution: a normal number is 1, a uniform one the lower end."""
 
     def standard_normal(self, shape: Any, dtype: Any) -> np.ndarray:
         return np.ones(shape, dtype)
@@ -551,14 +586,14 @@ class Ends:
 
 
 def show_ends() -> unittest.mock._patch:
-    """Ours draws a normal tensor as its deviation everywhere and a uniform one as its lower end."""
+    """Patch our initialisers to draw a normal tensor as its deviation and a uniform one as its lower end."""
     return unittest.mock.patch.object(
         initializers, '_sample', lambda draw, key, shape, dtype: draw(Ends(), tuple(shape)).astype(dtype)
     )
 
 
 def show_timms_ends() -> unittest.mock._patch:
-    """The same of torch."""
+    """Patch torch's in the same way."""
     return unittest.mock.patch.multiple(
         torch.Tensor,
         normal_=lambda self, mean=0.0, std=1.0, *, generator=None: self.fill_(mean + std),
@@ -577,13 +612,13 @@ def timm_scales(name: str, reset: bool = False) -> dict[str, np.ndarray]:
 
 @comparison(None, SINGLE)
 def initial_scales() -> float:
-    """The deviation or bound of each tensor itself, where the suite's distributions leave several percent."""
+    """Return the error of the deviations and bounds themselves; the suite's test of samples allows several percent."""
     with show_ends():
         mine = {name: build_model(name, num_classes=5, in_chans=3, rngs=nnx.Rngs(0)) for name in SMALL}
     return max(largest_error(convert.to_torch(mine[name]), timm_scales(name)) for name in SMALL)
 
 
-@comparison(test_variants.test_a_reset_classifier_starts_as_torchs, SINGLE)
+@comparison('test_variants.test_a_reset_classifier_is_initialised_as_torchs', SINGLE)
 def reset_scales() -> float:
     with show_ends():
         mine = build_model('test_tresnet', num_classes=5, in_chans=3, rngs=nnx.Rngs(0)).reset_classifier(6)
@@ -596,15 +631,15 @@ def timm_initial_state(name: str) -> dict[str, np.ndarray]:
     return state_of(timm_model(name)).tensors
 
 
-@comparison(test_variants.test_initial_weights_are_distributed_as_timms, 1)
+@comparison('test_variants.test_initial_weights_are_distributed_as_timms', 1)
 def initial_distributions() -> float:
-    """Deviations as multiples of the suite's tolerance of each tensor; infinite for tails that only one side has."""
+    """Return the largest error of a deviation over the suite's tolerance; infinite if only one side has tails."""
     errors = []
     for name in SMALL:
         theirs = timm_initial_state(name)
         for key, value in convert.to_torch(tresnet_jax.create_model(name)).items():
             other = theirs[key]
-            if value.size <= 1000:  # below, a deviation is not known well enough to differ tenfold
+            if value.size <= 1000:  # a smaller sample cannot differ tenfold
                 continue
             errors.append(abs(value.std() / other.std() - 1) * value.size**0.5 / 6)
             if (np.abs(value).max() > 3 * value.std()) != (np.abs(other).max() > 3 * other.std()):
@@ -614,7 +649,7 @@ def initial_distributions() -> float:
 
 @functools.cache
 def single(name: str) -> convert.Checkpoint:
-    """A float32 checkpoint of timm's."""
+    """Return a float32 checkpoint of timm's."""
     tensors = {
         key: value.astype(np.float32) if value.dtype == np.float64 else value
         for key, value in state_of(timm_reference(name)).tensors.items()
@@ -629,19 +664,19 @@ def adapted_stem(name: str, key: str, in_chans: int) -> np.ndarray:
 
 @functools.cache
 def timm_stem(name: str, key: str, in_chans: int) -> np.ndarray:
-    """timm's stem of a ResNet; of a TResNet each of the 16 positions adapted as such a stem is."""
+    """Return timm's stem of a ResNet, or a TResNet's with each of its 16 positions adapted in the same way."""
     weight = torch.from_numpy(single(name).tensors[key])
     parts = [timm.models._manipulate.adapt_input_conv(in_chans, part) for part in weight.split(3, dim=1)]
     return torch.cat(parts, dim=1).numpy()
 
 
-@comparison(test_options.test_in_chans_of_a_resnet, EXACT)
+@comparison('test_options.test_in_chans_of_a_resnet', EXACT)
 def in_chans() -> float:
     name, key = 'test_resnet', 'conv1.0.weight'
     return max(error_of(adapted_stem(name, key, n), timm_stem(name, key, n)) for n in (1, 2, 4, 6, 7))
 
 
-@comparison(test_options.test_in_chans_of_a_tresnet, 1e-6)
+@comparison('test_options.test_in_chans_of_a_tresnet', 1e-6)
 def in_chans_of_a_tresnet() -> float:
     name, key = 'test_tresnet', 'body.conv1.conv.weight'
     return max(error_of(adapted_stem(name, key, n), timm_stem(name, key, n)) for n in (1, 2, 4))
@@ -649,8 +684,8 @@ def in_chans_of_a_tresnet() -> float:
 
 @functools.cache
 def old_state() -> dict[str, torch.Tensor]:
-    """test_tresnet in the layout of in-place ABN, with blur filters and gammas of both signs."""
-    return test_layouts.inplace_abn_state('test_tresnet', True)
+    """Return test_tresnet in the layout of in-place ABN, with blur filters and gammas of both signs."""
+    return inplace_abn_state('test_tresnet', True)
 
 
 @functools.cache
@@ -662,31 +697,31 @@ def timms_filter(half: bool) -> dict[str, np.ndarray]:
 def converted(tensors: dict[str, np.ndarray], wrapper: str | None = None) -> dict[str, np.ndarray]:
     params, stats, _ = convert.to_flax(convert.Checkpoint(Path('old'), 'torch', tensors, {}, wrapper))
     state = convert.to_torch(params, stats)
-    return {key: value for key, value in state.items() if not key.endswith('num_batches_tracked')}
+    return {key: value for key, value in state.items() if not key.endswith(COUNTER)}
 
 
-@comparison(test_layouts.test_inplace_abn_layout, EXACT)
+@comparison('test_layouts.test_inplace_abn_layout', EXACT)
 def inplace_abn() -> float:
     return largest_error(converted({k: v.numpy() for k, v in old_state().items()}), timms_filter(False))
 
 
-@comparison(test_layouts.test_half_precision_gammas_keep_the_small_number, EXACT)
+@comparison('test_layouts.test_half_precision_gammas_keep_the_epsilon', EXACT)
 def half_gammas() -> float:
     return largest_error(converted({k: v.half().numpy() for k, v in old_state().items()}), timms_filter(True))
 
 
-@comparison(test_layouts.test_gammas_are_converted_once_and_only_once, EXACT)
+@comparison('test_layouts.test_gammas_are_converted_once_and_only_once', EXACT)
 def converted_gammas() -> float:
-    """timm's filter on top of itself is known to be wrong here, so the file is held against itself."""
+    """Return the error of a second conversion against the first; timm's filter, applied twice, is wrong."""
     return largest_error(converted(timms_filter(False), 'model'), timms_filter(False))
 
 
-# Images whose edges, and configurations whose crops, round to halves of a pixel.
+# Images whose edges and configurations whose crops round to halves of a pixel.
 IMAGES = ('coffee.png', '257x303', '33x31', '225x313', '160x169')
 CONFIGS = (
     ('tresnet_m.miil_in1k', {}),  # bilinear, 256 -> 224
     ('resnet50d.a1_in1k', {}),  # 235.8 -> 224
-    ('resnet101d.ra2_in1k', {}),  # 269.5 -> 256, whose half of 6.5 is rounded to even
+    ('resnet101d.ra2_in1k', {}),  # 269.5 -> 256; half of the margin, 6.5, is rounded to even
     ('resnet50d.ra2_in1k', {'input_size': (3, 160, 225)}),  # a rectangle
     ('resnet50d.ra2_in1k', {'input_size': (3, 160, 225), 'crop_pct': 1.13}),  # a border of 9.5
     ('resnet50d.ra2_in1k', {'crop_mode': 'squash'}),
@@ -694,18 +729,10 @@ CONFIGS = (
 
 
 @functools.cache
-def photographs() -> dict[str, Image.Image]:
-    found = test_transforms.images()
-    for image in found.values():
-        image.load()  # which closes its file
-    return {name: found[name] for name in IMAGES}
-
-
-@functools.cache
 def timm_pixels(config_index: int, image: str) -> np.ndarray:
     name, changes = CONFIGS[config_index]
-    config = {**test_transforms.timm_config(name, False), **changes}
-    return test_transforms.timm_transform(photographs()[image], **config)
+    config = {**timm_config(name, False), **changes}
+    return timm_transform(timm_transforms.images()[image], **config)
 
 
 @functools.cache
@@ -714,35 +741,35 @@ def data_config(config_index: int) -> dict[str, Any]:
     return {**transforms.resolve_data_config(name), **changes}
 
 
-@comparison(test_transforms.test_tags, EXACT)
+@comparison('test_transforms.test_the_transform_of_every_tag', EXACT)
 def pixels() -> float:
     errors = []
     for index, image in itertools.product(range(len(CONFIGS)), IMAGES):
-        x = transforms.create_transform(**data_config(index))(photographs()[image])
+        x = transforms.create_transform(**data_config(index))(timm_transforms.images()[image])
         errors.append(error_of(x, timm_pixels(index, image)))
     return max(errors)
 
 
 @functools.cache
 def timm_config(name: str, use_test_size: bool) -> dict[str, Any]:
-    return test_transforms.timm_config(name, use_test_size)
+    return timm_transforms.timm_config(name, use_test_size)
 
 
-@comparison(test_transforms.test_resolve_data_config, EXACT)
+@comparison('test_transforms.test_resolve_data_config', EXACT)
 def data_configs() -> float:
-    """How many fields of a tag's configuration differ."""
+    """Return how many fields of the tags' configurations differ."""
     return sum(
         differing(transforms.resolve_data_config(name, use_test_size), timm_config(name, use_test_size))
-        for name, use_test_size in itertools.product(test_transforms.TIMMS, (False, True))
+        for name, use_test_size in itertools.product(TIMM_TAGS, (False, True))
     )
 
 
 @functools.cache
 def timm_default_tags() -> dict[str, str]:
-    return {name: timm.models.get_pretrained_cfg(name).tag for name in test_variants.TIMM_ARCHITECTURES}
+    return {name: timm.models.get_pretrained_cfg(name).tag for name in TIMM_ARCHITECTURES}
 
 
-@comparison(test_variants.test_default_tag, EXACT)
+@comparison('test_variants.test_the_default_tag_is_timms', EXACT)
 def default_tags() -> float:
-    ours_ = {name: variants.pretrained_config(name).tag for name in test_variants.TIMM_ARCHITECTURES}
+    ours_ = {name: variants.pretrained_config(name).tag for name in TIMM_ARCHITECTURES}
     return differing(ours_, timm_default_tags())

@@ -1,33 +1,42 @@
-"""A Hugging Face hub on 127.0.0.1: what huggingface_hub's client asks when it downloads a file, and what can go wrong.
+"""A Hugging Face hub on 127.0.0.1 that answers the requests of a download and can fail in many ways.
 
-As on the real one, small files come from the hub itself, and weights by a redirect to a storage host, here another
+As on the real hub, small files come from the hub itself, and weights by a redirect to a storage host, here another
 port, with the SHA-256 as the ETag.
 """
 
 import hashlib
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote
 
 TOKEN = 'hf_right'
 
-# What a repository does when it is not well. At the hub:
+# The faults of a repository. At the hub:
 PRIVATE, GATED, DOWN, SILENT = 'private', 'gated', 'down', 'silent'
-PORTAL, TRAVERSAL = 'portal', 'traversal'  # an answer that is no hub's, an ETag that is a path
+PORTAL, TRAVERSAL = 'portal', 'traversal'  # a page that is not a hub's answer, an ETag that is a path
 # At the storage:
-CUT_ONCE, CUT, CUT_AFRESH = 'cut once', 'cut', 'cut afresh'  # the last one ignores ranges
+CUT_ONCE, CUT, CUT_AFRESH = 'cut once', 'cut', 'cut afresh'  # CUT_AFRESH ignores ranges
 WRONG_SIZE, WRONG_BYTES, STORAGE_DOWN = 'wrong size', 'wrong bytes', 'storage down'
+
+
+def client_environment(home: Path, endpoint: str, **more: str) -> dict[str, str]:
+    """Return environment variables for a client of the hub at `endpoint`, without the user's settings and proxies."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGING'))}
+    quick = {'HF_HUB_ETAG_TIMEOUT': '1', 'HF_HUB_DOWNLOAD_TIMEOUT': '1', 'JAX_PLATFORMS': 'cpu'}
+    return {**kept, **quick, 'HF_HOME': str(home), 'HF_ENDPOINT': endpoint, 'NO_PROXY': '*', 'no_proxy': '*', **more}
 
 
 class Hub:
     """``with Hub() as hub:`` serves ``hub.repositories`` at ``hub.endpoint``.
 
     Attributes:
-        repositories: 'org/name' -> file name -> bytes; may be changed at any time.
+        repositories: 'org/name' -> file name -> bytes; tests may change it at any time.
         faults: 'org/name' -> one of the constants above.
         renamed: 'org/old' -> 'org/new'.
-        requests: 'HEAD org/name config.json' of each request, 'STORAGE org/name model.safetensors' at the storage.
-        tokens: the Authorization header of each request, likewise.
+        requests: one line per request: 'HEAD org/name config.json', or 'STORAGE org/name model.safetensors'.
+        tokens: the Authorization header of each request.
     """
 
     def __init__(self) -> None:
@@ -56,7 +65,7 @@ class Hub:
         return server
 
     def commit(self, repository: str) -> str:
-        """Changes with the files, as git's does."""
+        """Return a commit that changes with the files, as git's does."""
         return hashlib.sha1(repr(sorted(self.repositories[repository].items())).encode()).hexdigest()
 
 

@@ -22,12 +22,11 @@ from tresnet_jax.checkpoints import match as params
 from tresnet_jax.data import transforms
 from tresnet_jax.models import base as model
 from tresnet_jax.models import batch_norm as abn
-from tresnet_jax.models import batch_norm as inplace_abn
 from tresnet_jax.models import build, initializers, layers, memory, pooling, resnetd, tresnet
 
 # What a patch calls although it stands in its place.
 blur_pool, drop = pooling.blur_pool, layers.drop
-batch_statistics, update = inplace_abn.batch_statistics, abn.BatchNormAct._update
+batch_statistics, update = abn.batch_statistics, abn.BatchNormAct._update
 conv_norm_act, all_feature_info = tresnet.ConvNormAct, resnetd.ResNetD._all_feature_info
 take_indices = model.take_indices
 forward_intermediates, reset_classifier = model.ImageModel.forward_intermediates, model.ImageModel.reset_classifier
@@ -144,16 +143,17 @@ def biased_update(self: abn.BatchNormAct, mean: jax.Array, var: jax.Array, n: in
     update(self, mean, var, 10**9)
 
 
-def unbiased_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    shift, mean, var, centred = batch_statistics(x, axis_name)
+def unbiased_statistics(x: jax.Array, axis_name: str | None) -> abn.BatchStatistics:
+    statistics = batch_statistics(x, axis_name)
     n = x.size // x.shape[-1]
-    return shift, mean, n / (n - 1) * var, centred
+    return statistics._replace(var=n / (n - 1) * statistics.var)
 
 
-def cancelling_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def cancelling_statistics(x: jax.Array, axis_name: str | None) -> abn.BatchStatistics:
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
-    return jnp.zeros_like(mean), mean, jnp.square(x).mean(axes) - jnp.square(mean), x
+    var = jnp.square(x).mean(axes) - jnp.square(mean)
+    return abn.BatchStatistics(jnp.zeros_like(mean), mean, var, x)
 
 
 def gamma_zero_at(zero: Callable[[float | None, bool], bool]) -> Patch:
@@ -558,11 +558,11 @@ MUTANTS = (
         (tresnet, 'Body', with_options(tresnet.Body, stem_slope=1e-2))),
     row('a block ends with a leaky ReLU', 'tresnet',
         # The method, not what it calls: the trace of a function that is computed once stays.
-        (memory.Memory, 'relu_of_sum', lambda self, x, shortcut: inplace_abn.activate(x + shortcut, 1e-3))),
+        (memory.Memory, 'relu_of_sum', lambda self, x, shortcut: abn.activate(x + shortcut, 1e-3))),
     row('the leaky ReLU has slope 1 at zero', 'activation_at_zero',
-        (inplace_abn, 'activate', lambda x, slope: x if slope is None else jnp.where(x >= 0, x, slope * x))),
+        (abn, 'activate', lambda x, slope: x if slope is None else jnp.where(x >= 0, x, slope * x))),
     row('the ReLU has slope 1/2 at zero', 'activation_at_zero',
-        (inplace_abn, 'nnx', like(nnx, relu=lambda x: jnp.maximum(x, 0.0)))),
+        (abn, 'nnx', like(nnx, relu=lambda x: jnp.maximum(x, 0.0)))),
     # TResNet: stem, blur.
     row('space-to-depth as PixelUnshuffle', 'space_to_depth', (layers, 'space_to_depth', s2d_channels_first)),
     row('space-to-depth with columns before rows', 'space_to_depth', (layers, 'space_to_depth', s2d_columns_first)),
@@ -638,9 +638,9 @@ MUTANTS = (
     row('the running variance of a whole network is biased', 'training_step',
         (abn.BatchNormAct, '_update', biased_update)),
     row("the batch's variance is unbiased", 'batch_norm_training',
-        (inplace_abn, 'batch_statistics', unbiased_statistics)),
+        (abn, 'batch_statistics', unbiased_statistics)),
     row('the variance is E[x^2] - E[x]^2', 'large_mean',
-        (inplace_abn, 'batch_statistics', cancelling_statistics)),
+        (abn, 'batch_statistics', cancelling_statistics)),
     # ResNet-D.
     row('strided convolutions are padded as SAME', 'resnet', (resnetd, 'conv', conv_padded_same)),
     row("the stem's stride is in its third convolution", 'resnet', (resnetd, 'Stack', StemStrideLast)),

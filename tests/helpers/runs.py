@@ -1,4 +1,4 @@
-"""Folders of training runs, made without training."""
+"""Training configurations of small runs, and folders of runs that were never trained."""
 
 import dataclasses
 from pathlib import Path
@@ -23,13 +23,28 @@ CONFIG = TrainConfig(
 )  # fmt: skip
 
 
+# Eight steps with mixup, erasing, stochastic depth and moving averages.
+TINY = TrainConfig(
+    model='test_resnet', data='embedded:fashion_mnist', train_split='train[:96]', val_split='test[:40]', image_size=32,
+    batch_size=16, val_batch_size=16, steps=8, eval_every=0.7, checkpoint_every=3, log_every=2, crop='pad',
+    warmup_epochs=0, lr=0.05, mixup=0.2, reprob=0.3, drop_path=0.1, model_ema=True, model_ema_decay=0.5, devices=2,
+    threads=2, dtype='float32',
+)  # fmt: skip
+
+
 def make_run(
     folder: Path, config: TrainConfig = CONFIG, steps: dict[int, float | None] | None = None, devices: int = 1
 ) -> TrainState:
-    """Save a state as the checkpoints of some steps, each with its top-1; returns it, as NumPy arrays.
+    """Save the folder of a run and return the state of its first checkpoint as NumPy arrays.
 
-    The averaged weights are those of the tag, the others half of them. In the second checkpoint everything is twice,
-    in the third three times what it is in the first, which is saved from so many devices (more take longer).
+    The averaged weights are the pretrained ones, the others half of them. The n-th checkpoint holds n times the state.
+
+    Args:
+        folder: the folder to make.
+        config: the configuration of the run.
+        steps: the top-1 accuracy of each checkpoint by its step; None: steps 3, 5 and 7, of which 3 is the best and 7
+            was not evaluated.
+        devices: the number of devices that save the first checkpoint; more take longer.
     """
     model = tresnet_jax.create_model(f'{config.model}.fashion_mnist', pretrained=True, abn_slope=config.abn_slope)
     _, params, batch_stats = functional(model)

@@ -12,7 +12,7 @@ import pytest
 import convert
 import tresnet_jax
 from tests.helpers import hub_server
-from tests.helpers.hub_server import Hub
+from tests.helpers.hub_server import Hub, client_environment
 from tresnet_jax.errors import HubError
 from tresnet_jax.hub.client import split_source
 
@@ -35,13 +35,6 @@ for line in sys.stdin:
         answer = {'type': type(error).__name__, 'error': str(error)}
     print('answer', json.dumps({**answer, 'waited': sum(waited)}), flush=True)
 """
-
-
-def environment(folder, endpoint, **more):
-    """Nothing of the user's settings, and no proxy."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGING'))}
-    quick = {'HF_HUB_ETAG_TIMEOUT': '1', 'HF_HUB_DOWNLOAD_TIMEOUT': '1', 'JAX_PLATFORMS': 'cpu'}
-    return {**kept, **quick, 'HF_HOME': str(folder), 'HF_ENDPOINT': endpoint, 'NO_PROXY': '*', 'no_proxy': '*', **more}
 
 
 class Worker:
@@ -83,7 +76,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def worker(hub, home):
-    with Worker(environment(home, hub.endpoint)) as worker:
+    with Worker(client_environment(home, hub.endpoint)) as worker:
         yield worker
 
 
@@ -245,7 +238,7 @@ def test_files_are_verified_once(worker, hub, home, repository, bias):
 def test_a_token_goes_to_the_hub_and_not_to_the_storage(hub, repository, bias, tmp_path):
     hub.faults[repository] = hub_server.PRIVATE
     hub.requests.clear(), hub.tokens.clear()
-    with Worker(environment(tmp_path, hub.endpoint, HF_TOKEN=hub_server.TOKEN)) as worker:
+    with Worker(client_environment(tmp_path, hub.endpoint, HF_TOKEN=hub_server.TOKEN)) as worker:
         assert worker.create(f'hf-hub:{repository}')['bias'] == bias
     tokens = {request.split()[0]: token for request, token in zip(hub.requests, hub.tokens, strict=True)}
     assert tokens['STORAGE'] is None and tokens['HEAD'] == f'Bearer {hub_server.TOKEN}'
@@ -257,7 +250,7 @@ def test_without_a_network(offline, worker, hub, home, repository, bias, tmp_pat
     worker.create(f'hf-hub:{repository}')
     endpoint, more = (hub.endpoint, {'HF_HUB_OFFLINE': '1'}) if offline else ('http://127.0.0.1:9', {})
     before = len(hub.requests)
-    with Worker(environment(home, endpoint, **more)) as lone:
+    with Worker(client_environment(home, endpoint, **more)) as lone:
         assert lone.create(f'hf-hub:{repository}')['bias'] == bias
         answer = lone.create('resnet18d.ra2_in1k')
     assert len(hub.requests) == before

@@ -1,4 +1,4 @@
-"""The comparisons with timm: torch beside JAX."""
+"""Settings of the comparisons with timm, which run torch beside JAX."""
 
 import jax
 import pytest
@@ -10,6 +10,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, scope='module')
 def _free_programs():
-    """Compiled programs of two hundred layers are gigabytes together, and no other module calls them."""
+    """Drop compiled programs after each module: two hundred layers take gigabytes, and no other module calls them."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def standard_promotion():
+    """Let optax multiply integers and floats, which the suite's strict promotion forbids."""
+    with jax.numpy_dtype_promotion('standard'):
+        yield

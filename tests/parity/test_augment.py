@@ -1,17 +1,15 @@
-"""Training's augmentation against timm's: on the host bit for bit, drawn from one generator."""
+"""The augmentation of training against timm's, to the bit on the host; both draw from one generator."""
 
 import functools
 import itertools
 import math
 import random
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
 import numpy as np
 import pytest
-import skimage
 import timm.data.auto_augment as timm_aa
 import timm.data.mixup as timm_mixup
 import timm.data.random_erasing as timm_erasing
@@ -22,12 +20,13 @@ from PIL import Image, ImageOps
 from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision.transforms import functional as torchvision_functional
 
-from tests.helpers.reference import relative_error
+from tests.helpers.closeness import assert_close
+from tests.helpers.images import normal_images
+from tests.helpers.timm_transforms import photograph
 from tresnet_jax.data import train_transforms as crops
 from tresnet_jax.data.auto_augment import OPERATIONS, POLICIES, auto_augment_transform
 from tresnet_jax.data.train_transforms import create_train_transform
-from tresnet_jax.training import batch_augment as erasing
-from tresnet_jax.training import batch_augment as mixing
+from tresnet_jax.training import batch_augment
 
 FILL = (124, 116, 104)
 RAND = (
@@ -38,14 +37,13 @@ RAND = (
 
 @functools.cache
 def images() -> dict[str, Image.Image]:
-    """Photographs of several shapes, small enough for hundreds of operations."""
-    folder = Path(skimage.__file__).parent / 'data'
+    """Return photographs of several shapes, small enough for hundreds of operations."""
     sizes = {'astronaut.png': (96, 96), 'coffee.png': (133, 89), 'rocket.jpg': (57, 101)}
-    return {name: Image.open(folder / name).convert('RGB').resize(size) for name, size in sizes.items()}
+    return {name: photograph(name).convert('RGB').resize(size) for name, size in sizes.items()}
 
 
 class Draws:
-    """Python's `random` as timm asks it, answered by a NumPy generator."""
+    """The functions of Python's `random` that timm calls, drawn from a NumPy generator."""
 
     def __init__(self, rng: Any):
         self.rng, self.random, self.uniform, self.gauss = rng, rng.random, rng.uniform, rng.normal
@@ -58,7 +56,7 @@ class Draws:
 
 
 class Fixed:
-    """A generator that always gives the same share."""
+    """A generator that always returns the same share of its range."""
 
     def __init__(self, share: float):
         self.share = share
@@ -74,7 +72,7 @@ class Fixed:
 
 @pytest.fixture
 def drawn_from(monkeypatch):
-    """drawn_from(generator) makes timm and torchvision ask it, where they would ask the processes' generators."""
+    """drawn_from(generator) makes timm and torchvision draw from it instead of the process's generators."""
 
     def patch(rng: np.random.Generator) -> None:
         def choice(values, size, replace, p):
@@ -97,17 +95,17 @@ def drawn_from(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _posterize_to_black(monkeypatch):
-    """From Pillow 13 on timm fails where no bit is kept; before, the image was black, as is ours."""
+    """Return a black image where no bit is kept, as ours and older versions of Pillow do; Pillow 13 raises an error."""
     original = ImageOps.posterize
     monkeypatch.setattr(ImageOps, 'posterize', lambda p, bits: original(p, bits) if bits > 0 else p.point([0] * 768))
 
 
-def test_every_operation_of_timms_is_there():
+def test_the_operations_are_timms():
     assert OPERATIONS.keys() == timm_aa.NAME_TO_OP.keys()
 
 
 @pytest.mark.parametrize('name', sorted(OPERATIONS))
-def test_operations(name, monkeypatch):
+def test_an_operation_equals_timms(name, monkeypatch):
     operation, hparams = OPERATIONS[name], {'translate_const': 250}
     filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
     changed = 0
@@ -126,8 +124,8 @@ def test_operations(name, monkeypatch):
 
 
 @pytest.mark.parametrize('name', sorted(set(OPERATIONS) - {'GaussianBlurRand'}))
-def test_arguments(name, monkeypatch):
-    """Of every level that a magnitude can be; timm draws GaussianBlurRand's within the operation."""
+def test_the_argument_of_every_level_is_timms(name, monkeypatch):
+    """GaussianBlurRand is left out: timm draws its argument within the operation."""
     operation, level_to_arg = OPERATIONS[name], timm_aa.LEVEL_TO_ARG[name]
     assert (operation.argument is None) == (level_to_arg is None)
     for level, share in itertools.product([*range(31), *np.linspace(0, 30, 97).tolist()], (0.1, 0.5, 0.6)):
@@ -139,8 +137,8 @@ def test_arguments(name, monkeypatch):
 
 @pytest.mark.parametrize('config', [*POLICIES, 'original-mstd0.5', 'v0-mstd2', *RAND])
 @pytest.mark.parametrize('interpolation', ['random', 'bicubic'])
-def test_policies(config, interpolation, drawn_from):
-    """The same draws give the same images: probabilities, magnitudes, signs, filters and weights are timm's."""
+def test_a_policy_gives_the_same_images(config, interpolation, drawn_from):
+    """Probabilities, magnitudes, signs, filters and weights are timm's."""
     hparams: dict[str, Any] = {'translate_const': 250, 'img_mean': FILL}
     if interpolation != 'random':
         hparams['interpolation'] = Image.Resampling.BICUBIC
@@ -155,7 +153,7 @@ def test_policies(config, interpolation, drawn_from):
         expected, result = theirs(image), ours(image, np.random.default_rng(seed))
         assert np.array_equal(np.asarray(result), np.asarray(expected)), seed
         seen.add(result.tobytes())
-    assert len(seen) >= 10  # of three images
+    assert len(seen) >= 10  # from three images
 
 
 @pytest.mark.parametrize(
@@ -171,8 +169,8 @@ def test_policies(config, interpolation, drawn_from):
     ],
     ids=str,
 )
-def test_transforms(options, drawn_from):
-    """The whole transform, with boxes, flips and jitter."""
+def test_the_whole_transform_equals_timms(options, drawn_from):
+    """With boxes, flips and jitter."""
     for size in (48, (40, 56)):
         ours = create_train_transform(size, **options)
         theirs: Any = transforms_imagenet_train(size, **options, use_prefetcher=True)
@@ -182,8 +180,8 @@ def test_transforms(options, drawn_from):
             assert np.array_equal(ours(image, np.random.default_rng(seed)), expected), (size, seed)
 
 
-def test_boxes(drawn_from):
-    """timm's boxes for many shapes, those where none of ten fits among them."""
+def test_random_boxes_equal_timms(drawn_from):
+    """The shapes include some for which none of ten boxes fits, where both take the middle."""
     middles = 0
     for seed, (width, height) in enumerate(itertools.product((20, 64, 301, 2000), repeat=2)):
         image = Image.new('L', (width, height))
@@ -199,7 +197,7 @@ def test_boxes(drawn_from):
 
 
 @pytest.mark.parametrize('mode', crops.PADDINGS)
-def test_pad_crop(mode):
+def test_pad_crop_equals_torchvisions(mode):
     for image, left, top in itertools.product(images().values(), (0, 3, 8), (0, 5, 8)):
         padded = torchvision_functional.pad(cast(Any, image), [4], padding_mode=mode)
         expected = torchvision_functional.crop(padded, top, left, image.height, image.width)
@@ -207,8 +205,9 @@ def test_pad_crop(mode):
 
 
 def batch(size: int = 4, height: int = 13, width: int = 17) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(1)
-    return rng.standard_normal((size, height, width, 3)), rng.integers(0, 5, size)
+    """Return normalised float64 images and their labels."""
+    images = normal_images(size, height, width, dtype='float64')
+    return images, np.random.default_rng(1).integers(0, 5, size)
 
 
 def timm_mix(monkeypatch, images: np.ndarray, labels: np.ndarray, lam: float, is_cutmix: bool):
@@ -228,10 +227,10 @@ class TestMixing:
     def test_mixup(self, lam, monkeypatch):
         images, labels = batch()
         expected, targets = timm_mix(monkeypatch, images, labels, lam, is_cutmix=False)
-        result = mixing.mixup(jax.numpy.asarray(images), jax.numpy.asarray(smoothed(labels)), lam)
+        result = batch_augment.mixup(jax.numpy.asarray(images), jax.numpy.asarray(smoothed(labels)), lam)
         assert result[0].dtype == result[1].dtype == np.float64
-        assert relative_error(result[0], expected) <= 1e-15
-        assert relative_error(result[1], targets) <= 1e-7  # timm's targets are float32
+        assert_close(result[0], expected, 1e-15)
+        assert_close(result[1], targets, 1e-7)  # timm's targets are float32
 
     @pytest.mark.parametrize('centre', [(0, 0), (6, 8), (12, 16), (1, 15)])
     @pytest.mark.parametrize('lam', [0.02, 0.3, 0.75, 0.999])
@@ -241,16 +240,15 @@ class TestMixing:
         values = itertools.cycle(centre)
         monkeypatch.setattr(np.random, 'randint', lambda low, high, size=None: next(values))
         expected, targets = timm_mix(monkeypatch, images, labels, lam, is_cutmix=True)
-        box = mixing.cutmix_box(lam, jax.numpy.int32(row), jax.numpy.int32(column), 13, 17)
+        box = batch_augment.cutmix_box(lam, jax.numpy.int32(row), jax.numpy.int32(column), 13, 17)
         assert tuple(map(int, box)) == tuple(map(int, timm_mixup.rand_bbox((13, 17), lam)))
-        result = mixing.cutmix(jax.numpy.asarray(images), jax.numpy.asarray(smoothed(labels)), box)
+        result = batch_augment.cutmix(jax.numpy.asarray(images), jax.numpy.asarray(smoothed(labels)), box)
         assert np.array_equal(result[0], expected)
-        assert relative_error(result[1], targets) <= 1e-7
+        assert_close(result[1], targets, 1e-7)
 
 
 @pytest.mark.parametrize('options', [{}, {'max_area': 0.9, 'min_aspect': 0.1}], ids=str)
-def test_erasing_of_timms_boxes(options, drawn_from):
-    """Rectangles that timm drew erase the same pixels here."""
+def test_the_rectangles_of_timm_erase_the_same_pixels(options, drawn_from):
     images = batch(8, 24, 32)[0].astype(np.float32)
     theirs = timm_erasing.RandomErasing(1.0, device='cpu', **options)
     for seed, image in enumerate(images):
@@ -259,12 +257,12 @@ def test_erasing_of_timms_boxes(options, drawn_from):
         rows, columns = np.nonzero((expected == 0).all(-1))
         sides = (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
         box = [jax.numpy.asarray([side], np.int32) for side in sides]
-        result = erasing.erase(jax.numpy.asarray(image[None]), (*box,), jax.numpy.zeros((1, 1, 1, 1)))  # pyright: ignore
+        result = batch_augment.erase(jax.numpy.asarray(image[None]), (*box,), jax.numpy.zeros((1, 1, 1, 1)))  # pyright: ignore
         assert np.array_equal(result[0], expected)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest difference of two samples' distribution functions."""
+    """Return the largest difference of two samples' distribution functions."""
     points = np.concatenate([a, b])
     below = [np.searchsorted(np.sort(x), points, side='right') / len(x) for x in (a, b)]
     return float(np.abs(below[0] - below[1]).max())
@@ -274,13 +272,13 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     ('height', 'width', 'count', 'options'),
     [(40, 56, 1, {}), (48, 48, 1, {'max_area': 0.9, 'min_aspect': 0.15}), (40, 56, 3, {'min_area': 0.1})],
 )
-def test_distribution_of_erasing(height, width, count, options):
-    """Share of images, erased area, height over width, and place, of 3,000 images each."""
+def test_erasing_has_the_same_distribution(height, width, count, options):
+    """The share of images, the erased area, height over width, and the place agree for 3,000 images each."""
     size = 3000
     random.seed(0)
     theirs = timm_erasing.RandomErasing(0.6, max_count=count, min_count=1, device='cpu', **options)
     expected = theirs(torch.ones(size, 1, height, width))[:, 0].numpy() == 0
-    erase = jax.jit(lambda key, x: erasing.random_erasing(key, x, probability=0.6, count=count, **options))
+    erase = jax.jit(lambda key, x: batch_augment.random_erasing(key, x, probability=0.6, count=count, **options))
     result = np.asarray(erase(jax.random.key(0), jax.numpy.ones((size, height, width, 1))))[..., 0] == 0
     measured = []
     for erased in (expected, result):

@@ -10,7 +10,7 @@ from benchmarking.checking import Checker
 from benchmarking.contenders import CONTENDERS
 from benchmarking.sides import Subject
 
-from tests.scripts.test_benchmark import run_here
+from tests.helpers.benchmark_jobs import run_here
 from tresnet_jax.checkpoints.write import save_safetensors
 
 SMALL = [

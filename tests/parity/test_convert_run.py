@@ -1,15 +1,17 @@
-"""A training run, exported: timm loads the file and gives the same logits."""
+"""timm loads a converted training run and gives the same logits."""
 
 import safetensors.torch
 import torch
 
 import tresnet_jax
 from convert.__main__ import main
-from tests.helpers.reference import call, images, nhwc, relative_error, timm_model
+from convert.golden import timm_model
+from tests.helpers.closeness import assert_close
+from tests.helpers.reference import call, images, nhwc
 from tests.helpers.runs import make_run
 
 
-def test_an_exported_run_opens_in_timm(tmp_path):
+def test_timm_loads_a_converted_run(tmp_path):
     run = tmp_path / 'run'
     make_run(run, steps={12: 0.5})
     x = images(4, 3, 32, 32).float()
@@ -21,5 +23,5 @@ def test_an_exported_run_opens_in_timm(tmp_path):
         model = timm_model('test_resnet', num_classes=10)
         model.load_state_dict(state, strict=True)
         with torch.no_grad():
-            assert relative_error(ours, model.eval()(x).numpy()) < 1e-5
+            assert_close(ours, model(x).numpy(), 1e-5)
     assert main([str(run), str(tmp_path / 'verified.safetensors'), '--verify']) == 0

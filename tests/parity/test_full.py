@@ -1,20 +1,28 @@
-"""What takes too long for every day: every architecture at every size people use, three steps of training, every tag.
-
-Part of ``make test-all``.
-"""
+"""Every architecture at every common size, three steps of training, and every tag: part of ``make test-all``."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 
 import convert
 import tresnet_jax
-from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error, state_of, timm_model
-from tests.parity.test_models import errors, our_outputs, timm_outputs, to_numpy
+from convert.golden import timm_model
+from tests.helpers.closeness import assert_close, relative_error
+from tests.helpers.reference import (
+    call,
+    images,
+    nhwc,
+    our_outputs,
+    ours,
+    reference,
+    state_of,
+    timm_outputs,
+    to_numpy,
+)
+from tests.helpers.tolerances import EVALUATION
 from tresnet_jax.variants import ARCHITECTURES, PRETRAINED, TRESNET, family_of
 
 pytestmark = pytest.mark.slow
@@ -24,7 +32,7 @@ SMALLEST = {True: (20, 20), False: (1, 1)}
 
 
 def sizes(name: str) -> list[tuple[int, int]]:
-    """The sizes of an architecture: 225 and the smallest where they can be taken, 448 as TResNets are trained."""
+    """Return common sizes, the smallest one, and 225 for a ResNet or 448, at which TResNets are trained too."""
     return [*COMMON, (448, 448) if family_of(name) is TRESNET else (225, 225), SMALLEST[family_of(name) is TRESNET]]
 
 
@@ -37,7 +45,7 @@ def pair(request):
 
 @pytest.mark.usefixtures('x64')
 def test_every_size_float64(pair, record_error):
-    """Stages and logits in evaluation mode to 1e-12."""
+    """Stages and logits agree in evaluation mode."""
     name, model = pair
     apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
     for size in sizes(name):
@@ -45,14 +53,13 @@ def test_every_size_float64(pair, record_error):
         with torch.no_grad():
             expected = to_numpy(timm_outputs(model, x))
         forward = jax.jit(functools.partial(our_outputs, apply))
-        error = max(errors(forward(params, batch_stats, nhwc(x))[0], expected).values())
+        error = assert_close(forward(params, batch_stats, nhwc(x))[0], expected, EVALUATION)
         record_error(name, f'{size[0]}x{size[1]}, f64', error)
-        assert error <= 1e-12, size
 
 
 @pytest.mark.usefixtures('x64')
 def test_three_steps_of_training(pair, record_error):
-    """SGD in both: weights, statistics and counters after three steps, in float64."""
+    """Weights, statistics and counters agree after three steps of SGD in float64."""
     name, model = pair
     before = {key: value.clone() for key, value in model.state_dict().items()}
     apply, params, batch_stats = tresnet_jax.functional(ours(model, name, dtype='float64'))
@@ -78,14 +85,13 @@ def test_three_steps_of_training(pair, record_error):
     after = {key: value.copy() for key, value in state_of(model).tensors.items()}
     model.load_state_dict(before)
     model.eval()
-    error = max(errors(convert.to_torch(params, batch_stats, num_batches_tracked=4), after).values())
+    error = assert_close(convert.to_torch(params, batch_stats, num_batches_tracked=4), after, 1e-10)
     record_error(name, 'three steps, f64', error)
-    assert error <= 1e-10
 
 
 @pytest.mark.parametrize('name', sorted(PRETRAINED))
 def test_every_tag(name):
-    """A checkpoint of the tag's classes, at the tag's own size, in float32, within torch's own noise."""
+    """A checkpoint with the tag's classes agrees at the tag's size, within torch's own float32 noise."""
     row = PRETRAINED[name]
     torch.manual_seed(0)
     model = timm_model(row.architecture, num_classes=row.num_classes).eval()
@@ -97,4 +103,4 @@ def test_every_tag(name):
     noise = relative_error(single, double)
     got = call(mine, jnp.asarray(nhwc(x)))
     assert got.shape == (1, row.num_classes)
-    assert relative_error(np.asarray(got), double) <= 10 * max(noise, 1e-7)
+    assert_close(got, double, 10 * max(noise, 1e-7))

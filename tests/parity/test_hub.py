@@ -1,4 +1,4 @@
-"""Folders and repositories between timm and us, both ways."""
+"""Folders and repositories that timm writes and we read, and the reverse."""
 
 import json
 import subprocess
@@ -11,9 +11,9 @@ from timm.models._hub import save_config_for_hf, save_for_hf
 
 import convert
 import tresnet_jax
-from tests.helpers.hub_server import Hub
-from tests.helpers.reference import call, images, nhwc, ours, randomise, reference, relative_error
-from tests.hub.test_client import environment
+from tests.helpers.closeness import assert_close
+from tests.helpers.hub_server import Hub, client_environment
+from tests.helpers.reference import call, images, nhwc, ours, randomise, reference
 from tresnet_jax.hub.config import to_config
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
@@ -28,19 +28,19 @@ MODELS = [
     ('test_resnet', {'num_classes': 4, 'global_pool': 'catavgmax', 'output_stride': 16}),
     ('resnet18d', {'num_classes': 3, 'in_chans': 4}),
 ]
-# What timm keeps of where its own weights came from.
+# Fields in which timm keeps the origin of its own weights.
 ORIGIN = {'origin_url', 'paper_ids', 'paper_name', 'notes'}
 
 
 def assert_equal_outputs(mine, theirs, channels):
     x = images(2, channels, 64, 64).float()
     with torch.no_grad():
-        assert relative_error(call(mine, nhwc(x)), nhwc(theirs.eval()(x))) < FLOAT32
+        assert_close(call(mine, nhwc(x)), nhwc(theirs.eval()(x)), FLOAT32)
 
 
 @pytest.mark.parametrize('name, options', MODELS)
 def test_timm_loads_what_we_save(name, options, tmp_path):
-    """And its own config.json of this model says the same, field by field."""
+    """Our config.json equals timm's, field by field."""
     source = reference(name, **options).float()
     kept = {key: options[key] for key in ('global_pool', 'output_stride') if key in options}
     mine = ours(source, name, **kept)
@@ -60,8 +60,8 @@ def test_timm_loads_what_we_save(name, options, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['tresnet_m.miil_in1k_448', 'resnet50d.a3_in1k', 'resnet101d.ra2_in1k'])
-def test_config_of_a_tag(name, tmp_path):
-    """Of models that are shapes alone."""
+def test_the_config_of_a_tag_is_timms(name, tmp_path):
+    """The models have shapes and no values."""
     with torch.device('meta'):
         theirs = timm.create_model(name)
     save_config_for_hf(theirs, str(tmp_path / 'config.json'))
@@ -77,7 +77,7 @@ def test_config_of_a_tag(name, tmp_path):
 @pytest.mark.parametrize('safe', [True, False])
 @pytest.mark.parametrize('name, options', MODELS[:4])
 def test_we_load_what_timm_saves(name, options, safe, tmp_path):
-    """model.safetensors, and pytorch_model.bin."""
+    """The weights are in model.safetensors or in pytorch_model.bin."""
     torch.manual_seed(0)
     theirs = timm.create_model(name, **options)
     randomise(theirs.double(), seed=1)
@@ -88,7 +88,7 @@ def test_we_load_what_timm_saves(name, options, safe, tmp_path):
     assert_equal_outputs(mine, theirs, options.get('in_chans', 3))
 
 
-def test_a_bin_that_wants_code_is_not_run(tmp_path):
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     marker = tmp_path / 'ran'
 
     class Trap:
@@ -102,8 +102,8 @@ def test_a_bin_that_wants_code_is_not_run(tmp_path):
     assert not marker.exists()
 
 
-def test_one_cache_for_both(tmp_path):
-    """What timm has downloaded is what we load, and it is not downloaded again."""
+def test_timm_and_we_share_one_cache(tmp_path):
+    """A file that timm has downloaded is not downloaded again."""
     model = timm.create_model('test_resnet', num_classes=4)
     save_for_hf(model, tmp_path / 'saved', safe_serialization=True)
     code = """
@@ -114,6 +114,6 @@ assert np.array_equal(ours.fc.bias[...], theirs.fc.bias.detach().numpy())
 """
     with Hub() as hub:
         hub.repositories['org/name'] = {path.name: path.read_bytes() for path in (tmp_path / 'saved').iterdir()}
-        env = environment(tmp_path / 'home', hub.endpoint)
+        env = client_environment(tmp_path / 'home', hub.endpoint)
         subprocess.run([sys.executable, '-c', code], env=env, check=True)
         assert sum(request.startswith('STORAGE') for request in hub.requests) == 1

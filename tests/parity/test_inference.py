@@ -1,4 +1,4 @@
-"""Inference against timm: folded batch norm, and bfloat16 and float16 beside torch's own error in them."""
+"""Inference against timm: folded batch norm, and half precision within a factor of torch's own error."""
 
 import copy
 
@@ -9,19 +9,20 @@ import pytest
 import torch
 
 import tresnet_jax
-from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error
+from tests.helpers.closeness import relative_error
+from tests.helpers.models import SMALL
+from tests.helpers.reference import call, images, nhwc, ours, reference
 from tresnet_jax.variants import ARCHITECTURES
 
-QUICK = ('test_resnet', 'test_tresnet')
 HALF = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 @pytest.fixture(
     scope='module',
-    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(ARCHITECTURES)],
+    params=[name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in sorted(ARCHITECTURES)],
 )
 def compared(request):
-    """An architecture's name, timm's float32 model, images, and timm's logits of them in float64."""
+    """An architecture's name, timm's float32 model, images, and timm's float64 logits."""
     name, x = request.param, images(4, 3, 64, 64)
     model = reference(name)
     with torch.no_grad():
@@ -31,20 +32,20 @@ def compared(request):
 
 
 def rms_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean square of a - b over that of b."""
+    """Return the root mean square of a - b, relative to that of b."""
     assert a.shape == b.shape and np.isfinite(a).all()
     return float(np.sqrt(np.square(a - b).mean() / np.square(b).mean()))
 
 
 def folded_and_plain(name, model, x, **options) -> dict[str, np.ndarray]:
-    """Our logits, with batch norm folded and apart."""
+    """Return our logits, with batch norm folded and not."""
     plain = ours(model, name, **options)
     models = {'folded': tresnet_jax.fold_batchnorm(plain), 'plain': plain}
     return {key: np.asarray(call(m, jnp.asarray(nhwc(x))), np.float32) for key, m in models.items()}
 
 
 def test_folded_float32(compared, record_error):
-    """Within ten times the error that torch itself makes in float32, as the plain model."""
+    """The error is at most ten times the one that torch itself makes in float32, as for the plain model."""
     name, model, x, exact = compared
     with torch.no_grad():
         noise = relative_error(model(x).numpy(), exact)
@@ -55,7 +56,10 @@ def test_folded_float32(compared, record_error):
 
 @pytest.mark.parametrize('dtype', sorted(HALF))
 def test_half_precision(compared, dtype, record_error):
-    """Batch norm works in float32 here, so the RMS error is below torch's; folded, a bias is rounded as well."""
+    """The RMS error is about torch's.
+
+    Our batch norm computes in float32, which makes the error smaller. Folding rounds a bias more.
+    """
     name, model, x, exact = compared
     half = copy.deepcopy(model).to(HALF[dtype])
     with torch.no_grad():

@@ -8,20 +8,15 @@ import timm.layers
 import torch
 from flax import nnx
 
-from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error
+from tests.helpers.closeness import assert_close, relative_error
+from tests.helpers.reference import call, images, nhwc, ours, reference, statistics
+from tests.helpers.tolerances import EVALUATION, LAYER
+from tests.helpers.torch_layers import batch_norms, torch_gradient
 from tresnet_jax.models import layers, pooling
-from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.batch_norm import BatchNormAct, activate
 
 pytestmark = pytest.mark.usefixtures('x64')
-TOLERANCE = 1e-13
 SIZES = [(8, 8), (7, 9), (2, 5), (3, 2), (25, 13)]
-
-
-def torch_gradient(function, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x = x.clone().requires_grad_()
-    y = function(x)
-    (y * weight[: y.shape[0], : y.shape[1], : y.shape[2], : y.shape[3]]).sum().backward()
-    return y, x.grad
 
 
 @pytest.mark.parametrize('size', SIZES)
@@ -36,7 +31,10 @@ def torch_gradient(function, x: torch.Tensor, weight: torch.Tensor) -> tuple[tor
     ids=['blur_pool', 'avg_pool', 'avg_pool_dilated', 'max_pool'],
 )
 def test_pooling(our_layer, their_layer, size):
-    """Values and gradients, even and odd sizes, negative values too (a border of zeros would win a maximum)."""
+    """Values and gradients agree for even and odd sizes.
+
+    The values are negative, so that a border of zeros would win a maximum.
+    """
     x, weight = images(2, 6, *size) - 3.0, images(2, 6, 25, 25, seed=4)
     expected, gradient = torch_gradient(their_layer, x, weight)
 
@@ -46,13 +44,13 @@ def test_pooling(our_layer, their_layer, size):
         return (y * nhwc(weight)[:, :h, :w]).sum(), y
 
     got_gradient, got = jax.jit(jax.grad(loss, has_aux=True))(nhwc(x))
-    assert relative_error(got, nhwc(expected)) <= TOLERANCE
-    assert relative_error(got_gradient, nhwc(gradient)) <= TOLERANCE
+    assert_close(got, nhwc(expected), LAYER)
+    assert_close(got_gradient, nhwc(gradient), LAYER)
 
 
 @pytest.mark.parametrize('size', SIZES)
 def test_max_pool_of_equal_pixels_and_nan(size):
-    """The first of equal pixels has the gradient, and a NaN is the maximum of its windows."""
+    """The first of equal pixels gets the gradient, and a NaN is the maximum of its windows."""
     x, weight = torch.round(images(2, 6, *size)), images(2, 6, 13, 13, seed=4)
     x[0, 0, -1, 0] = float('nan')
     expected, gradient = torch_gradient(torch.nn.MaxPool2d(3, 2, 1), x, weight)
@@ -60,7 +58,7 @@ def test_max_pool_of_equal_pixels_and_nan(size):
     np.testing.assert_array_equal(got, nhwc(expected))
     _, h, w, _ = got.shape
     (got_gradient,) = gradient_of(jnp.asarray(nhwc(weight)[:, :h, :w]))
-    assert relative_error(got_gradient, nhwc(gradient)) <= TOLERANCE
+    assert_close(got_gradient, nhwc(gradient), LAYER)
 
 
 @pytest.mark.parametrize('channels', [1, 3, 5])
@@ -77,36 +75,17 @@ def test_squeeze_excite():
         getattr(mine, name).kernel[...] = jnp.asarray(weight)
         getattr(mine, name).bias[...] = jnp.asarray(getattr(theirs, name).bias.detach().numpy())
     x = images(2, 24, 5, 7)
-    assert relative_error(call(mine, nhwc(x)), nhwc(theirs(x))) <= TOLERANCE
-
-
-def batch_norms(slope: float | None, channels: int = 5) -> tuple[torch.nn.Module, BatchNormAct]:
-    """torch's pair of layers and ours, with the same random state and gammas of both signs."""
-    generator = torch.Generator().manual_seed(7)
-    norm = torch.nn.BatchNorm2d(channels).double()
-    values = torch.randn(4, channels, generator=generator, dtype=torch.float64)
-    mine = BatchNormAct(channels, slope=slope, dtype=jnp.float64, axis_name=None)
-    with torch.no_grad():
-        for ours_, theirs, value in (
-            (mine.scale, norm.weight, values[0]),
-            (mine.bias, norm.bias, values[1]),
-            (mine.mean, norm.running_mean, values[2]),
-            (mine.var, norm.running_var, values[3].exp()),
-        ):
-            theirs.copy_(value)
-            ours_[...] = jnp.asarray(value.numpy())
-    activation = torch.nn.Identity() if slope is None else torch.nn.LeakyReLU(slope) if slope else torch.nn.ReLU()
-    return torch.nn.Sequential(norm, activation), mine
+    assert_close(call(mine, nhwc(x)), nhwc(theirs(x)), LAYER)
 
 
 @pytest.mark.parametrize('slope', [None, 0.0, 1e-3, 1e-2])
 @pytest.mark.parametrize('shape', [(2, 5, 3, 4), (2, 5, 1, 1)], ids=str)
 def test_batch_norm(slope, shape):
-    """Evaluation, a training step, its running statistics (unbiased, n = 24 and n = 2) and its gradients."""
+    """Evaluation, a training step, its running statistics (unbiased, n = 24 and n = 2) and its gradients agree."""
     theirs, mine = batch_norms(slope)
     x, weight = images(*shape) * 2 + 1, images(*shape, seed=3)
     theirs.eval()
-    assert relative_error(call(mine, nhwc(x)), nhwc(theirs(x))) <= TOLERANCE
+    assert_close(call(mine, nhwc(x)), nhwc(theirs(x)), LAYER)
 
     theirs.train()
     mine.train()
@@ -120,14 +99,13 @@ def test_batch_norm(slope, shape):
 
     grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     (got_params, got_gradient), (got, new) = grad(nnx.to_pure_dict(params), nhwc(x))
-    # With two values a channel the gradient is a difference of nearly equal numbers.
-    tolerance = TOLERANCE if shape[2] > 1 else 1e-9
-    assert relative_error(got, nhwc(expected)) <= TOLERANCE
-    assert relative_error(new['mean'], theirs[0].running_mean.numpy()) <= TOLERANCE
-    assert relative_error(new['var'], theirs[0].running_var.numpy()) <= TOLERANCE
-    assert relative_error(got_params['scale'], theirs[0].weight.grad.numpy()) <= tolerance
-    assert relative_error(got_params['bias'], theirs[0].bias.grad.numpy()) <= tolerance
-    assert relative_error(got_gradient, nhwc(gradient)) <= tolerance
+    # With two values per channel the gradient is a difference of nearly equal numbers.
+    tolerance = LAYER if shape[2] > 1 else 1e-9
+    assert_close(got, nhwc(expected), LAYER)
+    mean, var = statistics(theirs[0])
+    assert_close(new, {'mean': mean.numpy(), 'var': var.numpy()}, LAYER)
+    assert_close(got_params, {'scale': theirs[0].weight.grad.numpy(), 'bias': theirs[0].bias.grad.numpy()}, tolerance)
+    assert_close(got_gradient, nhwc(gradient), tolerance)
 
 
 def test_one_value_per_channel_is_an_error_in_training_as_in_torch():
@@ -141,7 +119,10 @@ def test_one_value_per_channel_is_an_error_in_training_as_in_torch():
 
 
 def test_a_large_mean_does_not_cancel():
-    """In float32, with a mean of 100 and a deviation of 0.01: E[x^2] - E[x]^2 would be off by hundreds of percent."""
+    """The float32 variance is right for a mean of 100 and a deviation of 0.01.
+
+    E[x^2] - E[x]^2 would be off by hundreds of percent.
+    """
     x = (100 + 0.01 * images(8, 4, 9, 9)).float()
     theirs = torch.nn.BatchNorm2d(4).train()
     mine = BatchNormAct(4, slope=None, dtype=jnp.float32, axis_name=None)
@@ -152,17 +133,15 @@ def test_a_large_mean_does_not_cancel():
 
 
 @pytest.mark.parametrize('slope', [None, 0.0, 0.01])
-def test_activation_at_zero_has_torchs_derivative(slope):
-    from tresnet_jax.models.batch_norm import activate
-
+def test_the_activation_has_torchs_derivative_at_zero(slope):
     x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     (x if slope is None else torch.nn.functional.leaky_relu(x, slope)).sum().backward()
     assert jax.grad(lambda x: activate(x, slope))(0.0) == x.grad.item()
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_tresnet', 'resnet26d', 'tresnet_v2_l'])
-def test_first_block_of_every_stage(name):
-    """Each with its own projection, on an odd map."""
+def test_the_first_block_of_every_stage(name):
+    """The blocks with a projection agree on an odd map."""
     model = reference(name)
     mine = ours(model, name, dtype='float64')
     body = model.body if hasattr(model, 'body') else model
@@ -171,4 +150,4 @@ def test_first_block_of_every_stage(name):
         first = stage[0].conv1
         x = images(1, getattr(first, 'conv', first).in_features, 9, 6)
         got = jax.jit(lambda block, x: block(x, None))(stage[0], nhwc(x))
-        assert relative_error(got, nhwc(theirs(x.clone()))) <= 1e-12
+        assert_close(got, nhwc(theirs(x.clone())), EVALUATION)

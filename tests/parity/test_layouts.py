@@ -1,4 +1,4 @@
-"""Checkpoints as they lie about in the wild, made with torch and timm and opened by the converter."""
+"""Checkpoints as people have them, made with torch and timm and opened by the converter."""
 
 import argparse
 from pathlib import Path
@@ -13,53 +13,23 @@ import torch
 import convert
 import tresnet_jax
 from convert.__main__ import main
-from tests.helpers.reference import reference, timm_model
-
-COUNTER = 'num_batches_tracked'
-
-
-def state_of(name: str, seed: int = 0, **options) -> dict[str, torch.Tensor]:
-    """A float32 state dict with gammas of both signs."""
-    return {
-        k: v.float() if v.is_floating_point() else v for k, v in reference(name, seed, **options).state_dict().items()
-    }
+from convert.golden import timm_model
+from tests.helpers.closeness import assert_identical
+from tests.helpers.layouts import COUNTER, float32_state, inplace_abn_names, inplace_abn_state
 
 
-def inplace_abn_state(name: str, blur_filters: bool, seed: int = 0) -> dict[str, torch.Tensor]:
-    """timm's keys -> those of the original repository: nested Sequentials, no counters, blur filters if asked for."""
-    model = timm_model(name)
-    strided = {path for path, m in model.named_modules() if isinstance(getattr(m, 'aa', None), timm.layers.BlurPool2d)}
-    state = {}
-    for key, value in state_of(name, seed).items():
-        owner, _, rest = key.rpartition('.conv.') if '.conv.' in key else key.rpartition('.bn.')
-        if not owner:
-            state[key] = value
-        elif not key.endswith(COUNTER):
-            index = '0' if '.conv.' in key else '1'
-            state[f'{owner}.{"0." if owner in strided else ""}{index}.{rest}'] = value
-    if blur_filters:
-        state |= {f'{path}.1.op.filt': torch.ones(16, 1, 3, 3) for path in strided}
-    return state
-
-
-def converted(path: Path, *options: str) -> dict[str, np.ndarray]:
-    """timm's tensors of what the command line makes of a file."""
+def converted(path: Path, *options: str) -> dict[str, torch.Tensor]:
+    """Convert a file to timm's layout by the command line and return its tensors."""
     out = path.with_name('converted.safetensors')
     assert main([str(path), str(out), '--to', 'torch', *options]) == 0
     return safetensors.torch.load_file(out)
 
 
-def assert_same(a: dict, b: dict) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.equal(a[key], b[key]), key
-
-
 @pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.'])
 @pytest.mark.parametrize('ema', [True, False])
 def test_timm_training_checkpoint(prefix, ema, tmp_path, capsys):
-    """With the Namespace, an optimiser and averaged weights; averaged ones are taken unless --no-ema."""
-    plain, averaged = state_of('test_resnet', 1), state_of('test_resnet', 2)
+    """A training checkpoint has a Namespace, an optimiser and averaged weights, which --no-ema leaves out."""
+    plain, averaged = float32_state('test_resnet', 1), float32_state('test_resnet', 2)
     model = timm_model('test_resnet')
     model(torch.zeros(2, 3, 32, 32)).sum().backward()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -72,7 +42,7 @@ def test_timm_training_checkpoint(prefix, ema, tmp_path, capsys):
     }  # fmt: skip
     file = tmp_path / 'checkpoint-7.pth.tar'
     torch.save(checkpoint, file)
-    assert_same(converted(file, *([] if ema else ['--no-ema'])), averaged if ema else plain)
+    assert_identical(converted(file, *([] if ema else ['--no-ema'])), averaged if ema else plain)
     assert f"took '{'state_dict_ema' if ema else 'state_dict'}'" in capsys.readouterr().out
     read = convert.read(file)
     assert read.has_ema and read.training == {'epoch': 7, 'metric': 71.25, 'arch': 'test_resnet'}
@@ -81,23 +51,23 @@ def test_timm_training_checkpoint(prefix, ema, tmp_path, capsys):
 @pytest.mark.parametrize('wrapper', [None, 'model', 'state_dict', 'model_ema'])
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
 def test_wrappers_and_formats_of_torch_files(wrapper, zipped, tmp_path):
-    state = state_of('test_resnet')
+    state = float32_state('test_resnet')
     file = tmp_path / 'model.pth'
     torch.save({wrapper: state} if wrapper else state, file, _use_new_zipfile_serialization=zipped)
-    assert_same(converted(file), state)
+    assert_identical(converted(file), state)
 
 
 @pytest.mark.parametrize('wrapper', [None, 'model', 'state_dict'])
 @pytest.mark.parametrize('blur_filters', [True, False])
 def test_inplace_abn_layout(wrapper, blur_filters, tmp_path, capsys):
-    """As timm's own filter makes it, which is held against the formula of in-place ABN below."""
+    """The result equals that of timm's own filter; the next test checks the filter's formula."""
     state = inplace_abn_state('test_tresnet', blur_filters)
     assert 'body.conv1.0.weight' in state and 'body.layer2.0.conv1.0.0.weight' in state
     file = tmp_path / 'original.pth'
     torch.save({wrapper: state} if wrapper else state, file, _use_new_zipfile_serialization=False)
     got = converted(file)
     plain = {k: v for k, v in state.items() if not k.endswith('.filt')}
-    assert_same(got, timm.models.tresnet.checkpoint_filter_fn(plain, None))
+    assert_identical(got, timm.models.tresnet.checkpoint_filter_fn(plain, None))
     timm_model('test_tresnet').load_state_dict(got, strict=True)
     out = capsys.readouterr().out
     negative = sum(int((v < 0).sum()) for k, v in state.items() if k.endswith('.1.weight') and v.ndim == 1)
@@ -105,7 +75,7 @@ def test_inplace_abn_layout(wrapper, blur_filters, tmp_path, capsys):
     assert ('blur filters' in out) == blur_filters
 
 
-def test_gamma_of_inplace_abn(tmp_path):
+def test_the_gamma_of_inplace_abn(tmp_path):
     """y = (x - mean) / sqrt(var + eps) * (|w| + eps) + b, with eps = 1e-5 both times (inplace_abn 1.0.11)."""
     state = inplace_abn_state('test_tresnet', False)
     torch.save(state, tmp_path / 'a.pth')
@@ -116,18 +86,21 @@ def test_gamma_of_inplace_abn(tmp_path):
 
 
 def test_gammas_are_converted_once_and_only_once(tmp_path):
-    """timm's filter corrupts a converted file inside {'model': ...}; a file of ours and timm's stay as they are."""
+    """A file in timm's layout inside {'model': ...} and a file of ours keep their gammas.
+
+    timm's filter converts those of the first again.
+    """
     torch.save(inplace_abn_state('test_tresnet', False), tmp_path / 'a.pth')
     once = converted(tmp_path / 'a.pth')
     torch.save({'model': once}, tmp_path / 'b.pth')
-    assert_same(converted(tmp_path / 'b.pth'), once)
+    assert_identical(converted(tmp_path / 'b.pth'), once)
     assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'flax.safetensors'), '--to', 'flax']) == 0
     assert main([str(tmp_path / 'flax.safetensors'), str(tmp_path / 'back.safetensors'), '--to', 'torch']) == 0
-    assert_same(safetensors.torch.load_file(tmp_path / 'back.safetensors'), once)
+    assert_identical(safetensors.torch.load_file(tmp_path / 'back.safetensors'), once)
 
 
-def test_half_precision_gammas_keep_the_small_number(tmp_path):
-    """1e-5 vanishes beside 1 in float16, so the sum is made in float32."""
+def test_half_precision_gammas_keep_the_epsilon(tmp_path):
+    """1e-5 vanishes beside 1 in float16, so the sum is computed in float32."""
     state = {k: v.half() for k, v in inplace_abn_state('test_tresnet', False).items()}
     torch.save(state, tmp_path / 'a.pth')
     params, _, _ = convert.to_flax(convert.read(tmp_path / 'a.pth'))
@@ -135,8 +108,8 @@ def test_half_precision_gammas_keep_the_small_number(tmp_path):
     np.testing.assert_array_equal(params['body']['conv1']['bn']['scale'], old + np.float32(1e-5))
 
 
-def test_slope_is_kept_and_honoured(tmp_path):
-    """From the command line through the file into the model; what the caller asks for goes before it."""
+def test_the_slope_is_kept_and_used(tmp_path):
+    """It passes from the command line through the file into the model; the caller's slope takes precedence."""
     torch.save(inplace_abn_state('test_tresnet', False), tmp_path / 'a.pth')
     flax_file = tmp_path / 'flax.safetensors'
     assert main([str(tmp_path / 'a.pth'), str(flax_file), '--abn-slope', '1e-6']) == 0
@@ -153,26 +126,20 @@ def test_slope_is_kept_and_honoured(tmp_path):
 
 
 @pytest.mark.parametrize('wrapper, slope', [('model', 1e-6), ('state_dict', None)])
-def test_original_second_version_is_known_by_its_wrapper(wrapper, slope):
-    """The TResNet repository keeps {'model': ...} and trained with 1e-6; ImageNet21K {'state_dict': ...} and 1e-3."""
+def test_the_original_second_version_is_known_by_its_wrapper(wrapper, slope):
+    """The TResNet repository writes {'model': ...} and trained with 1e-6, ImageNet21K {'state_dict': ...} and 1e-3."""
     with torch.device('meta'):
         model = timm_model('tresnet_v2_l')
-    strided = {path for path, m in model.named_modules() if isinstance(getattr(m, 'aa', None), timm.layers.BlurPool2d)}
-    tensors = {}
-    for key, value in model.state_dict().items():
-        for part, index in (('conv', '0'), ('bn', '1')):
-            owner, found, rest = key.rpartition(f'.{part}.')
-            if found:
-                key = f'{owner}.{"0." if owner in strided else ""}{index}.{rest}'
-        if not key.endswith(COUNTER):
-            tensors[key] = np.broadcast_to(np.float32(1), tuple(value.shape))
+    state = {key: value for key, value in model.state_dict().items() if not key.endswith(COUNTER)}
+    shapes = {key: tuple(value.shape) for key, value in inplace_abn_names(model, state).items()}
+    tensors = {key: np.broadcast_to(np.float32(1), shape) for key, shape in shapes.items()}
     report = convert.to_flax(convert.Checkpoint(Path('v2.pth'), 'torch', tensors, {}, wrapper))[2]
     assert report.architecture == 'tresnet_v2_l' and report.layout == 'inplace_abn'
     assert report.abn_slope == slope
 
 
 def with_head(head: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """A body in the original layout under another head."""
+    """Return a body in the original layout with another head."""
     body = {k: v for k, v in inplace_abn_state('test_tresnet', False).items() if not k.startswith('head.')}
     return body | {key: torch.zeros(shape) for key, shape in head.items()}
 
@@ -182,8 +149,8 @@ def with_head(head: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     ({'head.fc.embedding_generator.0.weight': (64, 512), 'head.fc.FC.weight': (10, 64)}, "ASL's bottleneck head"),
     ({'head.fc.weight': (10, 768), 'head.fc.bias': (10,)}, 'takes 768 features instead of 512'),
 ])  # fmt: skip
-def test_heads_that_are_not_timms(head, name, tmp_path, capsys):
-    """Named with what to do; --drop-head converts the body."""
+def test_heads_that_timm_does_not_have(head, name, tmp_path, capsys):
+    """The error names the head and --drop-head, which converts the body."""
     file, out = tmp_path / 'head.pth', tmp_path / 'out.safetensors'
     torch.save({'model': with_head(head)}, file)
     assert main([str(file), str(out)]) == 2
@@ -198,7 +165,7 @@ def test_heads_that_are_not_timms(head, name, tmp_path, capsys):
 
 
 def foreign(layers: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Keys enough to tell ML-Decoder's networks: all bottlenecks, width 1."""
+    """Return the keys that identify ML-Decoder's networks: all bottlenecks, width 1."""
     tensors = {'body.conv1.conv.weight': np.zeros((64, 48, 3, 3), np.float32)}
     for stage, depth in enumerate(layers):
         planes = 64 * 2**stage
@@ -211,17 +178,17 @@ def foreign(layers: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize('layers, name', [((3, 8, 34, 5), "ML-Decoder's tresnet_xl"), ((3, 4, 6, 3), 'tresnet_s')])
 @pytest.mark.parametrize('model', [None, 'tresnet_xl'])
-def test_networks_that_carry_our_names_and_are_others(layers, name, model):
+def test_other_networks_with_our_names_are_refused(layers, name, model):
     with pytest.raises(convert.ConversionError, match=name):
         convert.to_flax(convert.Checkpoint(Path('a.pth'), 'torch', foreign(layers), {}), model)
 
 
-def test_another_number_of_classes_than_the_tag_has(tmp_path, capsys):
+def test_a_number_of_classes_that_differs_from_the_tags(tmp_path, capsys):
     file, out = tmp_path / 'a.pth', tmp_path / 'out.safetensors'
-    torch.save(state_of('test_resnet', num_classes=7), file)
+    torch.save(float32_state('test_resnet', num_classes=7), file)
     assert main([str(file), str(out), '--model', 'test_resnet.r160_in1k']) == 2
     error = capsys.readouterr().err
-    assert 'has 7 classes where test_resnet.r160_in1k has 1000' in error and '--num-classes 7' in error
+    assert 'has 7 classes, but test_resnet.r160_in1k has 1000' in error and '--num-classes 7' in error
     assert main([str(file), str(out), '--model', 'test_resnet.r160_in1k', '--num-classes', '7']) == 0
     assert tresnet_jax.create_model('test_resnet', checkpoint=out).num_classes == 7
     assert main([str(file), str(out), '--num-classes', '9']) == 0
@@ -230,7 +197,7 @@ def test_another_number_of_classes_than_the_tag_has(tmp_path, capsys):
 
 
 def test_values_that_are_not_finite_are_named(tmp_path, capsys):
-    state = state_of('test_resnet')
+    state = float32_state('test_resnet')
     state['bn1.running_var'][3], state['fc.bias'][0] = float('nan'), float('inf')
     torch.save(state, tmp_path / 'a.pth')
     assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors')]) == 0
@@ -241,7 +208,7 @@ def test_values_that_are_not_finite_are_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('content', [[1, 2], {'epoch': 3}, {'weight': 'text'}, torch.zeros(3)])
-def test_torch_files_without_a_state_dict(content, tmp_path, capsys):
+def test_torch_files_without_a_state_dict_are_refused(content, tmp_path, capsys):
     torch.save(content, tmp_path / 'a.pth')
     assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors')]) == 2
     assert 'state dict of tensors' in capsys.readouterr().err
@@ -249,9 +216,9 @@ def test_torch_files_without_a_state_dict(content, tmp_path, capsys):
 
 @pytest.mark.parametrize('cut', [0.3, 0.999])
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
-def test_torch_files_that_were_cut(cut, zipped, tmp_path, capsys):
+def test_truncated_torch_files_are_refused(cut, zipped, tmp_path, capsys):
     file = tmp_path / 'a.pth'
-    torch.save(state_of('test_resnet'), file, _use_new_zipfile_serialization=zipped)
+    torch.save(float32_state('test_resnet'), file, _use_new_zipfile_serialization=zipped)
     file.write_bytes(file.read_bytes()[: int(cut * file.stat().st_size)])
     assert main([str(file), str(tmp_path / 'out.safetensors')]) == 2
     error = capsys.readouterr().err

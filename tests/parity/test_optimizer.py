@@ -1,21 +1,25 @@
-"""The optimisers and schedules beside timm's and torch's, on parameters small enough to run every one of them."""
+"""Every optimiser and schedule against timm's and torch's, on a few small parameters."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
+import timm.optim
 import torch
 
-from tests.helpers.reference import relative_error, timm_model
-from tests.parity.test_training import PLAIN, RECIPES, STEPS, rates, standard_promotion, torch_optimizer  # noqa: F401
+import tresnet_jax
+from convert.golden import timm_model
+from tests.helpers.closeness import assert_close
+from tests.helpers.torch_optimizers import PLAIN, RECIPES, STEPS, rate_setter, torch_optimizer
+from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
 from tresnet_jax.training.optim import create_optimizer, create_schedule, layer_scales
 
 CASES = {name: recipe for name, recipe in RECIPES.items() if not recipe.keys() & {'mixup', 'layer_decay', 'freeze'}}
 
 
 class Small(torch.nn.Module):
-    """A kernel and a bias, which differ in their decay, and a scale that starts at zero."""
+    """Kernels and biases, whose decay differs, and a scale that starts at zero."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +40,7 @@ def our_loss(params, x, y):
 @pytest.mark.usefixtures('x64', 'standard_promotion')
 @pytest.mark.parametrize('recipe', CASES)
 def test_optimiser_and_schedule(recipe):
-    """Every parameter after each of twenty steps, within 1e-12."""
+    """Every parameter agrees within 1e-12 after each of twenty steps."""
     # torch divides by the norm plus 1e-6, optax by the norm.
     tolerance = 1e-5 if recipe == 'clipping' else 1e-12
     config = dataclasses.replace(PLAIN, **CASES[recipe])
@@ -51,7 +55,7 @@ def test_optimiser_and_schedule(recipe):
         'scale': np.zeros(4),
     }
     theirs = torch_optimizer(model, config)
-    set_rate = rates(theirs, config)
+    set_rate = rate_setter(theirs, config)
     optimizer = create_optimizer(config, create_schedule(config, STEPS, 1), params)
     state = optimizer.init(params)
     data = torch.randn(STEPS, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -75,17 +79,12 @@ def test_optimiser_and_schedule(recipe):
             (params['fc']['kernel'], model.fc.weight.T),
             (params['scale'], model.scale),
         ):
-            assert relative_error(ours, other.detach().numpy()) <= tolerance, f'step {i}'
+            assert_close(ours, other.detach().numpy(), tolerance)
 
 
 @pytest.mark.parametrize('name', ['resnet50d', 'tresnet_m'])
 def test_layer_decay(name):
-    """The factor of every parameter, as timm groups them."""
-    import timm.optim
-
-    import tresnet_jax
-    from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
-
+    """Each parameter has the factor that timm gives its group."""
     model = timm_model(name)
     groups = timm.optim.param_groups_layer_decay(model, layer_decay=0.8)
     names = {id(parameter): key for key, parameter in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""timm's options, one by one, on the small architectures, in float64."""
+"""timm's options, one by one, on the small architectures in float64."""
 
 import functools
 
@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import timm.layers.drop
 import torch
+from timm.models._manipulate import adapt_input_conv
 
 import convert
 import tresnet_jax
-from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error, state_of, timm_model
+from convert.golden import timm_model
+from tests.helpers.closeness import assert_close
+from tests.helpers.models import SMALL
+from tests.helpers.reference import call, images, nhwc, ours, reference, state_of
+from tests.helpers.tolerances import EVALUATION
 from tresnet_jax.models.build import build_model, fill
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.models.pooling import POOL_TYPES
 
-SMALL = ('test_resnet', 'test_tresnet')
-TOLERANCE = 1e-12
 pytestmark = pytest.mark.usefixtures('x64')
 
 
@@ -25,9 +28,7 @@ def timm_reference(name: str, **options) -> torch.nn.Module:
     return reference(name, **options)
 
 
-def assert_equal(a, b) -> None:
-    error = relative_error(a, b)
-    assert error <= TOLERANCE, f'relative error {error:.1e}'
+close = functools.partial(assert_close, tolerance=EVALUATION)
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -42,10 +43,10 @@ def test_forward_intermediates(name, indices, stop_early):
     last, maps = model.forward_intermediates(x, indices_for_timm, stop_early=stop_early)
     mine = ours(model, name, dtype='float64')
     our_last, our_maps = call(mine, nhwc(x), 'forward_intermediates', indices=indices, stop_early=stop_early)
-    assert_equal(our_last, nhwc(last))
+    close(our_last, nhwc(last))
     assert len(our_maps) == len(maps)
     for a, b in zip(our_maps, maps, strict=True):
-        assert_equal(a, nhwc(b))
+        close(a, nhwc(b))
     only = call(mine, nhwc(x), 'forward_intermediates', indices=indices, intermediates_only=True)
     assert [m.shape for m in only] == [m.shape for m in our_maps]
 
@@ -64,7 +65,7 @@ def test_intermediate_indices_out_of_range(name):
     ('test_tresnet', None), ('test_tresnet', (2, 3)),
 ])  # fmt: skip
 def test_features_only(name, out_indices, tmp_path):
-    """Feature maps, their description, and that the layers behind them are gone."""
+    """The maps and their description are timm's, and the backbone has no layers after the last map."""
     model = timm_reference(name)
     file = tmp_path / 'model.safetensors'
     convert.save_torch(file, state_of(model).tensors)
@@ -77,14 +78,14 @@ def test_features_only(name, out_indices, tmp_path):
     x = images(1, 3, 64, 96)
     expected, got = theirs(x), call(backbone, nhwc(x))
     info = theirs.feature_info
-    if name == 'test_tresnet' and out_indices:  # timm's class has the maps 1 to 4
+    if name == 'test_tresnet' and out_indices:  # timm's class gives the maps 1 to 4
         expected = [expected[i - 1] for i in out_indices]
         channels, reduction = info.channels(list(out_indices)), info.reduction(list(out_indices))
     else:
         channels, reduction = info.channels(), info.reduction()
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
-        assert_equal(a, nhwc(b))
+        close(a, nhwc(b))
     assert backbone.feature_info.channels() == channels == [m.shape[-1] for m in got]
     assert backbone.feature_info.reduction() == reduction == [64 // m.shape[1] for m in got]
     kept = {key for key in convert.to_torch(backbone) if not key.endswith('num_batches_tracked')}
@@ -94,8 +95,8 @@ def test_features_only(name, out_indices, tmp_path):
     assert {key.replace('body.', 'body_', 1) for key in kept} == {k for k in wanted if not k.startswith(gone)}
 
 
-def test_first_tap_of_a_tresnet_backbone():
-    """timm cannot give it, and calls its reduction 2."""
+def test_the_first_map_of_a_tresnet_backbone():
+    """The stem's map has reduction 4. timm cannot return it and reports 2."""
     backbone = tresnet_jax.create_model('test_tresnet', features_only=True, out_indices=(0, 4), dtype='float64')
     maps = call(backbone, nhwc(images(1, 3, 64, 64)))
     assert [m.shape for m in maps] == [(1, 16, 16, 16), (1, 2, 2, 512)]
@@ -111,8 +112,8 @@ def test_global_pool(name, pool):
     x = images(2, 3, 64, 64)
     features = model.forward_features(x)
     pooled = call(mine, nhwc(features), 'forward_head', pre_logits=True)
-    assert_equal(pooled, model.forward_head(features, pre_logits=True).detach().numpy())
-    assert_equal(call(mine, nhwc(x)), model(x).detach().numpy())
+    close(pooled, model.forward_head(features, pre_logits=True).detach().numpy())
+    close(call(mine, nhwc(x)), model(x).detach().numpy())
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -121,7 +122,7 @@ def test_no_classes(name, pool):
     model = timm_reference(name, num_classes=0, global_pool=pool)
     mine = ours(model, name, dtype='float64', global_pool=pool)
     x = images(1, 3, 64, 64)
-    assert_equal(call(mine, nhwc(x)), nhwc(model(x)))
+    close(call(mine, nhwc(x)), nhwc(model(x)))
     assert mine.num_classes == 0
 
 
@@ -142,7 +143,7 @@ def test_reset_classifier(name):
 
 @pytest.mark.parametrize('in_chans', [1, 2, 4, 6, 7])
 def test_in_chans_of_a_resnet(in_chans, tmp_path):
-    """The adapted stem is timm's, bit for bit in float32, and so are the outputs."""
+    """The adapted stem equals timm's to the bit in float32, and the outputs agree."""
     source = timm_reference('test_resnet').float()
     file = tmp_path / 'model.safetensors'
     convert.save_torch(file, state_of(source).tensors)
@@ -152,15 +153,13 @@ def test_in_chans_of_a_resnet(in_chans, tmp_path):
     stem = convert.to_torch(mine)['conv1.0.weight']
     np.testing.assert_array_equal(stem, theirs.state_dict()['conv1.0.weight'].numpy())
     x = images(1, in_chans, 64, 64).float()
-    assert relative_error(call(mine, nhwc(x)), theirs(x).detach().numpy()) < 1e-5  # float32
+    assert_close(call(mine, nhwc(x)), theirs(x).detach().numpy(), 1e-5)  # float32
     source.double()
 
 
 @pytest.mark.parametrize('in_chans', [1, 2, 4])
 def test_in_chans_of_a_tresnet(in_chans, tmp_path):
-    """timm adapts to one channel; for others each of the 16 sub-positions must be adapted as a plain stem is."""
-    from timm.models._manipulate import adapt_input_conv
-
+    """Each of the 16 positions is adapted as timm adapts a plain stem; timm itself supports one channel."""
     source = timm_reference('test_tresnet')
     file = tmp_path / 'model.safetensors'
     convert.save_torch(file, state_of(source).tensors)
@@ -169,7 +168,7 @@ def test_in_chans_of_a_tresnet(in_chans, tmp_path):
     weight = source.state_dict()['body.conv1.conv.weight'].float()
     parts = [adapt_input_conv(in_chans, part) for part in weight.split(3, dim=1)]
     expected = torch.cat(parts, dim=1).numpy()
-    assert relative_error(stem.astype(np.float32), expected) < 1e-6
+    assert_close(stem.astype(np.float32), expected, 1e-6)
     if in_chans == 1:
         np.testing.assert_allclose(expected, adapt_input_conv(1, weight).numpy(), rtol=0, atol=0)
     assert call(mine, nhwc(images(1, in_chans, 32, 32))).shape == (1, 1000)
@@ -182,15 +181,15 @@ def test_output_stride(name, output_stride):
     mine = ours(model, name, dtype='float64', output_stride=output_stride)
     x = images(1, 3, 75, 96)
     for a, b in zip(call(mine, nhwc(x), 'forward_intermediates')[1], model.forward_intermediates(x)[1], strict=True):
-        assert_equal(a, nhwc(b))
-    assert_equal(call(mine, nhwc(x)), model(x).detach().numpy())
+        close(a, nhwc(b))
+    close(call(mine, nhwc(x)), model(x).detach().numpy())
     assert mine.feature_info.reduction() == [info['reduction'] for info in model.feature_info]
 
 
 @pytest.mark.parametrize('name', SMALL)
 @pytest.mark.parametrize('remat', [False, True])
 def test_drop_path_with_the_same_masks(name, remat, monkeypatch):
-    """Training outputs when both sides drop the same images of the same blocks."""
+    """Training outputs agree when both sides drop the same images of the same blocks."""
     masks = torch.rand(8, 4, 1, 1, 1, generator=torch.Generator().manual_seed(5)).double()
     model = reference(name, drop_path_rate=0.4).train()
     ours_masks, their_masks = iter(masks), iter(masks)
@@ -211,14 +210,14 @@ def test_drop_path_with_the_same_masks(name, remat, monkeypatch):
     x = images(4, 3, 64, 64)
     step = jax.jit(lambda *args: apply(*args, train=True, rngs={'dropout': jax.random.key(0)}))
     got, _ = step(params, stats, nhwc(x))
-    assert_equal(got, model(x).detach().numpy())
+    close(got, model(x).detach().numpy())
     assert len(list(ours_masks)) == len(list(their_masks)) == 8 - 3  # the first block never drops
 
 
 @pytest.mark.parametrize('name', ['tresnet_m', 'tresnet_v2_l', 'resnet50d', 'resnet18d'])
 @pytest.mark.parametrize('rate', [0.1, 0.2, 0.35])
 def test_drop_path_rates(name, rate):
-    """Equal to timm's to the last bit, block by block."""
+    """Each block's rate equals timm's to the bit."""
     model = timm.create_model(name, drop_path_rate=rate)
     expected = [
         getattr(block.drop_path, 'drop_prob', 0.0) for _, block in model.named_modules() if hasattr(block, 'drop_path')
@@ -243,27 +242,27 @@ def test_dropout_keeps_the_mean_and_is_off_in_evaluation(name):
 
 @pytest.mark.parametrize('slope', [1e-6, 0.02])
 def test_abn_slope(slope):
-    """A slope that is not timm's is the stem's too, as in the original second version."""
+    """A slope that the caller gives applies to the stem too, as in the original second version."""
     model = reference('test_tresnet')
     for module in model.modules():
         if isinstance(module, torch.nn.LeakyReLU):
             module.negative_slope = slope
     x = images(1, 3, 64, 64)
     mine = ours(model, 'test_tresnet', dtype='float64', abn_slope=slope)
-    assert_equal(call(mine, nhwc(x)), model(x).detach().numpy())
+    close(call(mine, nhwc(x)), model(x).detach().numpy())
 
 
 @pytest.mark.parametrize('name, sizes', [('test_tresnet', [(20, 20), (24, 100)]), ('test_resnet', [(1, 1), (7, 33)])])
-def test_smallest_sizes(name, sizes):
+def test_the_smallest_sizes(name, sizes):
     model = timm_reference(name)
     mine = ours(model, name, dtype='float64')
     for size in sizes:
         x = images(1, 3, *size)
-        assert_equal(call(mine, nhwc(x)), model(x).detach().numpy())
+        close(call(mine, nhwc(x)), model(x).detach().numpy())
 
 
 @pytest.mark.parametrize('size', [(16, 16), (225, 224), (224, 226)])
-def test_sizes_a_tresnet_cannot_take(size):
+def test_sizes_that_a_tresnet_refuses(size):
     model = ours(timm_reference('test_tresnet'), 'test_tresnet', dtype='float64')
     with pytest.raises(ValueError, match='multiples of 4 and at least 20'):
         model(np.zeros((1, *size, 3)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.reference import timm_model
+from convert.golden import timm_model
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.profiling import profile
@@ -14,10 +14,10 @@ from tresnet_jax.variants import ARCHITECTURES
 
 
 def thop(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
-    """thop 0.0.31's rule (thop/vision/basic_hooks.py) by exact class.
+    """Return the operations of a layer by the rules of thop 0.0.31 (thop/vision/basic_hooks.py), by exact class.
 
-    Two entries are left out, since timm of January 2021 had classes of its own there: the linear layer, and
-    TResNet's leaky ReLU, which was inside the in-place norm.
+    Two rules are left out, because timm of January 2021 had its own classes there: the linear layer, and TResNet's
+    leaky ReLU, which was inside the in-place norm.
     """
     match type(layer):
         case nn.Conv2d:
@@ -34,7 +34,7 @@ def thop(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
 
 
 def hooked(model: nn.Module, in_chans: int, height: int, width: int) -> dict[str, int]:
-    """Parameters, MACs and outputs of the convolutions and the linear layer, and thop's count."""
+    """Return parameters, MACs and outputs of the convolutions and the linear layer, and thop's count."""
     total = {'parameters': sum(p.numel() for p in model.parameters()), 'macs': 0, 'activations': 0, 'card_flops': 0}
 
     def hook(layer: nn.Module, inputs: tuple[torch.Tensor], y: torch.Tensor) -> None:
@@ -48,7 +48,7 @@ def hooked(model: nn.Module, in_chans: int, height: int, width: int) -> dict[str
     for layer in model.modules():
         if not list(layer.children()):
             layer.register_forward_hook(hook)
-    model.eval()(torch.zeros(1, in_chans, height, width, device='meta'))
+    model(torch.zeros(1, in_chans, height, width, device='meta'))
     return total
 
 
@@ -67,7 +67,7 @@ BIG = ('tresnet_l', 'tresnet_xl', 'resnet101d', 'resnet152d', 'resnet200d')
 @pytest.mark.parametrize(
     'name', [pytest.param(name, marks=pytest.mark.slow if name in BIG else ()) for name in sorted(ARCHITECTURES)]
 )
-def test_architectures(name):
+def test_every_architecture(name):
     assert counts(profile(name, 224)) == hooked(timm_shapes(name), 3, 224, 224)
 
 

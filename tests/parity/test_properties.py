@@ -1,11 +1,13 @@
-"""Sizes and options drawn at random, against timm, in float64."""
+"""Sizes and options drawn at random, against timm in float64."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.reference import call, images, nhwc, ours, reference, relative_error
+from tests.helpers.closeness import assert_close
+from tests.helpers.reference import call, images, nhwc, ours, reference
+from tests.helpers.tolerances import EVALUATION
 
 POOLS = ('avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastcatavgmax')
 some = settings(max_examples=6, deadline=None, derandomize=True)
@@ -16,7 +18,7 @@ def compare(name: str, size: tuple[int, int], batch: int, ours_options: dict, **
     x = images(batch, options['in_chans'], *size)
     with torch.no_grad():
         expected = nhwc(model(x))
-    assert relative_error(call(ours(model, name, dtype='float64', **ours_options), nhwc(x)), expected) <= 1e-12
+    assert_close(call(ours(model, name, dtype='float64', **ours_options), nhwc(x)), expected, EVALUATION)
 
 
 @pytest.mark.usefixtures('x64')

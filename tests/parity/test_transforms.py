@@ -1,56 +1,22 @@
-"""Our evaluation transform against timm's, bit for bit, on photos and on odd sizes."""
+"""The evaluation transform against timm's, to the bit, on photographs and odd sizes."""
 
-import functools
 import warnings
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import skimage
-import timm
 from PIL import Image
 from timm.data.config import resolve_data_config as timm_resolve
-from timm.data.transforms_factory import create_transform as timm_create_transform
 
+from tests.helpers.reference import TIMM_ARCHITECTURES, TIMM_TAGS
+from tests.helpers.timm_transforms import images, timm_config, timm_transform
 from tresnet_jax import variants
 from tresnet_jax.data import transforms
 
-PHOTOS = ('astronaut.png', 'coffee.png', 'rocket.jpg', 'camera.png')
-# Width, height: single pixels, thin ones, exact crops and resizes, margins whose half rounds either way.
-SIZES = (
-    (1, 1), (1, 2), (7, 300), (300, 7), (225, 313), (313, 225), (224, 224), (256, 256), (235, 236),
-    (448, 451), (33, 31), (28, 28), (160, 169), (257, 303),
-)  # fmt: skip
-OURS = ('test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist')
-TIMMS = tuple(name for name in variants.PRETRAINED if name not in OURS)
 SQUARE = {'input_size': (3, 224, 224), 'interpolation': 'bicubic', **variants.IMAGENET, 'crop_pct': 0.9}
 
 
-def timm_config(name: str, use_test_size: bool) -> dict:
-    cfg = timm.get_pretrained_cfg(name)
-    assert cfg is not None, f'timm has no tag {name}'
-    return timm_resolve(pretrained_cfg=cfg.to_dict(), use_test_size=use_test_size)
-
-
-@functools.cache
-def images() -> dict[str, Image.Image]:
-    folder = Path(skimage.__file__).parent / 'data'
-    found: dict[str, Image.Image] = {name: Image.open(folder / name) for name in PHOTOS}
-    rng = np.random.default_rng(0)
-    for width, height in SIZES:
-        found[f'{width}x{height}'] = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-    return found
-
-
-def timm_transform(image: Image.Image, **config) -> np.ndarray:
-    """What timm makes of an image, as (height, width, channels)."""
-    transform: Any = timm_create_transform(**config)
-    return transform(image.convert('RGB')).numpy().transpose(1, 2, 0)  # timm's dataset converts.
-
-
 def check(config: dict) -> None:
-    """Both transforms give the same bits for every image."""
+    """Assert that both transforms give the same bits for every image."""
     transform = transforms.create_transform(**config)
     for name, image in images().items():
         x, expected = transform(image), timm_transform(image, **config)
@@ -59,15 +25,14 @@ def check(config: dict) -> None:
 
 
 @pytest.mark.parametrize('use_test_size', [False, True])
-@pytest.mark.parametrize('name', TIMMS)
+@pytest.mark.parametrize('name', TIMM_TAGS)
 def test_resolve_data_config(name, use_test_size):
     assert transforms.resolve_data_config(name, use_test_size) == timm_config(name, use_test_size)
 
 
-def test_resolve_data_config_of_bare_names():
-    for name in variants.list_models():
-        if name != 'test_tresnet':  # timm has no such architecture.
-            assert transforms.resolve_data_config(name) == timm_config(name, use_test_size=False), name
+def test_resolve_data_config_of_an_architecture():
+    for name in TIMM_ARCHITECTURES:
+        assert transforms.resolve_data_config(name) == timm_config(name, use_test_size=False), name
 
 
 def test_resolve_data_config_of_a_model():
@@ -83,7 +48,7 @@ def test_resolve_data_config_of_a_model():
 
 
 def distinct_configs() -> list:
-    """Each configuration of the table once; many tags share one."""
+    """Return each configuration of the table once; many tags share one."""
     seen: list[dict] = []
     params = []
     for name in variants.PRETRAINED:
@@ -96,7 +61,7 @@ def distinct_configs() -> list:
 
 
 @pytest.mark.parametrize('config', distinct_configs())
-def test_tags(config):
+def test_the_transform_of_every_tag(config):
     check(config)
 
 
@@ -112,14 +77,14 @@ def test_crop_modes(crop_mode, size, crop_pct):
     check({**SQUARE, 'input_size': size, 'crop_mode': crop_mode, 'crop_pct': crop_pct})
 
 
-def test_defaults_and_kinds_of_size():
+def test_defaults_and_forms_of_the_size():
     image = images()['coffee.png']
     expected = timm_transform(image)
     for size in (224, (224, 224), [3, 224, 224]):
         assert np.array_equal(transforms.create_transform(size)(image), expected)
 
 
-def test_modes_are_converted_as_timms_dataset_does():
+def test_modes_are_converted_as_in_timms_dataset():
     transform = transforms.create_transform(64)
     for mode in ('1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'YCbCr'):
         image = images()['33x31'].convert(mode)
@@ -134,7 +99,7 @@ def test_thin_images_keep_one_pixel():
     assert white.any() and set(np.flatnonzero(white.any(0))) == {15}
 
 
-def test_images_that_would_fill_the_memory_are_refused():
+def test_an_image_that_would_fill_the_memory_is_refused():
     with pytest.raises(ValueError, match='1 x 40000 pixels would be resized to 256 x 10240000'):
         transforms.create_transform(224)(Image.new('RGB', (1, 40000)))
 
@@ -155,11 +120,11 @@ def test_images_that_would_fill_the_memory_are_refused():
         ({'std': (1, 0, 1)}, 'std not zero'),
     ],
 )
-def test_wrong_arguments(wrong, message):
+def test_errors_name_the_wrong_argument(wrong, message):
     with pytest.raises(ValueError, match=message):
         transforms.create_transform(**{**SQUARE, **wrong})
 
 
-def test_unknown_names():
+def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match='resnet50d'):
         transforms.resolve_data_config('resnet50x')

@@ -1,4 +1,4 @@
-"""The table against timm: names, options, defaults, parameter counts, and how weights start."""
+"""The table of variants against timm: names, defaults, parameter counts, and initial weights."""
 
 import jax
 import numpy as np
@@ -6,26 +6,26 @@ import pytest
 import timm
 import timm.models
 import torch
+from flax import nnx
 
 import convert
 import tresnet_jax
-from tests.helpers.reference import timm_model
+from convert.golden import timm_model
+from tests.helpers.closeness import assert_identical
+from tests.helpers.reference import TIMM_ARCHITECTURES, TIMM_TAGS
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.variants import ALIASES, ARCHITECTURES, PRETRAINED, pretrained_config
-
-TIMM_TAGS = sorted(name for name, row in PRETRAINED.items() if not row.embedded)
-TIMM_ARCHITECTURES = sorted(name for name in ARCHITECTURES if name != 'test_tresnet')
 
 
 def test_no_tag_is_missing():
     theirs = {name for architecture in TIMM_ARCHITECTURES for name in timm.list_pretrained(f'{architecture}.*')}
     assert set(TIMM_TAGS) == theirs
-    assert len(TIMM_TAGS) == 25 + 1  # and test_resnet's
+    assert len(TIMM_TAGS) == 25 + 1  # 25 and test_resnet's
 
 
 @pytest.mark.parametrize('name', TIMM_TAGS)
-def test_fields_of_a_tag(name):
+def test_the_fields_of_a_tag_are_timms(name):
     row, theirs = PRETRAINED[name], timm.models.get_pretrained_cfg(name)
     for field in (
         'architecture', 'tag', 'hf_hub_id', 'input_size', 'test_input_size', 'pool_size', 'interpolation', 'crop_pct',
@@ -35,12 +35,12 @@ def test_fields_of_a_tag(name):
 
 
 @pytest.mark.parametrize('name', TIMM_ARCHITECTURES)
-def test_default_tag(name):
+def test_the_default_tag_is_timms(name):
     assert pretrained_config(name).tag == timm.models.get_pretrained_cfg(name).tag
 
 
 @pytest.mark.filterwarnings('ignore:Mapping deprecated model name')
-def test_older_names():
+def test_older_names_mean_the_same_as_in_timm():
     for old, new in ALIASES.items():
         assert timm.create_model(old, num_classes=0, cache_dir=None).pretrained_cfg['tag'] == new.partition('.')[2]
         assert pretrained_config(old).name == new
@@ -48,7 +48,7 @@ def test_older_names():
 
 @pytest.mark.parametrize('name', sorted(ARCHITECTURES))
 def test_state_dict_has_timms_keys_and_shapes(name):
-    """The leaf counts, the parameter counts, and that the state dict loads with strict=True."""
+    """The number of parameters agrees too."""
     with torch.device('meta'):
         theirs = timm_model(name)
     mine = build_model(name, num_classes=1000, in_chans=3, rngs=ShapesOnly())
@@ -61,7 +61,7 @@ def test_state_dict_has_timms_keys_and_shapes(name):
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_tresnet', 'resnet26d', 'tresnet_m'])
 def test_initial_weights_are_distributed_as_timms(name):
-    """Layer by layer: the same constants, and for what is drawn the same deviation and the same extent."""
+    """Constants are equal; drawn values have the same deviation and the same range, layer by layer."""
     torch.manual_seed(0)
     theirs = timm_model(name).state_dict()
     mine = convert.to_torch(tresnet_jax.create_model(name))
@@ -74,11 +74,11 @@ def test_initial_weights_are_distributed_as_timms(name):
         # The deviation of a sample of n has a relative error of about 1 / sqrt(2 n) on both sides.
         assert abs(value.std() / other.std() - 1) < 6 / np.sqrt(n), key
         assert abs(value.mean() - other.mean()) < 8 * other.std() / np.sqrt(n), key
-        if n > 1000:  # a normal distribution reaches beyond 3 deviations, a uniform one ends at 1.73
+        if n > 1000:  # a normal distribution exceeds 3 deviations, a uniform one ends at 1.73
             assert (np.abs(value).max() > 3 * value.std()) == (np.abs(other).max() > 3 * other.std()), key
 
 
-def test_a_reset_classifier_starts_as_torchs():
+def test_a_reset_classifier_is_initialised_as_torchs():
     torch.manual_seed(0)
     theirs = timm.create_model('tresnet_m')
     theirs.reset_classifier(500)
@@ -93,10 +93,7 @@ def test_a_reset_classifier_starts_as_torchs():
 
 
 def test_the_same_key_draws_the_same_weights():
-    from flax import nnx
-
     a, b, c = (convert.to_torch(tresnet_jax.create_model('test_resnet', rngs=nnx.Rngs(seed))) for seed in (1, 1, 2))
-    for key in a:
-        np.testing.assert_array_equal(a[key], b[key])
+    assert_identical(a, b)
     assert not np.array_equal(a['conv1.0.weight'], c['conv1.0.weight'])
     assert not np.array_equal(a['layer1.0.conv1.weight'], a['layer1.0.conv2.weight'])

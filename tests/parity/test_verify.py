@@ -10,8 +10,8 @@ import torch
 
 from convert.__main__ import main
 from convert.inspect import RELEASED
+from tests.helpers.layouts import float32_state, inplace_abn_state
 from tests.helpers.reference import reference
-from tests.parity.test_layouts import inplace_abn_state, state_of
 from tresnet_jax.checkpoints import match
 from tresnet_jax.variants import PRETRAINED
 
@@ -21,7 +21,7 @@ STAGES = ['features.0', 'features.1', 'features.2', 'features.3', 'features.4', 
 @pytest.mark.parametrize('name, layout', [('test_resnet', 'timm'), ('test_tresnet', 'timm'), ('test_tresnet', 'iabn')])
 def test_verify_prints_every_stage_and_draws_it(name, layout, tmp_path, capsys):
     file, out, chart = tmp_path / 'a.pth', tmp_path / 'out.safetensors', tmp_path / 'chart.png'
-    torch.save(state_of(name) if layout == 'timm' else {'model': inplace_abn_state(name, True)}, file)
+    torch.save(float32_state(name) if layout == 'timm' else {'model': inplace_abn_state(name, True)}, file)
     assert main([str(file), str(out), '--verify', '--plot', str(chart)]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[1:7]] == STAGES and 'differs' not in printed
@@ -45,15 +45,15 @@ def test_verify_names_the_first_layer_that_differs(name, layer, tmp_path, monkey
         return right(key, value) * (1.01 if key in (f'{layer}.kernel', f'{layer}.scale') else 1)
 
     monkeypatch.setattr(match, 'torch_to_flax_layout', wrong)
-    torch.save(state_of(name), tmp_path / 'a.pth')
+    torch.save(float32_state(name), tmp_path / 'a.pth')
     assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors'), '--verify']) == 2
     captured = capsys.readouterr()
-    assert f'they part at {layer} (' in captured.err and '<- differs' in captured.out
+    assert f'first difference at {layer} (' in captured.err and '<- differs' in captured.out
     assert not (tmp_path / 'out.safetensors').exists()
 
 
 def test_inspect_of_a_training_checkpoint(tmp_path, capsys):
-    state = {f'module.{k}': v.half() if v.is_floating_point() else v for k, v in state_of('test_resnet').items()}
+    state = {f'module.{k}': v.half() if v.is_floating_point() else v for k, v in float32_state('test_resnet').items()}
     ema = {k: v.clone() for k, v in state.items()}
     torch.save({'epoch': 12, 'metric': 80.5, 'state_dict': state, 'state_dict_ema': ema}, tmp_path / 'a.pth.tar')
     assert main(['inspect', str(tmp_path / 'a.pth.tar'), '--json']) == 0

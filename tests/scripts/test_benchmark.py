@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import gc
-import json
 import subprocess
 
 import numpy as np
@@ -13,6 +12,7 @@ from benchmarking.contenders import CONTENDERS, MEASURES, Contender
 from benchmarking.results import Measurement
 from benchmarking.sides import Subject
 
+from tests.helpers.benchmark_jobs import run_here
 from tresnet_jax.checkpoints.write import save_safetensors
 
 SMALL = [
@@ -130,16 +130,6 @@ def test_largest_batch(limit):
     found = measures.largest(fits)
     assert limit - limit / 32 <= found <= limit
     assert len(asked) == len(set(asked)) < 20
-
-
-def run_here(monkeypatch) -> None:
-    """Have jobs run in this process, through JSON as elsewhere."""
-
-    def run(job, arguments, threads, environment):
-        return json.loads(json.dumps(getattr(jobs, job)(**json.loads(json.dumps(arguments)))))
-
-    for module in (command, measures):
-        monkeypatch.setattr(module, 'in_new_process', run)
 
 
 @pytest.fixture

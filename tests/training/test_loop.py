@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.closeness import assert_identical
+from tests.helpers.runs import TINY
 from tresnet_jax.checkpoints.run import MODEL_FILE, load_weights
 from tresnet_jax.cli import train as command
 from tresnet_jax.errors import TrainingError
@@ -18,13 +20,6 @@ from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, load_config, save_config
 from tresnet_jax.training.metrics import Interval, read_records
 from tresnet_jax.training.recipes import RECIPES, recipe
-
-TINY = TrainConfig(
-    model='test_resnet', data='embedded:fashion_mnist', train_split='train[:96]', val_split='test[:40]', image_size=32,
-    batch_size=16, val_batch_size=16, steps=8, eval_every=0.7, checkpoint_every=3, log_every=2, crop='pad',
-    warmup_epochs=0, lr=0.05, mixup=0.2, reprob=0.3, drop_path=0.1, model_ema=True, model_ema_decay=0.5, devices=2,
-    threads=2, dtype='float32',
-)  # fmt: skip
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -91,8 +86,7 @@ def test_interrupted_twice_and_resumed_is_the_same_to_the_bit(uninterrupted, tmp
     assert first.step < second.step < 8
     last = loop.train(load_config(tmp_path), tmp_path)
     assert last.finished
-    for a, b in zip(weights(tmp_path), weights(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_identical(weights(tmp_path), weights(whole))
     assert last.evaluation == result.evaluation and last.ema_evaluation == result.ema_evaluation
     evaluations = [[r for r in read_records(folder) if r['kind'] == 'eval'] for folder in (tmp_path, whole)]
     for a, b in zip(*evaluations, strict=True):
@@ -117,8 +111,7 @@ def test_lost_steps_are_made_again(uninterrupted, tmp_path, monkeypatch):
         loop.train(TINY, tmp_path)
     assert max(record['step'] for record in read_records(tmp_path)) > 3
     loop.train(load_config(tmp_path), tmp_path)
-    for a, b in zip(weights(tmp_path), weights(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_identical(weights(tmp_path), weights(whole))
     steps = [(record['kind'], record['step']) for record in read_records(tmp_path)]
     assert len(steps) == len(set(steps)) and steps == sorted(steps, key=lambda record: record[1])
 
@@ -144,8 +137,7 @@ def test_a_finished_run_has_nothing_to_do(uninterrupted):
     workdir, _ = uninterrupted
     before = weights(workdir)
     assert loop.train(load_config(workdir), workdir).finished
-    for a, b in zip(weights(workdir), before, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_identical(weights(workdir), before)
 
 
 def test_loss_that_is_not_a_number_stops_the_run(tmp_path):
@@ -216,11 +208,11 @@ def test_command_line(tmp_path, capsys):
     )
     save_config(saved, tmp_path)
     assert load_config(tmp_path) == saved
-    assert command.parse(new).config == saved
-    went_on = command.parse(
+    assert command.resolve_arguments(new).config == saved
+    resumed = command.resolve_arguments(
         [*new, '--recipe', 'fashion_mnist', '--lr', '0.3', '--checkpoint', str(tmp_path), '--log-every', '7']
     )
-    assert went_on.config == dataclasses.replace(saved, log_every=7)
+    assert resumed.config == dataclasses.replace(saved, log_every=7)
     with pytest.raises(SystemExit) as stop:
         command.main([*new, '--no-such-flag'])
     assert stop.value.code == 2

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,8 +12,10 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.closeness import assert_close, assert_identical
 from tests.helpers.paths import ROOT
-from tests.training.test_loop import TINY
+from tests.helpers.processes import free_port
+from tests.helpers.runs import TINY
 from tresnet_jax.checkpoints.run import CHECKPOINTS, load_weights
 from tresnet_jax.training.config import TrainConfig, save_config
 from tresnet_jax.training.metrics import read_records
@@ -58,11 +59,6 @@ def weights(workdir: Path) -> list[np.ndarray]:
     return jax.tree.leaves((saved.params, saved.batch_stats))
 
 
-def assert_same(a: Path, b: Path) -> None:
-    for x, y in zip(weights(a), weights(b), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
 def whole_checkpoints(workdir: Path) -> list[int]:
     folder = workdir / CHECKPOINTS
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
@@ -101,7 +97,7 @@ def test_killed_in_the_middle_of_a_save_twice(environment, uninterrupted, tmp_pa
         process.communicate()
     out, _ = finish(start(environment, workdir))
     assert 'resumes at step' in out
-    assert_same(workdir, uninterrupted)
+    assert_identical(weights(workdir), weights(uninterrupted))
     assert all(path.name.isdecimal() for path in (workdir / CHECKPOINTS).iterdir())
 
 
@@ -119,7 +115,7 @@ def test_killed_at_random(environment, uninterrupted, tmp_path):
         if whole_checkpoints(workdir)[-1] == CONFIG.steps:
             break
     finish(start(environment, workdir))
-    assert_same(workdir, uninterrupted)
+    assert_identical(weights(workdir), weights(uninterrupted))
     steps = [(r['kind'], r['step']) for r in read_records(workdir)]
     assert len(steps) == len(set(steps))
 
@@ -138,13 +134,7 @@ def test_full_disk(environment, uninterrupted, tmp_path):
     assert line.startswith('error: ') and 'cannot be written' in line and f'last good checkpoint is step {good}' in line
     assert whole_checkpoints(workdir)[-1] == good
     finish(start(environment, workdir))
-    assert_same(workdir, uninterrupted)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return server.getsockname()[1]
+    assert_identical(weights(workdir), weights(uninterrupted))
 
 
 def several(environment, workdir: Path, count: int = 2) -> list[subprocess.Popen]:
@@ -165,8 +155,7 @@ def test_two_processes_of_two_devices_are_four_devices(environment, tmp_path):
     assert whole_checkpoints(two)[-1] < config.steps
     for process in several(environment, two):
         finish(process)
-    for a, b in zip(weights(one), weights(two), strict=True):
-        assert np.abs(a - b).max() <= 1e-9 * np.abs(a).max()
+    assert_close(weights(two), weights(one), 1e-9)
     evaluations = [[r['top1'] for r in read_records(folder) if r['kind'] == 'eval'][-1] for folder in (one, two)]
     assert evaluations[0] == evaluations[1]
 

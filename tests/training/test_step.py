@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tresnet_jax
+from tests.helpers.closeness import assert_close, assert_identical
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS
 from tresnet_jax.training.optim import create_optimizer, create_schedule, one_cycle
@@ -65,12 +66,6 @@ def run(config: TrainConfig, *, devices: int = 1, steps: int = 3, batches=batch)
     return state, metrics
 
 
-def assert_trees_equal(a, b, tolerance: float = 0.0) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
-
-
 def test_gradient_of_one_step():
     """The first step is minus the rate times the gradient of the mean cross entropy over all devices."""
     params, stats = toy_trees()
@@ -83,7 +78,7 @@ def test_gradient_of_one_step():
     config = dataclasses.replace(PLAIN, weight_decay=0.0)
     state, (metrics,) = run(config, devices=4, steps=1)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
-    assert_trees_equal(state.params, expected, 1e-12)
+    assert_close(state.params, expected, 1e-13)
     assert float(metrics['loss']) == pytest.approx(float(loss(params)), rel=1e-12)
 
 
@@ -92,7 +87,7 @@ def test_accumulation(parts):
     """A batch in parts gives the same gradient; statistics pass through the parts one after the other."""
     whole, _ = run(PLAIN, devices=2, steps=1)
     state, _ = run(dataclasses.replace(PLAIN, accumulate=parts), devices=2, steps=1)
-    assert_trees_equal(state.params, whole.params, 1e-12)
+    assert_close(state.params, whole.params, 1e-13)
     colours = (batch()['image'] / 255 - 0.5) / 0.25
     means = []
     for device in colours.reshape(2, -1, *colours.shape[1:]):
@@ -165,7 +160,7 @@ def test_moving_average(warmup):
         decay = min(0.7, 1 - (1 + step) ** (-2 / 3)) if warmup else 0.7 * (step > 0)
         now = {'params': state.params, 'batch_stats': state.batch_stats}
         expected = now if step == 0 else jax.tree.map(lambda e, n: decay * e + (1 - decay) * n, expected, now)  # noqa: B023
-        assert_trees_equal(state.ema, expected, 1e-12)
+        assert_close(state.ema, expected, 1e-13)
 
 
 def test_donation_takes_the_memory():
@@ -197,7 +192,7 @@ def test_randomness_differs_between_steps_and_devices_and_not_between_runs():
     """Mixup draws another share on each device and at each step, the same in each run."""
     config = dataclasses.replace(PLAIN, mixup=1.0)
     (a, first), (b, second) = (run(config, devices=2) for _ in range(2))
-    assert_trees_equal(a.params, b.params)
+    assert_identical(a.params, b.params)
     same = lambda i: {'image': batch(0)['image'], 'label': batch(0)['label']}  # noqa: E731
     _, metrics = run(dataclasses.replace(config, lr=1e-300), devices=2, batches=same)
     assert len({float(m['loss']) for m in metrics}) == 3
@@ -217,9 +212,8 @@ def test_number_of_devices_does_not_matter(devices):
         for i in range(3):
             state, _ = over_devices(step_of)(state, shares(batch(i, size=32), n))
         found.append(state)
-    for name in ('params', 'batch_stats'):
-        for a, b in zip(*(jax.tree.leaves(getattr(state, name)) for state in found), strict=True):
-            assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-9 * np.abs(a).max()
+    one, several = found
+    assert_close((several.params, several.batch_stats), (one.params, one.batch_stats), 1e-9)
 
 
 def test_one_cycle_ends():
