@@ -1,4 +1,4 @@
-"""PyTorch checkpoints of TResNet and ResNet-D into Flax, and back.
+"""Convert PyTorch checkpoints of TResNet and ResNet-D into Flax, and back.
 
     checkpoint = convert.read('tresnet_m.pth')
     params, batch_stats, report = convert.to_flax(checkpoint, 'tresnet_m')

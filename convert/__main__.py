@@ -1,4 +1,4 @@
-"""The command line of the converter.
+"""The command line of the converter: ``python -m convert``, or ``tresnet-jax-convert``.
 
 python -m convert SOURCE TARGET [--verify]
 python -m convert RUN TARGET --to torch [--step N]
@@ -10,96 +10,141 @@ import dataclasses
 import importlib.util
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16'
 import numpy as np
 import tyro
 
-from convert.golden import seeded_weights, timm_model, write_golden
+from convert.golden import write_golden
 from convert.inspect import inspect
 from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot_errors, reference_state
 from tresnet_jax.checkpoints.match import match, to_torch
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.write import save_flax, save_torch
-from tresnet_jax.cli.common import fail
-from tresnet_jax.errors import ConversionError
+from tresnet_jax.cli.common import fail, parse, quiet_libraries
+from tresnet_jax.errors import ConversionError, MissingExtraError
 from tresnet_jax.factory import embedded_path
 from tresnet_jax.files import sha256
 from tresnet_jax.models.base import ImageModel
-from tresnet_jax.models.build import build_model, fill
-from tresnet_jax.variants import PRETRAINED, pretrained_config, split_name
+from tresnet_jax.models.build import fill
+from tresnet_jax.variants import PRETRAINED, pretrained_config
+
+
+def _argument(metavar: str, default: str | None = None) -> Any:
+    """Return how ``--help`` shows a flag: its metavar and, for a default of None, a description of the default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=default and f'(default: {default})')
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class ConvertArguments:
     """Convert a checkpoint of a TResNet or ResNet-D between PyTorch (timm) and Flax."""
 
-    source: tyro.conf.Positional[Path]
-    """A .safetensors or torch file with timm's names, a file this command wrote, or the folder of a training run."""
+    source: Annotated[Path, tyro.conf.Positional, _argument('SOURCE')]
+    """A .safetensors or torch file under timm's names, a file written by this program, or a training run's folder."""
 
-    target: tyro.conf.Positional[Path]
-    """The file to write: .safetensors, or .pth with --to torch."""
+    target: Annotated[Path, tyro.conf.Positional, _argument('TARGET')]
+    """The file to write: .safetensors, or also .pth, .pt or .bin with --to torch."""
 
-    model: str | None = None
-    """Architecture, with or without a tag, such as tresnet_m.miil_in1k; found from the shapes when left out."""
+    model: Annotated[str | None, _argument('NAME', 'found from the shapes')] = None
+    """Architecture, with or without a tag, such as tresnet_m.miil_in1k."""
 
-    to: Literal['flax', 'torch'] | None = None
-    """What to write; the other side of what SOURCE is when left out."""
+    to: Annotated[Literal['flax', 'torch'] | None, _argument('{flax,torch}', 'the one that SOURCE is not')] = None
+    """Layout to write."""
 
-    num_classes: int | None = None
-    """Keep the classifier if it has this many classes, and leave it out if not."""
+    num_classes: Annotated[int | None, _argument('N', 'keep the classifier')] = None
+    """Keep the classifier only if it has this number of classes."""
 
     drop_head: bool = False
-    """Leave the classifier out, of whatever kind it is."""
+    """Drop the classifier, of whatever kind it is."""
 
     ema: bool = True
-    """Of a training checkpoint take the averaged weights where it has them, as timm does."""
+    """Take the averaged weights of a training checkpoint if it has them, as timm does."""
 
-    step: int | Literal['best', 'latest'] | None = None
-    """Of a training run: which checkpoint; the one with the best top-1 when left out."""
+    step: Annotated[int | Literal['best', 'latest'] | None, _argument('N|best|latest', 'best')] = None
+    """Checkpoint of a training run; best has the best top-1."""
 
-    abn_slope: float | None = None
-    """The slope of the leaky ReLUs it was trained with, kept for loading: 1e-6 for the original second version."""
+    abn_slope: Annotated[float | None, _argument('SLOPE', "the one that SOURCE states, else timm's 1e-3")] = None
+    """Slope of the leaky ReLUs in training, kept for loading: 1e-6 for the original second version."""
 
     verify: bool = False
-    """Hold the result against timm, stage by stage, before anything is written; without timm against the outputs
-    that come with an embedded tag."""
+    """Compare the result with timm's outputs, stage by stage, and write it only if they agree."""
 
-    plot: Path | None = None
-    """With --verify: a bar chart of the errors, as PNG."""
+    plot: Annotated[Path | None, _argument('FILE', 'no chart')] = None
+    """With --verify, also write a bar chart of the errors as PNG."""
 
 
-def convert(arguments: Arguments) -> None:
-    """Read, convert, write, and print what was done.
+@dataclasses.dataclass(frozen=True)
+class InspectArguments:
+    """Describe a checkpoint: layout, architecture, tag, classes, dtypes, digest."""
+
+    file: Annotated[Path, tyro.conf.Positional, _argument('FILE')]
+    """A .safetensors or torch file, or a training run's folder."""
+
+    json: bool = False
+    """Print one JSON document."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenArguments:
+    """Store timm's outputs for a seeded image in a small file, to check a port without torch."""
+
+    name: Annotated[str, tyro.conf.Positional, _argument('NAME')]
+    """Architecture, with or without a tag."""
+
+    target: Annotated[Path, tyro.conf.Positional, _argument('TARGET')]
+    """The .safetensors file to write."""
+
+    checkpoint: Annotated[Path | None, _argument('FILE', 'seeded weights, which NumPy alone can reproduce')] = None
+    """Weights."""
+
+    image_size: int = 64
+    """Height and width of the image."""
+
+    seed: int = 0
+    """Seed of the image and of seeded weights."""
+
+
+SUBCOMMANDS: Any = (
+    Annotated[ConvertArguments, tyro.conf.subcommand('convert')]
+    | Annotated[InspectArguments, tyro.conf.subcommand('inspect'), tyro.conf.FlagCreatePairsOff]
+    | Annotated[GoldenArguments, tyro.conf.subcommand('golden')]
+)
+DESCRIPTION = """Convert checkpoints of TResNet and ResNet-D between PyTorch (timm) and Flax.
+
+SOURCE TARGET alone means: convert SOURCE TARGET."""
+
+
+def convert(arguments: ConvertArguments) -> None:
+    """Read, convert and write a checkpoint, and print a report.
 
     Raises:
-        ConversionError: anything that stopped it; nothing is written then.
+        ConversionError: the conversion failed; nothing is written.
+        MissingExtraError: a chart was requested and Matplotlib is not installed; nothing is written.
     """
     start = time.monotonic()
     source, target = arguments.source, arguments.target
     if arguments.drop_head and arguments.num_classes:
-        raise ConversionError('--drop-head and --num-classes contradict each other')
-    shapes, params, batch_stats, report = match(
+        raise ConversionError('--drop-head and --num-classes contradict each other; give one of them')
+    model, params, batch_stats, report = match(
         read(source, ema=arguments.ema, step=arguments.step),
         arguments.model,
-        0 if arguments.drop_head else arguments.num_classes,
-        None,
-        arguments.abn_slope,
-        build_model,
+        num_classes=0 if arguments.drop_head else arguments.num_classes,
+        abn_slope=arguments.abn_slope,
         consume=True,
         progress=True,
     )
     if arguments.verify:
-        verify(arguments, fill(shapes, params, batch_stats), report)
+        _verify(arguments, fill(model, params, batch_stats), report)
     to = arguments.to or ('torch' if report.layout == 'flax' else 'flax')
     if to == 'flax':
         save_flax(target, params, batch_stats, report, sha256(source))
     else:
         tensors = to_torch(params, batch_stats, num_batches_tracked=report.counters)
-        # As the PyTorch checkpoint had them: the same dtypes, and no counters where it had none.
+        # As in the PyTorch checkpoint: the same dtypes, and counters only if it had them.
         tensors = {
             key: value.astype(np.dtype(report.source_dtypes.get(key, value.dtype.name)), copy=False)
             for key, value in tensors.items()
@@ -110,105 +155,65 @@ def convert(arguments: Arguments) -> None:
     for warning in report.warnings:
         print(f'warning: {source}: {warning}', file=sys.stderr)
     size = target.stat().st_size / 1e6
-    print(f'{target}: {to} layout, {size:.1f} MB, {time.monotonic() - start:.2f} s in all')
+    print(f'{target}: {to} layout, {size:.1f} MB, {time.monotonic() - start:.2f} s in total')
 
 
-def verify(arguments: Arguments, model: ImageModel, report: Report) -> None:
+def _verify(arguments: ConvertArguments, model: ImageModel, report: Report) -> None:
     """Print the largest relative error of each stage.
 
     Raises:
-        ConversionError: one is beyond ten times float32's noise; the message names the layer where it begins.
+        ConversionError: an error exceeds ten times float32's noise; the message names the first layer that differs.
+        MissingExtraError: a chart was requested and Matplotlib is not installed.
     """
     config = PRETRAINED.get(report.name)
     model.pretrained_cfg = config or pretrained_config(report.architecture)
     state = None
     if importlib.util.find_spec('timm') is not None:
         state = reference_state(read(arguments.source, ema=arguments.ema, step=arguments.step), report)
-        rows, against = compare_with_timm(model, state), 'timm'
+        rows, reference = compare_with_timm(model, state), 'timm'
     elif config is not None and config.embedded:
-        rows, against = compare_with_stored(model, embedded_path(config, 'golden.safetensors')), "timm's stored outputs"
+        rows = compare_with_stored(model, embedded_path(config, 'golden.safetensors'))
+        reference = "timm's stored outputs"
     else:
-        raise ConversionError('--verify compares with timm itself: pip install timm torch torchvision')
-    print(f'{arguments.source}: largest difference from {against}, relative to the largest value')
+        raise ConversionError('--verify compares with timm itself; run: pip install timm torch torchvision')
+    print(f'{arguments.source}: largest difference from {reference}, relative to the largest value')
     print('\n'.join(map(str, rows)))
     if arguments.plot is not None:
         plot_errors(rows, f'{report.name}: Flax against timm', arguments.plot)
     if not all(row.agrees for row in rows):
         first = first_difference(model, state) if state is not None else None
-        where = f'; they part at {first.name} (relative error {first.error:.1e})' if first else ''
-        raise ConversionError(f'{arguments.source}: differs from {against}{where}; nothing was written')
+        where = f'; first difference at {first.name} (relative error {first.error:.1e})' if first else ''
+        raise ConversionError(f'{arguments.source}: differs from {reference}{where}; nothing was written')
 
 
-@dataclasses.dataclass(frozen=True)
-class InspectArguments:
-    """What a checkpoint is: layout, architecture, tag, classes, dtypes, digest."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
 
-    file: tyro.conf.Positional[Path]
-    """A .safetensors or torch file, or the folder of a training run."""
-
-    json: bool = False
-    """Print one JSON document."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GoldenArguments:
-    """Store seeded images and timm's outputs on them in a small file, for checking a port without torch."""
-
-    name: tyro.conf.Positional[str]
-    """Architecture, with or without a tag."""
-
-    target: tyro.conf.Positional[Path]
-    """The .safetensors file to write."""
-
-    checkpoint: Path | None = None
-    """timm's weights; seeded ones that NumPy can draw again when left out."""
-
-    image_size: int = 64
-    """Height and width of the images."""
-
-    seed: int = 0
-    """Of the images, and of the weights where none are given."""
-
-
-def golden(arguments: GoldenArguments) -> None:
-    """Write a file of stored outputs.
-
-    Raises:
-        ConversionError: timm is missing, or something cannot be read or written.
+    Returns:
+        The exit code: 0 on success; 2 on a failure, which standard error explains; 130 on Ctrl-C.
     """
-    if arguments.checkpoint is not None:
-        _, params, batch_stats, report = match(
-            read(arguments.checkpoint), arguments.name, None, None, None, build_model, consume=True
-        )
-        state = to_torch(params, batch_stats, num_batches_tracked=report.counters)
-        weights = sha256(arguments.checkpoint)
-    else:
-        try:
-            architecture, _ = split_name(arguments.name)
-        except ValueError as error:
-            raise ConversionError(str(error)) from error
-        shapes = {key: tuple(value.shape) for key, value in timm_model(architecture).state_dict().items()}
-        state, weights = seeded_weights(shapes, arguments.seed), f'seeded_weights(shapes, {arguments.seed})'
-    write_golden(
-        arguments.target, arguments.name, state, image_size=arguments.image_size, seed=arguments.seed, weights=weights
-    )
-    print(f'{arguments.target}: {arguments.target.stat().st_size / 1e3:.0f} kB')
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 when a message on standard error says why not."""
-    argv = sys.argv[1:] if argv is None else argv
-    config = (tyro.conf.FlagCreatePairsOff,)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] not in ('convert', 'inspect', 'golden', '-h', '--help'):
+        argv.insert(0, 'convert')
+    arguments = parse(SUBCOMMANDS, argv, description=DESCRIPTION, pairs=True)
+    quiet_libraries()
     try:
-        if argv[:1] == ['inspect']:
-            asked = tyro.cli(InspectArguments, args=argv[1:], prog='python -m convert inspect', config=config)
-            inspection = inspect(asked.file)
-            print(inspection.to_json() if asked.json else inspection)
-        elif argv[:1] == ['golden']:
-            golden(tyro.cli(GoldenArguments, args=argv[1:], prog='python -m convert golden'))
+        if isinstance(arguments, InspectArguments):
+            inspection = inspect(arguments.file)
+            print(inspection.to_json() if arguments.json else inspection)
+        elif isinstance(arguments, GoldenArguments):
+            target = arguments.target
+            write_golden(
+                target,
+                arguments.name,
+                checkpoint=arguments.checkpoint,
+                image_size=arguments.image_size,
+                seed=arguments.seed,
+            )
+            print(f'{target}: {target.stat().st_size / 1e3:.0f} kB')
         else:
-            convert(tyro.cli(Arguments, args=argv, prog='python -m convert', description=Arguments.__doc__))
-    except ConversionError as error:
+            convert(arguments)
+    except (ConversionError, MissingExtraError, KeyboardInterrupt) as error:
         return fail(error)
     return 0
 

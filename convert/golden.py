@@ -1,4 +1,4 @@
-"""Outputs of timm in a small file, by which a port can be checked without torch: ``python -m convert golden``."""
+"""Store timm's outputs in a small file, to check a port without torch: ``python -m convert golden``."""
 
 import json
 import zlib
@@ -8,18 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from tresnet_jax.checkpoints.layouts import head_key, stem_key
+from convert.comparison import relative_error
+from tresnet_jax.checkpoints.match import match, to_torch
+from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.write import save_safetensors
 from tresnet_jax.errors import ConversionError
+from tresnet_jax.files import sha256
 from tresnet_jax.variants import family_of, split_name
 
 
 def seeded_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Weights that anyone with NumPy can draw again, under timm's names and in torch's layouts, float32.
+    """Draw weights that NumPy alone can reproduce, under timm's names and in torch's layouts, float32.
 
-    Each tensor has a generator of its own, ``default_rng([seed, crc32(name)])``. Convolutions and linear layers are
-    normal with a variance of 2 / fan-in; gammas lie in 0.4 to 1.2 (those before a residual sum in 0.1 to 0.3) with
-    random signs; betas and running means in -0.3 to 0.3, running variances in 0.7 to 1.4. Counters are 1.
+    Each tensor has its own generator, ``default_rng([seed, crc32(name)])``. Convolutions and linear layers are normal
+    with a variance of 2 / fan-in. Gammas are uniform from 0.4 to 1.2 (from 0.1 to 0.3 before a residual sum) with
+    random signs, betas and running means from -0.3 to 0.3, running variances from 0.7 to 1.4. Counters are 1.
+
+    Args:
+        shapes: timm key -> shape.
+        seed: not negative.
     """
     weights = {}
     for name, shape in shapes.items():
@@ -40,7 +47,7 @@ def seeded_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
 
 
 def _is_last_gamma(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a gamma is the last one of its block: conv3.bn or bn3, or conv2.bn or bn2 where there is no third."""
+    """Return whether a gamma is the last one of its block: conv3.bn or bn3, else conv2.bn or bn2 without a third."""
     if name.endswith(('conv3.bn.weight', '.bn3.weight')):
         return True
     if name.endswith(('conv2.bn.weight', '.bn2.weight')):
@@ -49,16 +56,16 @@ def _is_last_gamma(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def timm_model(architecture: str, **options: Any) -> Any:
-    """timm's model, in evaluation mode; of our test_tresnet timm's class with the row of our table.
+    """Return timm's model in evaluation mode; for our own test_tresnet, timm's class with our configuration.
 
     Raises:
-        ConversionError: torch or timm is missing.
+        ConversionError: torch or timm is not installed.
     """
     try:
         import timm
         from timm.models.tresnet import TResNet
     except ImportError:
-        raise ConversionError('this compares with timm itself: pip install timm torch torchvision') from None
+        raise ConversionError('timm is not installed; run: pip install timm torch torchvision') from None
     if architecture == 'test_tresnet':
         features_only = options.pop('features_only', False)
         model = TResNet(layers=[1, 1, 1, 1], width_factor=0.25, **options)
@@ -69,7 +76,7 @@ def timm_model(architecture: str, **options: Any) -> Any:
 
 
 def timm_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """`features.0` (the stem) to `features.4` and `logits` of a timm model, in torch's layout."""
+    """Return `features.0` (the stem) to `features.4` and `logits` of a timm model, in torch's layout."""
     import torch
 
     with torch.no_grad():
@@ -80,43 +87,56 @@ def timm_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_golden(
-    path: str | Path,
-    name: str,
-    state: dict[str, np.ndarray],
-    *,
-    image_size: int,
-    seed: int,
-    weights: str,
+    path: str | Path, name: str, *, checkpoint: str | Path | None = None, image_size: int = 64, seed: int = 0
 ) -> None:
-    """Store seeded images, timm's outputs on them, and torch's own float32 noise.
+    """Write a seeded image, timm's outputs for it, and torch's float32 noise as a safetensors file.
+
+    The file holds `images` (1, C, H, W), `features.0` to `features.4` and `logits`, all float32 and in torch's layout,
+    with `float32_noise` and the origin of the weights as metadata.
 
     Args:
-        path: the .safetensors file to write: `images` (1, C, H, W), `features.0` ... and `logits`, float32.
-        name: the architecture, or a tagged name.
-        state: timm's tensors.
-        image_size: of the square images.
-        seed: of the images, which are standard normal.
-        weights: where the weights come from, for the metadata.
+        path: the .safetensors file.
+        name: architecture, with or without a tag.
+        checkpoint: the weights, in any layout that `read` takes. None: `seeded_weights` with the seed.
+        image_size: height and width of the image.
+        seed: seed of the image, which is standard normal, and of the seeded weights.
 
     Raises:
-        ConversionError: timm is missing, or the file cannot be written.
+        ConversionError: torch or timm is not installed, an argument is invalid, or a file cannot be read or written.
     """
-    architecture, _ = split_name(name)
-    stem, head = state[stem_key(architecture)], state.get(f'{head_key(architecture)}.weight')
-    in_chans = family_of(architecture).in_chans(stem.shape[1])
-    model = timm_model(architecture, num_classes=0 if head is None else head.shape[0], in_chans=in_chans)
+    try:
+        architecture, _ = split_name(name)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+    multiple, smallest = family_of(architecture).input_multiple, family_of(architecture).min_input
+    if image_size < smallest or image_size % multiple:
+        raise ConversionError(
+            f'{architecture}: the image size must be a multiple of {multiple} and at least {smallest}, got {image_size}'
+        )
+    if seed < 0:
+        raise ConversionError(f'the seed must not be negative, got {seed}')
+    in_chans = 3
+    if checkpoint is None:
+        model = timm_model(architecture)
+        state = seeded_weights({key: tuple(value.shape) for key, value in model.state_dict().items()}, seed)
+        weights = f'seeded_weights(shapes, {seed})'
+    else:
+        _, params, batch_stats, report = match(read(checkpoint), name, consume=True)
+        in_chans, pooling = report.in_chans, {'global_pool': report.global_pool} if report.global_pool else {}
+        model = timm_model(architecture, num_classes=report.num_classes, in_chans=in_chans, **pooling)
+        state = to_torch(params, batch_stats, num_batches_tracked=report.counters)
+        weights = sha256(checkpoint)
     import timm
     import torch
 
-    model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, strict=True)
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()}, strict=True)
     images = np.random.default_rng(seed).standard_normal((1, in_chans, image_size, image_size)).astype(np.float32)
     single, double = timm_outputs(model.float(), images), timm_outputs(model.double(), images)
-    noise = {key: float(np.abs(single[key] - double[key]).max() / np.abs(double[key]).max()) for key in single}
     metadata = {
         'name': name,
         'weights': weights,
         'seed': str(seed),
-        'float32_noise': json.dumps(noise),
+        'float32_noise': json.dumps({key: relative_error(single[key], double[key]) for key in single}),
         'versions': json.dumps({'timm': timm.__version__, 'torch': torch.__version__}),
     }
     save_safetensors(Path(path), {'images': images, **single}, metadata)

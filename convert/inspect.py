@@ -1,17 +1,19 @@
-"""What a checkpoint is, without converting it: ``python -m convert inspect FILE``."""
+"""Describe a checkpoint without converting it: ``python -m convert inspect FILE``."""
 
+import collections
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from tresnet_jax.checkpoints.layouts import describe, foreign_head, head_key, identify, stem_key, to_timm
+from tresnet_jax.checkpoints.identify import describe, foreign_head, head_key, identify, image_channels
+from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.files import sha256
-from tresnet_jax.variants import PRETRAINED, family_of
+from tresnet_jax.variants import PRETRAINED
 
-# timm's releases before the hub carry the first eight digits of their SHA-256 in their names, so the digest of a file
-# says which one it is whatever it is called now.
+# The names of timm's releases before the hub end with the first eight digits of their SHA-256, so the digest of a
+# renamed file still tells which release it is.
 RELEASED = {
     'dbc13962': 'tresnet_m.miil_in1k',
     '235b486c': 'tresnet_l.miil_in1k',
@@ -40,21 +42,29 @@ RELEASED = {
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What is known of a checkpoint; None is unknown.
+    """The properties of a checkpoint; None: unknown.
 
     Attributes:
-        path, size, sha256: of the file; bytes and hexadecimal digits. Of a run: bytes of its tensors, no digest.
-        container: 'safetensors', 'torch' or 'run'; wrapper: the key its state dict is under.
+        path: the file or folder.
+        size: bytes of the file, or of a run's tensors.
+        sha256: digest of the file in hexadecimal; '' for a run.
+        container: 'safetensors', 'torch' or 'run'.
+        wrapper: the key that held the state dict; None for a bare one.
         layout: 'timm', 'inplace_abn' or 'flax'.
-        architecture: the likeliest one; exact: whether every block and width is that one's.
-        looks_like: the same in words, for what is none of ours.
-        tags: the pretrained tags it may be: one where the file itself or its digest says so, else all of the
-            architecture with so many classes.
-        num_classes, in_chans, head: of the classifier and the stem; head names one that is not timm's.
-        tensors, parameters: how many tensors, and numbers in them that are no running statistics or counters.
+        architecture: the likeliest architecture.
+        exact: whether every block and width matches that architecture.
+        looks_like: the architecture, or a description of a network that is not ours.
+        tags: possible pretrained tags: the one that the metadata or the digest names, else every tag of the
+            architecture with this number of classes.
+        num_classes: outputs of the classifier; 0 without one.
+        in_chans: channels of the images.
+        head: the kind of a classifier that is not timm's.
+        tensors: number of tensors.
+        parameters: number of parameters, without running statistics and counters.
         dtypes: dtype -> number of tensors.
-        ema: whether averaged weights are there; training: what a training script kept beside.
-        abn_slope: of the leaky ReLUs, where the file says.
+        ema: whether averaged weights are stored.
+        training: further values stored by a training script.
+        abn_slope: slope of the leaky ReLUs, if the file states one.
     """
 
     path: str
@@ -78,6 +88,7 @@ class Inspection:
     abn_slope: float | None
 
     def to_json(self) -> str:
+        """Return all attributes as a JSON document."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __str__(self) -> str:
@@ -87,8 +98,8 @@ class Inspection:
             ('layout', self.layout + (f' under {self.wrapper!r}' if self.wrapper else '')),
             ('looks like', self.looks_like),
             ('tags', ', '.join(self.tags) or '-'),
-            ('classes', f'{self.num_classes}' + (f', {self.head}' if self.head else '')),
-            ('channels', f'{self.in_chans}'),
+            ('classes', _or_dash(self.num_classes) + (f', {self.head}' if self.head else '')),
+            ('channels', _or_dash(self.in_chans)),
             ('tensors', f'{self.tensors} ({", ".join(f"{n} {dtype}" for dtype, n in self.dtypes.items())})'),
             ('parameters', f'{self.parameters:,}'),
             ('averaged', 'yes' if self.ema else 'no'),
@@ -98,11 +109,15 @@ class Inspection:
         return '\n'.join(f'{name:<11} {value}' for name, value in rows)
 
 
+def _or_dash(value: int | None) -> str:
+    return '-' if value is None else str(value)
+
+
 def inspect(path: str | Path) -> Inspection:
-    """Look into a checkpoint.
+    """Read a checkpoint and return its properties.
 
     Raises:
-        ConversionError: it cannot be read.
+        ConversionError: the checkpoint cannot be read, or its metadata is wrong.
     """
     path = Path(path)
     checkpoint = read(path)
@@ -111,20 +126,18 @@ def inspect(path: str | Path) -> Inspection:
     architecture, exact = identify(tensors)
     classes = channels = head = None
     if architecture is not None:
-        weight, stem = tensors.get(f'{head_key(architecture)}.weight'), tensors[stem_key(architecture)]
+        weight = tensors.get(f'{head_key(architecture)}.weight')
         classes = 0 if weight is None or weight.ndim != 2 else weight.shape[0]
-        channels = family_of(architecture).in_chans(stem.shape[1])
+        channels = image_channels(tensors, architecture)
         head = foreign_head(tensors, architecture) if exact else None
     digest = sha256(path)
-    said = '.'.join(filter(None, [state.metadata.get('architecture'), state.metadata.get('tag')]))
-    known = said if said in PRETRAINED else RELEASED.get(digest[:8])
-    candidates = (row.name for row in PRETRAINED.values() if row.architecture == architecture)
-    tags = (known,) if known else tuple(name for name in candidates if PRETRAINED[name].num_classes == classes)
-    exact_tags = tags if exact and checkpoint.container != 'run' else ()  # what was trained on is no tag any more
+    tags: tuple[str, ...] = ()
+    if exact and checkpoint.container != 'run':  # training changed the weights of the tag
+        named = '.'.join(filter(None, [state.metadata.get('architecture'), state.metadata.get('tag')]))
+        known = named if named in PRETRAINED else RELEASED.get(digest[:8])
+        rows = (row for row in PRETRAINED.values() if (row.architecture, row.num_classes) == (architecture, classes))
+        tags = (known,) if known else tuple(row.name for row in rows)
     statistics = ('.running_mean', '.running_var')
-    dtypes: dict[str, int] = {}
-    for value in checkpoint.tensors.values():
-        dtypes[value.dtype.name] = dtypes.get(value.dtype.name, 0) + 1
     return Inspection(
         path=str(path),
         size=sum(v.nbytes for v in checkpoint.tensors.values()) if path.is_dir() else path.stat().st_size,
@@ -135,13 +148,13 @@ def inspect(path: str | Path) -> Inspection:
         architecture=architecture,
         exact=exact,
         looks_like=describe(tensors),
-        tags=exact_tags,
+        tags=tags,
         num_classes=classes,
         in_chans=channels,
         head=head,
         tensors=len(checkpoint.tensors),
         parameters=sum(v.size for k, v in tensors.items() if not k.endswith(statistics)),
-        dtypes=dtypes,
+        dtypes=dict(collections.Counter(value.dtype.name for value in checkpoint.tensors.values())),
         ema=checkpoint.has_ema,
         training=checkpoint.training,
         abn_slope=state.abn_slope,

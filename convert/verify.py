@@ -1,6 +1,5 @@
-"""Holding a converted model against timm: its stored outputs, or timm itself, layer by layer where they part."""
+"""Compare a converted model with timm or with its stored outputs, and find the first layer that differs."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,114 +10,87 @@ import numpy as np
 import safetensors
 from flax import nnx
 
+from convert.comparison import Comparison, relative_error
 from convert.golden import timm_model, timm_outputs
 from tresnet_jax.checkpoints.checkpoint import Checkpoint
 from tresnet_jax.checkpoints.layouts import strip_prefixes, to_timm
 from tresnet_jax.checkpoints.report import Report
-from tresnet_jax.errors import ConversionError
+from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.hooks import listen
 from tresnet_jax.plotting import new_figure, save_figure
 
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """One tensor of ours beside timm's.
-
-    Attributes:
-        name: 'features.0' (the stem) to 'features.4', or 'logits'; or timm's name of a layer.
-        error: max|ours - timm's| / max|timm's|.
-        noise: the same of torch's own float32 against its float64.
-    """
-
-    name: str
-    error: float
-    noise: float
-
-    @property
-    def agrees(self) -> bool:
-        """Within ten times torch's own noise; where that is exactly nothing, within float32's rounding."""
-        return self.error <= 10 * max(self.noise, 1e-7)
-
-    def __str__(self) -> str:
-        parted = '' if self.agrees else '   <- differs'
-        return f'  {self.name:<24} {self.error:.1e}   (float32 noise of torch itself: {self.noise:.1e}){parted}'
-
-
-def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """max|a - b| / max|b|; where b is zero everywhere, 0 if a is too, else infinity."""
-    difference, largest = float(np.abs(a - b).max(initial=0)), float(np.abs(b).max(initial=0))
-    if largest == 0:
-        return 0.0 if difference == 0 else float('inf')
-    return difference / largest
+Outputs = dict[str, np.ndarray]  # name -> array in torch's layout
 
 
 def compare_with_stored(model: ImageModel, path: str | Path) -> list[Comparison]:
     """Run a model on stored images and compare each stage's output with timm's stored one.
 
     Args:
-        model: in evaluation mode.
-        path: a safetensors file of timm's tensors `images` (N, C, H, W), `features.0` ... and `logits`, float32, with
-            `float32_noise` in its metadata.
+        model: a model in evaluation mode.
+        path: a file of `write_golden`.
 
     Raises:
-        ConversionError: the file is not such a file.
+        ConversionError: `write_golden` did not write the file, or its tensors do not fit the model.
     """
     try:
         with safetensors.safe_open(path, framework='np') as file:
             stored, noise = file.get_tensors(), json.loads((file.metadata() or {})['float32_noise'])
             images = stored.pop('images')
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise ConversionError(f'{path}: not a file of stored outputs: {error}') from error
+        raise ConversionError(f'{path}: not a file of stored outputs: {reason(error)}') from error
 
     ours = our_outputs(model, images)
     if ours.keys() != stored.keys():
-        raise ConversionError(f'{path}: has {", ".join(sorted(stored))}; the model gives {", ".join(sorted(ours))}')
+        raise ConversionError(f'{path}: has {", ".join(sorted(stored))}; the model has {", ".join(sorted(ours))}')
     for name, theirs in stored.items():
         if theirs.shape != ours[name].shape:
-            raise ConversionError(f'{path}: {name} has shape {theirs.shape}, the model gives {ours[name].shape}')
+            raise ConversionError(f'{path}: {name} has shape {theirs.shape}; the model has {ours[name].shape}')
     return [Comparison(name, relative_error(ours[name], stored[name]), noise[name]) for name in sorted(stored)]
 
 
-def our_outputs(model: ImageModel, images: np.ndarray) -> dict[str, np.ndarray]:
-    """`features.0` (the stem) to `features.4` and `logits` of ours, for images and in maps of torch's layout."""
+def our_outputs(model: ImageModel, images: np.ndarray) -> Outputs:
+    """Return `features.0` (the stem) to `features.4` and `logits` of our model; all arrays are in torch's layout."""
 
     @jax.jit
     def run(model: ImageModel, x: jax.Array) -> dict[str, jax.Array]:
         last, maps = model.forward_intermediates(x)
         return {f'features.{i}': m for i, m in enumerate(maps)} | {'logits': model.forward_head(last)}
 
-    return {name: to_nchw(value) for name, value in run(model, images.transpose(0, 2, 3, 1)).items()}
+    return {name: _to_nchw(value) for name, value in run(model, images.transpose(0, 2, 3, 1)).items()}
 
 
-def to_nchw(value: jax.Array) -> np.ndarray:
+def _to_nchw(value: jax.Array) -> np.ndarray:
     array = np.asarray(value)
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
 
 
 def compare_with_timm(model: ImageModel, state: Mapping[str, np.ndarray], seed: int = 0) -> list[Comparison]:
-    """Run ours and timm's model on the same seeded image, stage by stage.
+    """Run our model and timm's on the same seeded image and compare each stage's output.
 
     Args:
-        model: ours, in evaluation mode and float32.
-        state: what timm is to load: the source under timm's names by timm's own rules, not by ours.
-        seed: of a standard normal image of the size the tag was trained at.
+        model: our model, in evaluation mode and float32.
+        state: timm's tensors, from `reference_state`.
+        seed: seed of the image, which is standard normal and has the size that the tag was trained at.
 
     Raises:
-        ConversionError: torch or timm is missing, or timm cannot load the state.
+        ConversionError: torch or timm is not installed, or timm cannot load the tensors.
     """
     return _compare(model, state, seed, our_outputs, timm_outputs)
 
 
 def first_difference(model: ImageModel, state: Mapping[str, np.ndarray], seed: int = 0) -> Comparison | None:
-    """The first layer, in timm's order of execution, whose output differs by more than float32's noise."""
+    """Return the first layer, in timm's order of execution, whose output differs by more than float32's noise."""
     layers = _compare(model, state, seed, _our_layers, _timm_layers)
     return next((layer for layer in layers if not layer.agrees), None)
 
 
 def reference_state(checkpoint: Checkpoint, report: Report) -> dict[str, np.ndarray]:
-    """The source under timm's names: by timm's own rules, so that an error in ours shows; of a file of ours by ours."""
+    """Return the tensors of the source under timm's names.
+
+    Renames by timm's own code, so that an error in ours shows; only our own files are renamed by ours.
+    """
     if report.layout == 'flax':
         state = to_timm(checkpoint).tensors
     else:
@@ -130,9 +102,6 @@ def reference_state(checkpoint: Checkpoint, report: Report) -> dict[str, np.ndar
         tensors = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in state.items()}
         state = {key: value.numpy() for key, value in checkpoint_filter_fn(tensors, None).items()}
     return {key: np.asarray(value, np.float32) for key, value in state.items() if key not in dict(report.dropped)}
-
-
-Outputs = dict[str, np.ndarray]
 
 
 def _compare(
@@ -150,7 +119,7 @@ def _compare(
     try:
         theirs.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, strict=True)
     except (RuntimeError, TypeError) as error:
-        raise ConversionError(f'timm cannot load this checkpoint: {str(error).splitlines()[0]}') from error
+        raise ConversionError(f'timm cannot load this checkpoint: {reason(error)}') from error
     slope = model.abn_slope
     if slope is not None and slope != model.config.family.default_slope:
         for module in theirs.modules():
@@ -160,7 +129,7 @@ def _compare(
     images = np.random.default_rng(seed).standard_normal((1, model.in_chans, height, width)).astype(np.float32)
     ours, single = run_ours(model, images), run_timm(theirs.float(), images)
     double = run_timm(theirs.double(), images)
-    for name in double.keys() & _activated(model):  # in a ResNet the ReLU is a layer of its own, in ours it is not
+    for name in double.keys() & _activated(model):  # timm's ReLU is a layer of its own, ours is part of batch norm
         single[name], double[name] = np.maximum(single[name], 0), np.maximum(double[name], 0)
     return [
         Comparison(name, relative_error(ours[name], double[name]), relative_error(single[name], double[name]))
@@ -169,20 +138,20 @@ def _compare(
 
 
 def _activated(model: ImageModel) -> set[str]:
-    """timm's names of the batch norms that timm follows by a ReLU and ours contains."""
+    """Return timm's names of our batch norms that include a ReLU."""
     named = {'.'.join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     return {name for name, module in named.items() if isinstance(module, BatchNormAct) and module.slope == 0}
 
 
 def _timm_layers(model: Any, images: np.ndarray) -> Outputs:
-    """The output of every convolution, batch norm (with its activation) and linear layer, in order of execution."""
+    """Return the output of every convolution, batch norm and linear layer of timm's model, in order of execution."""
     import torch
 
     outputs: Outputs = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            outputs[name] = output.detach().clone().numpy()  # a copy: an activation behind it works in place
+            outputs[name] = output.detach().clone().numpy()  # a copy, because the next activation works in place
 
         return hook
 
@@ -196,7 +165,7 @@ def _timm_layers(model: Any, images: np.ndarray) -> Outputs:
 
 
 def _our_layers(model: ImageModel, images: np.ndarray) -> Outputs:
-    """The same of ours, by timm's names."""
+    """Return the same outputs of our model, under timm's names; batch norms include their activation."""
     graphdef, state = nnx.split(model)
 
     @jax.jit
@@ -207,18 +176,19 @@ def _our_layers(model: ImageModel, images: np.ndarray) -> Outputs:
         copy(x)
         return outputs
 
-    return {name: to_nchw(value) for name, value in run(state, images.transpose(0, 2, 3, 1)).items()}
+    return {name: _to_nchw(value) for name, value in run(state, images.transpose(0, 2, 3, 1)).items()}
 
 
 def plot_errors(comparisons: Sequence[Comparison], title: str, path: Path) -> None:
-    """A bar chart on a logarithmic axis: our error beside float32's noise, for each tensor.
+    """Write a bar chart as PNG: our error and torch's float32 noise for each tensor, on a logarithmic axis.
 
     Raises:
+        MissingExtraError: Matplotlib is not installed.
         ConversionError: the file cannot be written.
     """
     figure = new_figure(1.5 + len(comparisons), 4)
     axes = figure.subplots()
-    places, floor = np.arange(len(comparisons)), 1e-9  # a logarithm shows no zero
+    places, floor = np.arange(len(comparisons)), 1e-9  # a logarithmic axis cannot show zero
     axes.bar(places - 0.2, [max(c.error, floor) for c in comparisons], 0.4, label='Flax against timm in float64')
     axes.bar(places + 0.2, [max(c.noise, floor) for c in comparisons], 0.4, label='torch float32 against float64')
     axes.set_yscale('log')

@@ -1,4 +1,4 @@
-"""`create_model`: a model by its name, with weights from a file, this package, a folder, the hub, or drawn."""
+"""`create_model`: build a model by name; weights come from a file, this package, a folder or the hub, or are drawn."""
 
 import importlib.resources
 import warnings
@@ -40,50 +40,62 @@ def create_model(
     out_indices: tuple[int, ...] | int | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> ImageModel:
-    """A TResNet or ResNet-D in evaluation mode.
+    """Build a TResNet or ResNet-D in evaluation mode.
 
     Args:
-        name: an architecture ('resnet50d'), with a tag ('resnet50d.a1_in1k'), or one of timm's older names; or
-            'hf-hub:org/name' or 'local-dir:FOLDER', whose ``config.json`` says what it is.
-        pretrained: take the weights of the tag, which come from the Hugging Face hub, or those of the source.
-        checkpoint: take the weights of this file: timm's, or one that ``python -m convert`` wrote; or of the folder of
-            a training run, from its best checkpoint. The model then expects images as they were in that run.
-        num_classes: None is the checkpoint's number, without one the tag's, and 1000 for a bare name. Another number
-            than the checkpoint's leaves its classifier out and starts a new one; 0 is no classifier.
-        in_chans: channels of the images; None is the checkpoint's, or 3. Another number than the checkpoint's
-            adapts the first convolution as timm does.
-        global_pool: 'avg', 'max', 'avgmax', 'catavgmax', any of these behind 'fast', or '' for none; None is timm's.
-        output_stride: 32, or 16 or 8 to dilate the last stages instead of striding; ResNet-D alone.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; earlier blocks have less, linearly.
-        abn_slope: of TResNet's leaky ReLUs; None is the checkpoint's, or timm's 1e-3. The original second version was
-            trained with 1e-6.
-        dtype: of the computation: float32, bfloat16, float16, or float64 under ``jax_enable_x64``. Parameters are
-            float32 but for float64.
-        axis_name: the mapped axis over which batch norm in training mode is synchronised.
-        abn_memory: what training keeps for the backward pass (`memory.py`, and ``docs/gpu_report.md`` has figures):
-            'plain' what JAX does by itself, the only mode with forward-mode derivatives (jvp); 'inplace' the output of
-            each batch norm with a leaky ReLU instead of its input, for TResNet alone; 'lean' that, and the last
-            convolution of each block and shortcut is computed again; 'recompute' the input of each batch norm, from
-            which its output is computed again. Running statistics and outputs are the same in all; gradients are up
-            to rounding, but see ``inplace_abn.py`` for scales near zero under 'inplace' and 'lean'.
-        remat: keep the input of each block alone and compute all else in it again: least memory, and a third more
-            computation. `abn_memory` then decides within a block.
-        features_only: a backbone: a call gives the feature maps of `out_indices`, and layers behind them are gone.
-        out_indices: which maps; None is timm's: (1, 2, 3, 4) of a TResNet, all five of a ResNet-D; n is the last n.
-        rngs: for weights that are drawn; ``nnx.Rngs(0)`` if None.
+        name: an architecture ('resnet50d'), an architecture with a tag ('resnet50d.a1_in1k'), or one of timm's older
+            names; or 'hf-hub:org/name' or 'local-dir:FOLDER', whose ``config.json`` describes the model.
+        pretrained: load the weights of the tag from the Hugging Face hub, or those of the named repository or folder.
+        checkpoint: load the weights of this file (timm's, or written by ``python -m convert``), or of the best
+            checkpoint in the folder of a training run. With a run, `pretrained_cfg` describes that run's images.
+        num_classes: number of classes. None: the checkpoint's number, else the tag's, else 1000. A number that differs
+            from the checkpoint's drops its classifier and draws a new one; 0: no classifier.
+        in_chans: channels of the images. None: the checkpoint's number, else 3. A number that differs from the
+            checkpoint's adapts the first convolution as timm does.
+        global_pool: 'avg', 'max', 'avgmax' or 'catavgmax', each also with the prefix 'fast', or '' for none. None:
+            timm's default.
+        output_stride: 32; for ResNet-D also 16 or 8, which dilate the last stages instead of striding.
+        drop_rate: rate of the dropout before the classifier.
+        drop_path_rate: rate of stochastic depth in the last block; it rises linearly from the first block on.
+        abn_slope: slope of TResNet's leaky ReLUs. None: the checkpoint's, else timm's 1e-3. The original second
+            version was trained with 1e-6.
+        dtype: dtype of the computation: float32, bfloat16, float16, or float64 under ``jax_enable_x64``. Parameters
+            are float32, or float64 with a computation in float64.
+        axis_name: mapped axis over which batch norm synchronises its statistics in training mode.
+        abn_memory: what training keeps for the backward pass (see `memory.py`; ``docs/gpu_report.md`` has figures).
+            'plain': JAX's own choice; the only mode with forward-mode derivatives (jvp). 'inplace': the output of each
+            batch norm with a leaky ReLU instead of its input; TResNet only. 'lean': as 'inplace', and the last
+            convolution of each block and shortcut is recomputed. 'recompute': the input of each batch norm, whose
+            output is recomputed. Outputs and running statistics are the same in all modes, gradients the same up to
+            rounding, except for scales near zero under 'inplace' and 'lean' (see ``batch_norm.py``).
+        remat: keep only the input of each block and recompute the rest: least memory, and a third more computation.
+            `abn_memory` then applies within a block.
+        features_only: build a backbone: a call returns the feature maps of `out_indices`; later layers are removed.
+        out_indices: indices of the feature maps, or n for the last n. None: timm's default, (1, 2, 3, 4) for TResNet
+            and all five for ResNet-D.
+        rngs: random numbers for drawn weights. None: ``nnx.Rngs(0)``.
 
     Raises:
-        ValueError: an unknown name or option.
-        HubError: (a ValueError) the hub or a folder does not give what it was asked for.
+        ValueError: a name or an option is unknown.
+        HubError: (a ValueError) the hub or the folder lacks the model, or the hub cannot be reached.
         convert.ConversionError: (a ValueError) the checkpoint cannot be read or does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import tresnet_jax
+        >>> model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+        >>> model(jnp.zeros((1, 32, 32, 3))).shape
+        (1, 10)
+        >>> backbone = tresnet_jax.create_model('test_tresnet', features_only=True)
+        >>> [x.shape for x in backbone(jnp.zeros((1, 32, 32, 3)))]
+        [(1, 8, 8, 16), (1, 4, 4, 32), (1, 2, 2, 256), (1, 1, 1, 512)]
     """
     saved = read_config(name) if split_source(name) else None
     architecture, tagged = (saved.architecture, saved) if saved else split_name(name)
     if out_indices is not None and not features_only:
         raise ValueError('out_indices is for features_only=True')
     path = _weights_path(tagged or pretrained_config(architecture), pretrained, checkpoint)
-    if saved:  # what is asked for here goes before what the model was saved with
+    if saved:  # arguments take precedence over the saved configuration
         global_pool = saved.global_pool if global_pool is None else global_pool
         output_stride = saved.output_stride if output_stride == 32 else output_stride
     options = {
@@ -97,7 +109,7 @@ def create_model(
         'abn_memory': abn_memory,
         'remat': remat,
     }
-    if rngs is None:  # seeding compiles, and a checkpoint that is taken whole leaves nothing to draw
+    if rngs is None:  # seeding compiles a program; a complete checkpoint leaves nothing to draw
         rngs = nnx.Rngs(0) if path is None or num_classes is not None else ShapesOnly()
     if path is None:
         classes = num_classes if num_classes is not None else tagged.num_classes if tagged else 1000
@@ -107,7 +119,7 @@ def create_model(
         model, report = _load(path, architecture if saved else name, num_classes, in_chans, rngs, options)
         if saved and checkpoint is None:
             _check_saved(saved, model, path, num_classes, in_chans)
-        if report.data_config is not None:  # of a run: what it was trained with goes before what its tag was
+        if report.data_config is not None:  # a run's own images take precedence over those of the tag
             images = {**report.data_config, 'label_names': report.label_names}
             tagged = PretrainedConfig(architecture, '', num_classes=model.num_classes, license='', **images)
     model.pretrained_cfg = tagged or pretrained_config(architecture)
@@ -118,10 +130,10 @@ def create_model(
 
 
 def _weights_path(config: PretrainedConfig, pretrained: bool, checkpoint: str | Path | None) -> Path | None:
-    """The file to load, if any.
+    """Return the file to load, or None to draw the weights.
 
     Raises:
-        HubError: pretrained weights that are not to be had.
+        HubError: the pretrained weights are unavailable.
     """
     if checkpoint is not None or not pretrained:
         return None if checkpoint is None else Path(checkpoint)
@@ -133,38 +145,44 @@ def _weights_path(config: PretrainedConfig, pretrained: bool, checkpoint: str | 
 def _check_saved(
     saved: SavedConfig, model: ImageModel, path: Path, num_classes: int | None, in_chans: int | None
 ) -> None:
-    """Raises HubError where the weights have other classes or channels than their config.json says."""
-    for what, asked, found, said in (
+    """Raise HubError if the numbers of classes or channels differ between the weights and their config.json."""
+    for what, requested, found, stated in (
         ('classes', num_classes, model.num_classes, saved.num_classes),
         ('channels', in_chans, model.in_chans, saved.input_size[0]),
     ):
-        if asked is None and found != said:
-            raise HubError(f'{path}: has {found} {what}, but its config.json says {said}')
+        if requested is None and found != stated:
+            raise HubError(f'{path}: has {found} {what}, but its config.json says {stated}')
 
 
 def embedded_path(config: PretrainedConfig, suffix: str = 'safetensors') -> Path:
-    """The checkpoint of a tag whose weights come with this package, or timm's stored outputs ('golden.safetensors')."""
+    """Return the path of an embedded tag's checkpoint, or of timm's stored outputs ('golden.safetensors')."""
     return Path(str(importlib.resources.files('tresnet_jax') / 'embedded' / f'{config.name}.{suffix}'))
 
 
 def _load(
     path: Path, name: str, num_classes: int | None, in_chans: int | None, rngs: nnx.Rngs, options: dict[str, Any]
 ) -> tuple[ImageModel, Report]:
-    """The model, and what the converter found.
+    """Return the model with the weights of a file, and the converter's report.
 
-    Shapes first, then the file's values: nothing is compiled, and only a new classifier is drawn.
+    The model is built from shapes, then filled: nothing is compiled, and only a new classifier is drawn.
     """
 
     def build(architecture: str, **found: Any) -> ImageModel:
-        asked = {key: value for key, value in options.items() if value is not None}
-        return build_model(architecture, **{**found, **asked})
+        requested = {key: value for key, value in options.items() if value is not None}
+        return build_model(architecture, **{**found, **requested})
 
-    model, params, batch_stats, report = match(
-        read(path), name, num_classes, in_chans, options['abn_slope'], build, consume=True
+    matched = match(
+        read(path),
+        name,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        abn_slope=options['abn_slope'],
+        build=build,
+        consume=True,
     )
-    for warning in report.warnings:
+    for warning in matched.report.warnings:
         warnings.warn(f'{path}: {warning}', stacklevel=3)
-    model = fill(model, params, batch_stats)
-    if num_classes is not None and num_classes != report.num_classes:
+    model = fill(matched.model, matched.params, matched.batch_stats)
+    if num_classes is not None and num_classes != matched.report.num_classes:
         model.start_classifier(num_classes, rngs)
-    return model, report
+    return model, matched.report

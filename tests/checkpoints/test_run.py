@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_said(run, tmp_path, capsys, harm, message):
 def test_steps(run, tmp_path, capsys):
     target = str(tmp_path / 'out.safetensors')
     assert main([str(run[0]), target, '--step', '4']) == 2
-    assert 'holds no checkpoint of step 4; there is 3, 5, 7' in capsys.readouterr().err
+    assert 'holds no checkpoint of step 4; choose one of 3, 5, 7' in capsys.readouterr().err
     assert main([str(EMBEDDED), target, '--step', '4']) == 2
     assert '--step (step) is for the folder of a training run' in capsys.readouterr().err
 

@@ -58,7 +58,7 @@ def test_missing_unexpected_and_misshapen_are_all_listed(tmp_path, run):
     message = run(save(tmp_path / 'bad.safetensors', state), '--model', 'test_resnet')
     assert 'missing from the file (2):\n  bn1.weight (32,)\n  layer1.0.conv1.weight (32, 32, 3, 3)\n' in message
     assert 'unexpected in the file (1):\n  layer9.0.weight (2, 3)\n' in message
-    assert 'conv1.0.weight: (16, 3, 5, 5) in the file, (16, 3, 3, 3) wanted' in message
+    assert 'conv1.0.weight: (16, 3, 5, 5) in the file, expected (16, 3, 3, 3)' in message
 
 
 @pytest.mark.parametrize('key', ['fc.weight', 'fc.bias', 'bn1.running_var', 'layer3.0.conv2.weight'])
@@ -191,7 +191,7 @@ def test_dropping_and_adapting_are_reported():
     assert [key for key, _ in report.dropped] == ['fc.bias', 'fc.weight']
     assert report.adapted == (('conv1.0.weight', '3 input channels to 1'),)
     assert 'fc' not in params and params['conv1'][0]['kernel'].shape == (3, 3, 1, 16)
-    assert 'dropped fc.weight: 10 classes in the file, 4 asked for' in str(report)
+    assert 'dropped fc.weight: the file has 10 classes, 4 were requested' in str(report)
 
 
 @pytest.mark.parametrize('path', [RESNET, TRESNET], ids=['resnet', 'tresnet'])

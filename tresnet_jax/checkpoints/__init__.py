@@ -1,1 +1,1 @@
-"""Checkpoint files and training runs: read, named, matched with a model, written."""
+"""Checkpoint files and training runs: read, rename, match with a model, write."""

@@ -1,14 +1,17 @@
-"""A checkpoint -> Flax's trees, and trees -> timm's tensors; strict both ways."""
+"""Match a checkpoint with a model, strictly both ways; and the way back: trees of values -> timm's tensors."""
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
-from tresnet_jax.checkpoints.layouts import TimmState, describe, foreign_head, head_key, identify, stem_key, to_timm
+from tresnet_jax.checkpoints.identify import describe, foreign_head, head_key, identify, image_channels, stem_key
+from tresnet_jax.checkpoints.layouts import TimmState, to_timm
 from tresnet_jax.checkpoints.names import (
+    FLOATS,
     flatten,
     flax_key_to_torch,
     flax_to_torch_layout,
@@ -22,8 +25,22 @@ from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.variants import ARCHITECTURES, PretrainedConfig, family_of, split_name
 
-Builder = Callable[..., ImageModel]
-PROGRESS_FROM = 50_000_000  # bytes
+PROGRESS_FROM = 50_000_000  # bytes; smaller files convert within a second
+
+
+class Match(NamedTuple):
+    """A checkpoint matched with a model.
+
+    Attributes:
+        model: the model whose leaves the checkpoint fills; its values are shapes (`ShapesOnly`).
+        params, batch_stats: the checkpoint's values as nested dicts of NumPy arrays.
+        report: what was found and changed.
+    """
+
+    model: ImageModel
+    params: Tree
+    batch_stats: Tree
+    report: Report
 
 
 def to_flax(
@@ -34,40 +51,61 @@ def to_flax(
     in_chans: int | None = None,
     abn_slope: float | None = None,
 ) -> tuple[Tree, Tree, Report]:
-    """``params, batch_stats, report`` of a checkpoint, as nested dicts of NumPy arrays.
+    """Convert a checkpoint into ``params, batch_stats, report``; the trees are nested dicts of NumPy arrays.
 
     float16 and bfloat16 become float32; float32 and float64 stay.
 
     Args:
-        checkpoint: what `read` gave.
-        model: the architecture, with or without a tag; found from the shapes when left out.
-        num_classes: leave the classifier out if the checkpoint has another number of classes, or a head that is not
-            timm's; 0 leaves it out in any case; None keeps it.
-        in_chans: adapt the first convolution to so many channels, as timm does; None keeps it.
-        abn_slope: of the leaky ReLUs it was trained with, for the report; None is what the checkpoint says.
+        checkpoint: the result of `read`.
+        model: architecture, with or without a tag. None: find it from the shapes.
+        num_classes: drop the classifier if the checkpoint has another number of classes or a head that is not timm's.
+            0: always drop it. None: keep it.
+        in_chans: adapt the first convolution to this number of channels, as timm does. None: keep it.
+        abn_slope: slope of the leaky ReLUs that the checkpoint was trained with, for the report. None: use the slope
+            that the checkpoint states.
 
     Raises:
-        ConversionError: an unknown model or layout, or keys or shapes that do not fit: one message lists the
-            missing, unexpected and misshapen ones and says which architecture it looks like.
+        ConversionError: the model or layout is unknown, or keys or shapes do not fit. One message lists the missing,
+            unexpected and misshapen keys and names the architecture that the checkpoint looks like.
+
+    Example:
+        >>> import convert
+        >>> from tresnet_jax.factory import embedded_path
+        >>> from tresnet_jax.variants import PRETRAINED
+        >>> checkpoint = convert.read(embedded_path(PRETRAINED['test_resnet.fashion_mnist']))
+        >>> params, batch_stats, report = convert.to_flax(checkpoint)
+        >>> report.architecture, report.num_classes
+        ('test_resnet', 10)
+        >>> params['conv1'][0]['kernel'].shape  # height, width, in, out
+        (3, 3, 3, 16)
+        >>> batch_stats['bn1']['mean'].shape
+        (32,)
     """
-    _, params, batch_stats, report = match(checkpoint, model, num_classes, in_chans, abn_slope, build_model)
-    return params, batch_stats, report
+    matched = match(checkpoint, model, num_classes=num_classes, in_chans=in_chans, abn_slope=abn_slope)
+    return matched.params, matched.batch_stats, matched.report
 
 
 def match(
     checkpoint: Checkpoint,
-    model: str | None,
-    num_classes: int | None,
-    in_chans: int | None,
-    abn_slope: float | None,
-    build: Builder,
+    model: str | None = None,
     *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    abn_slope: float | None = None,
+    build: Callable[..., ImageModel] = build_model,
     consume: bool = False,
     progress: bool = False,
-) -> tuple[ImageModel, Tree, Tree, Report]:
-    """`to_flax`, and the model of shapes, made by `build`, that the trees were held against.
+) -> Match:
+    """Do what `to_flax` does, and return the matched model too.
 
-    With `consume` the checkpoint's own tensors are given up one by one, so that memory never holds both sides whole.
+    Args:
+        checkpoint, model, num_classes, in_chans, abn_slope: see `to_flax`.
+        build: function with the arguments of `build_model` that makes the model.
+        consume: free each tensor of the checkpoint once it is converted, so that memory never holds both sides whole.
+        progress: show a progress bar for large files, on a terminal only.
+
+    Raises:
+        ConversionError: see `to_flax`.
     """
     start = time.monotonic()
     state = to_timm(checkpoint)
@@ -76,53 +114,31 @@ def match(
         checkpoint.tensors.clear()
     architecture, config = _name(checkpoint, state, model)
     tensors = state.tensors
-    dropped, adapted = [], []
 
-    stem = tensors.get(stem_key(architecture))
-    in_file = 3 if stem is None or stem.ndim != 4 else family_of(architecture).in_chans(stem.shape[1])
-    if stem is not None and in_chans is not None and in_chans != in_file:
-        tensors[stem_key(architecture)] = adapt_input(stem, in_file, in_chans)
-        adapted.append((stem_key(architecture), f'{in_file} input channels to {in_chans}'))
-
-    classes, global_pool = _head(checkpoint, tensors, architecture, config, num_classes, dropped)
+    channels, adapted = _adapt_stem(tensors, architecture, in_chans)
+    head = _match_head(checkpoint, tensors, architecture, config, num_classes)
     slope = state.abn_slope if abn_slope is None else abn_slope
     if slope is not None and family_of(architecture).default_slope is None:
-        raise ConversionError(f'{checkpoint.path}: {architecture} has ReLUs, --abn-slope (abn_slope) is for TResNet')
+        raise ConversionError(f'{checkpoint.path}: {architecture} has ReLUs; --abn-slope (abn_slope) is for TResNet')
     shapes = build(
         architecture,
-        num_classes=classes,
-        in_chans=in_file if in_chans is None else in_chans,
-        global_pool=global_pool,
+        num_classes=head.num_classes,
+        in_chans=channels,
+        global_pool=head.global_pool,
         abn_slope=slope,
         rngs=ShapesOnly(),
     )
     leaves = {'.'.join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(shapes))}
-    names = {flax_key_to_torch(key): (key, shape) for key, shape in leaves.items()}
-    missing = [f'{name} {_torch_shape(*leaf)}' for name, leaf in names.items() if name not in tensors]
-    unexpected = [f'{name} {value.shape}' for name, value in tensors.items() if name not in names]
-    misshapen = [
-        f'{name}: {tensors[name].shape} in the file, {_torch_shape(*leaf)} wanted'
-        for name, leaf in names.items()
-        if name in tensors and tensors[name].shape != _torch_shape(*leaf)
-    ]
-    if missing or unexpected or misshapen:
-        looks = '' if identify(tensors) == (architecture, True) else f'; it looks like {describe(tensors)}'
-        lists = (
-            listing('missing from the file', missing),
-            listing('unexpected in the file', unexpected),
-            listing('of another shape', misshapen),
-        )
-        raise ConversionError(
-            '\n'.join([f'{checkpoint.path}: does not fit {architecture}{looks}', *filter(None, lists)])
-        )
+    names = {flax_key_to_torch(key): key for key in leaves}
+    _check_fit(checkpoint, tensors, architecture, {name: _torch_shape(key, leaves[key]) for name, key in names.items()})
 
     import tqdm  # here, so that importing the library stays light
 
     flat, warnings = {}, []
-    silent = not progress or size < PROGRESS_FROM
-    for name, (key, _) in tqdm.tqdm(names.items(), desc=checkpoint.path.name, unit='tensor', disable=silent):
+    hidden = None if progress and size >= PROGRESS_FROM else True  # None: hidden unless standard error is a terminal
+    for name, key in tqdm.tqdm(names.items(), desc=checkpoint.path.name, unit='tensor', disable=hidden):
         value = tensors.pop(name) if consume else tensors[name]
-        flat[key] = widen(checkpoint, key, torch_to_flax_layout(key, value))
+        flat[key] = _widen(checkpoint, name, torch_to_flax_layout(key, value))
         if not np.isfinite(flat[key]).all():
             warnings.append(f'{name} has values that are not finite')
     params, batch_stats = split_collections(flat)
@@ -131,131 +147,27 @@ def match(
         layout=state.layout,
         architecture=architecture,
         tag=config.tag if config else None,
-        num_classes=classes,
+        num_classes=head.num_classes,
         in_chans=shapes.in_chans,
-        global_pool=global_pool,
+        global_pool=head.global_pool,
         abn_slope=slope,
         data_config=state.data_config,
         label_names=state.label_names,
         tensors=len(flat),
         parameters=sum(v.size for k, v in flat.items() if not k.endswith(('.mean', '.var'))),
         notes=state.notes,
-        dropped=tuple(dropped),
-        adapted=tuple(adapted),
+        dropped=head.dropped,
+        adapted=adapted,
         warnings=tuple(warnings),
         source_dtypes={name: state.dtypes[name] for name in names},
         counters=state.counters,
         seconds=time.monotonic() - start,
     )
-    return shapes, params, batch_stats, report
-
-
-def _head(
-    checkpoint: Checkpoint,
-    tensors: dict[str, np.ndarray],
-    architecture: str,
-    config: PretrainedConfig | None,
-    num_classes: int | None,
-    dropped: list[tuple[str, str]],
-) -> tuple[int, str | None]:
-    """The number of classes the trees will have, and the pooling that the classifier's width asks for.
-
-    Takes the classifier out of `tensors`, and into `dropped`, where it is not wanted.
-
-    Raises:
-        ConversionError: a head that is not timm's, or another number of classes than the tag has, and nobody said
-            what to do with it.
-    """
-    head = head_key(architecture)
-    weight, bias = tensors.get(f'{head}.weight'), tensors.get(f'{head}.bias')
-    rows = next((t for t in (weight, bias) if t is not None and t.ndim), None)
-    classes = 0 if rows is None else rows.shape[0]
-    foreign = foreign_head(tensors, architecture)
-    fits = identify(tensors) == (architecture, True)  # another body is the greater error, and is told first
-    if num_classes is None and fits and foreign:
-        raise ConversionError(
-            f'{checkpoint.path}: has {foreign}, which {architecture} of timm has not; --drop-head '
-            f'(num_classes=0) converts the body alone'
-        )
-    if num_classes is None and fits and classes and config is not None and config.num_classes != classes:
-        raise ConversionError(
-            f'{checkpoint.path}: has {classes} classes where {config.name} has {config.num_classes}; name '
-            f'{architecture} alone or --num-classes {classes} (num_classes={classes}) to keep its classifier, '
-            f'--drop-head (num_classes=0) to leave it out'
-        )
-    if num_classes is not None and (foreign or num_classes != classes):
-        why = foreign or f'{classes} classes in the file, {num_classes} asked for'
-        prefix = head.partition('.')[0] + '.'
-        for key in [key for key in tensors if key.startswith(prefix)]:
-            del tensors[key]
-            dropped.append((key, why))
-        return 0, None
-    wide = weight is not None and weight.shape[-1:] == (2 * ARCHITECTURES[architecture].num_features,)
-    return classes, 'catavgmax' if classes and wide else None
-
-
-def to_torch(
-    model: nnx.Module | Tree, batch_stats: Tree | None = None, *, num_batches_tracked: int | dict[str, int] = 0
-) -> dict[str, np.ndarray]:
-    """timm's state dict of a model, or of trees of its shapes: parameters, statistics, gradients, averages.
-
-    Loads into timm with ``strict=True`` when the statistics are given.
-
-    Args:
-        model: a model, or the tree of its parameters.
-        batch_stats: the tree of running statistics, when `model` is a tree.
-        num_batches_tracked: torch's counter of each batch norm: one for all, or by its key.
-
-    Returns:
-        timm key -> contiguous NumPy array of the leaf's dtype, in torch's layout, its own memory; counters are int64.
-
-    Raises:
-        ConversionError: a model of `fold_batchnorm`, which timm has not.
-    """
-    if isinstance(model, nnx.Module):
-        if getattr(model, 'folded', False):
-            raise ConversionError('batch norm is folded into this model, timm has it apart: convert the model before')
-        _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-        model, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
-    flat = flatten(model) | flatten(batch_stats or {})
-    tensors: dict[str, np.ndarray] = {}
-    for key, value in flat.items():
-        name = flax_key_to_torch(key)
-        tensors[name] = np.array(flax_to_torch_layout(key, np.asarray(value)), order='C')
-        if name.endswith('.running_var'):
-            counter = name.removesuffix('running_var') + COUNTER
-            count = num_batches_tracked
-            tensors[counter] = np.array(count.get(counter, 0) if isinstance(count, dict) else count, np.int64)
-    return dict(sorted(tensors.items()))
-
-
-def adapt_input(weight: np.ndarray, in_file: int, in_chans: int) -> np.ndarray:
-    """A first convolution (out, in, kh, kw) for another number of channels, as timm's ``adapt_input_conv``.
-
-    One channel gets the sum; others repeat the channels there are, scaled by in_file / in_chans. In a space-to-depth
-    stem each of the 16 sub-positions is adapted like that, where timm gives up but for one channel.
-    """
-    out, wide, *kernel = weight.shape
-    grouped = weight.astype(np.promote_types(weight.dtype, np.float32)).reshape(out, wide // in_file, in_file, *kernel)
-    if in_chans == 1:
-        adapted = grouped.sum(axis=2, keepdims=True)
-    else:
-        repeated = np.concatenate([grouped] * -(-in_chans // in_file), axis=2)[:, :, :in_chans]
-        adapted = repeated * repeated.dtype.type(in_file / in_chans)
-    return adapted.reshape(out, -1, *kernel).astype(weight.dtype)
-
-
-def widen(checkpoint: Checkpoint, key: str, value: np.ndarray) -> np.ndarray:
-    """float16 and bfloat16 -> float32; contiguous, and a copy: JAX would go on using memory that torch trains in."""
-    if value.dtype.name in ('float16', 'bfloat16'):
-        return np.array(value, np.float32, order='C')
-    if value.dtype.name not in ('float32', 'float64'):
-        raise ConversionError(f'{checkpoint.path}: {flax_key_to_torch(key)} has dtype {value.dtype}, not a float')
-    return np.array(value, order='C')
+    return Match(shapes, params, batch_stats, report)
 
 
 def _name(checkpoint: Checkpoint, state: TimmState, model: str | None) -> tuple[str, PretrainedConfig | None]:
-    """The architecture and the row of its tag: as asked for, else as our own file says, else as the shapes say."""
+    """Return the architecture and the row of its tag: from `model`, else from our metadata, else from the shapes."""
     if model is None and state.metadata.get('architecture'):
         model = '.'.join(filter(None, [state.metadata['architecture'], state.metadata.get('tag')]))
     if model is not None:
@@ -271,6 +183,167 @@ def _name(checkpoint: Checkpoint, state: TimmState, model: str | None) -> tuple[
     return found, None
 
 
+def _adapt_stem(
+    tensors: dict[str, np.ndarray], architecture: str, in_chans: int | None
+) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Adapt the first convolution in `tensors` to `in_chans`.
+
+    Returns:
+        The channels of the images, and (key, how) of what was adapted.
+    """
+    key, in_file = stem_key(architecture), image_channels(tensors, architecture)
+    if in_file is None:  # missing or misshapen, as `_check_fit` will report
+        return in_chans or 3, ()
+    if in_chans is None or in_chans == in_file:
+        return in_file, ()
+    tensors[key] = adapt_input(tensors[key], in_file, in_chans)
+    return in_chans, ((key, f'{in_file} input channels to {in_chans}'),)
+
+
+class _Head(NamedTuple):
+    """The classifier that the trees will have.
+
+    Attributes:
+        num_classes: 0 without a classifier.
+        global_pool: 'catavgmax' if the classifier is twice as wide as the features, else None.
+        dropped: (key, why) of each tensor of the checkpoint's head that is dropped.
+    """
+
+    num_classes: int
+    global_pool: str | None
+    dropped: tuple[tuple[str, str], ...] = ()
+
+
+def _match_head(
+    checkpoint: Checkpoint,
+    tensors: dict[str, np.ndarray],
+    architecture: str,
+    config: PretrainedConfig | None,
+    num_classes: int | None,
+) -> _Head:
+    """Decide whether the checkpoint's classifier is kept; if not, remove it from `tensors`.
+
+    Raises:
+        ConversionError: `num_classes` is None, and the head is not timm's or has another number of classes than the
+            tag.
+    """
+    head = head_key(architecture)
+    weight, bias = tensors.get(f'{head}.weight'), tensors.get(f'{head}.bias')
+    rows = next((t for t in (weight, bias) if t is not None and t.ndim), None)
+    classes = 0 if rows is None else rows.shape[0]
+    foreign = foreign_head(tensors, architecture)
+    fits = identify(tensors) == (architecture, True)  # if the body does not fit, report that first
+    if num_classes is None and fits and foreign:
+        raise ConversionError(
+            f'{checkpoint.path}: has {foreign}, which {architecture} of timm does not have; --drop-head '
+            f'(num_classes=0) converts the body alone'
+        )
+    if num_classes is None and fits and classes and config is not None and config.num_classes != classes:
+        raise ConversionError(
+            f'{checkpoint.path}: has {classes} classes, but {config.name} has {config.num_classes}; to keep the '
+            f'classifier give --model {architecture} or --num-classes {classes} (num_classes={classes}), to drop it '
+            f'--drop-head (num_classes=0)'
+        )
+    if num_classes is not None and (foreign or num_classes != classes):
+        why = foreign or f'the file has {classes} classes, {num_classes} were requested'
+        prefix = head.partition('.')[0] + '.'
+        dropped = [key for key in tensors if key.startswith(prefix)]
+        for key in dropped:
+            del tensors[key]
+        return _Head(0, None, tuple((key, why) for key in dropped))
+    wide = weight is not None and weight.shape[-1:] == (2 * ARCHITECTURES[architecture].num_features,)
+    return _Head(classes, 'catavgmax' if classes and wide else None)
+
+
+def _check_fit(
+    checkpoint: Checkpoint, tensors: dict[str, np.ndarray], architecture: str, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise ConversionError with all missing, unexpected and misshapen keys; `shapes` is timm key -> torch shape."""
+    missing = [f'{name} {shape}' for name, shape in shapes.items() if name not in tensors]
+    unexpected = [f'{name} {value.shape}' for name, value in tensors.items() if name not in shapes]
+    misshapen = [
+        f'{name}: {tensors[name].shape} in the file, expected {shape}'
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if missing or unexpected or misshapen:
+        looks = '' if identify(tensors) == (architecture, True) else f'; it looks like {describe(tensors)}'
+        lists = (
+            listing('missing from the file', missing),
+            listing('unexpected in the file', unexpected),
+            listing('of another shape', misshapen),
+        )
+        raise ConversionError(
+            '\n'.join([f'{checkpoint.path}: does not fit {architecture}{looks}', *filter(None, lists)])
+        )
+
+
 def _torch_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape under torch's layout of a Flax leaf of this shape."""
+    """Return the shape in torch's layout of a Flax leaf of this shape."""
     return flax_to_torch_layout(key, np.empty(shape, np.bool_) if 0 in shape else np.broadcast_to(False, shape)).shape
+
+
+def _widen(checkpoint: Checkpoint, name: str, value: np.ndarray) -> np.ndarray:
+    """Return a contiguous copy in float32 or float64. A copy, because JAX would share memory that torch trains in."""
+    if value.dtype.name not in FLOATS:
+        raise ConversionError(f'{checkpoint.path}: {name} has dtype {value.dtype}; expected {", ".join(FLOATS)}')
+    return np.array(value, np.promote_types(value.dtype, np.float32), order='C')
+
+
+def adapt_input(weight: np.ndarray, in_file: int, in_chans: int) -> np.ndarray:
+    """Adapt a first convolution (out, in, kh, kw) to another number of channels, as timm's ``adapt_input_conv`` does.
+
+    One channel gets the sum; any other number repeats the file's channels, scaled by in_file / in_chans. In a
+    space-to-depth stem each of the 16 sub-positions is adapted like this; timm adapts such a stem to one channel only.
+    """
+    out, wide, *kernel = weight.shape
+    grouped = weight.astype(np.promote_types(weight.dtype, np.float32)).reshape(out, wide // in_file, in_file, *kernel)
+    if in_chans == 1:
+        adapted = grouped.sum(axis=2, keepdims=True)
+    else:
+        repeated = np.concatenate([grouped] * -(-in_chans // in_file), axis=2)[:, :, :in_chans]
+        adapted = repeated * repeated.dtype.type(in_file / in_chans)
+    return adapted.reshape(out, -1, *kernel).astype(weight.dtype)
+
+
+def to_torch(
+    model: nnx.Module | Tree, batch_stats: Tree | None = None, *, num_batches_tracked: int | dict[str, int] = 0
+) -> dict[str, np.ndarray]:
+    """Convert a model, or trees of its structure (parameters, gradients, averages), into timm's state dict.
+
+    With the statistics, the result loads into timm with ``strict=True``.
+
+    Args:
+        model: a model, or the tree of its parameters.
+        batch_stats: the tree of running statistics if `model` is a tree.
+        num_batches_tracked: torch's counter of each batch norm: one value for all, or a dict by timm key.
+
+    Returns:
+        timm key -> contiguous NumPy array in torch's layout, with the leaf's dtype and its own memory; counters are
+        int64.
+
+    Raises:
+        ConversionError: the model is a result of `fold_batchnorm`, which timm does not have.
+
+    Example:
+        >>> import convert, tresnet_jax
+        >>> model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+        >>> state_dict = convert.to_torch(model)
+        >>> state_dict['fc.weight'].shape, state_dict['bn1.num_batches_tracked'].dtype
+        ((10, 160), dtype('int64'))
+    """
+    if isinstance(model, nnx.Module):
+        if getattr(model, 'folded', False):
+            raise ConversionError('batch norm is folded into this model; convert the model before fold_batchnorm')
+        _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        model, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+    flat = flatten(model) | flatten(batch_stats or {})
+    tensors: dict[str, np.ndarray] = {}
+    for key, value in flat.items():
+        name = flax_key_to_torch(key)
+        tensors[name] = np.array(flax_to_torch_layout(key, np.asarray(value)), order='C')
+        if name.endswith('.running_var'):
+            counter = name.removesuffix('running_var') + COUNTER
+            count = num_batches_tracked
+            tensors[counter] = np.array(count.get(counter, 0) if isinstance(count, dict) else count, np.int64)
+    return dict(sorted(tensors.items()))

@@ -1,4 +1,4 @@
-"""Names and layouts: one table of leaf names and one rule of layout lie between timm and Flax, and nothing else."""
+"""The names and memory layouts of one leaf, timm's and Flax's: one table of leaf names, one rule of layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,10 @@ import numpy as np
 
 from tresnet_jax.models.base import Tree
 
-# The path is timm's; only the leaf has another name.
+# Paths are timm's; only the leaf's name differs.
 TO_TORCH = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 STATISTICS = ('mean', 'var')
+FLOATS = ('float16', 'bfloat16', 'float32', 'float64')  # dtypes that parameters and statistics may have
 
 
 def flax_key_to_torch(key: str) -> str:
@@ -20,14 +21,14 @@ def flax_key_to_torch(key: str) -> str:
 
 
 def flax_to_torch_layout(key: str, value: np.ndarray) -> np.ndarray:
-    """HWIO -> OIHW for a convolution's kernel, in-out -> out-in for a linear one's. A view, not a copy."""
+    """Return a view in torch's layout: HWIO -> OIHW for a convolution's kernel, in-out -> out-in for a linear one's."""
     if not key.endswith('kernel'):
         return value
     return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
 
 
 def torch_to_flax_layout(key: str, value: np.ndarray) -> np.ndarray:
-    """The inverse of `flax_to_torch_layout`; `key` is Flax's."""
+    """Invert `flax_to_torch_layout`; `key` is Flax's."""
     if not key.endswith('kernel'):
         return value
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
@@ -43,7 +44,7 @@ def flatten(tree: Mapping[Any, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """The inverse of `flatten`; digits become list indices, as in the trees of Flax NNX."""
+    """Invert `flatten`; digits become list indices, as in the trees of Flax NNX."""
     tree: Tree = {}
     for name, value in flat.items():
         *path, leaf = [int(part) if part.isdigit() else part for part in name.split('.')]
@@ -55,7 +56,7 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
 
 
 def split_collections(flat: Mapping[str, Any]) -> tuple[Tree, Tree]:
-    """Flat Flax names -> the trees of parameters and of running statistics."""
+    """Split flat Flax names into the trees of parameters and of running statistics."""
     is_statistic = {key: key.rpartition('.')[2] in STATISTICS for key in flat}
     params = {key: value for key, value in flat.items() if not is_statistic[key]}
     stats = {key: value for key, value in flat.items() if is_statistic[key]}

@@ -1,4 +1,4 @@
-"""What a conversion did, for people."""
+"""Human-readable report of a conversion."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def describe_images(data_config: dict[str, Any]) -> str:
-    """How images are prepared, in one line for people."""
+    """Return one line on how images are prepared; takes arguments of `create_transform`."""
     _, height, width = data_config['input_size']
     values = [' '.join(f'{value:g}' for value in data_config[name]) for name in ('mean', 'std')]
     return (
@@ -17,26 +17,26 @@ def describe_images(data_config: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `to_flax` found and did.
+    """The findings and changes of `to_flax`.
 
     Attributes:
-        path: the file.
+        path: the file, or the folder of a run.
         layout: 'timm', 'inplace_abn' or 'flax'.
-        architecture, tag: what it is; the tag is None where nobody said.
-        num_classes, in_chans: of the trees that were made.
-        global_pool: 'catavgmax' where the classifier is twice as wide as the features, else None.
-        abn_slope: of the leaky ReLUs it was trained with, where it is not timm's.
-        data_config: how it wants its images, the arguments of `create_transform`, where a run said so.
-        label_names: one a class of the file's, where a run said so.
-        tensors: how many tensors went into the trees.
-        parameters: how many numbers are parameters (running statistics not counted).
-        notes: what the layout asked for, one line each.
-        dropped: (key, why) of what did not go in.
-        adapted: (key, how) of what was changed on the way.
-        warnings: what looks wrong in the values, one line each.
-        source_dtypes: timm key -> dtype in the file, of the tensors that went in.
+        architecture, tag: what the checkpoint is; the tag is None if neither the caller nor the file names one.
+        num_classes, in_chans: numbers of the resulting trees.
+        global_pool: 'catavgmax' if the classifier is twice as wide as the features, else None.
+        abn_slope: slope of the leaky ReLUs that the weights were trained with; None: timm's, or unknown.
+        data_config: how images are prepared, as arguments of `create_transform`; None unless a run states it.
+        label_names: one per class of the file; None unless a run states them.
+        tensors: number of tensors in the trees.
+        parameters: number of parameters, without running statistics.
+        notes: changes that the layout required, one line each.
+        dropped: (key, why) of each tensor left out.
+        adapted: (key, how) of each tensor that was changed.
+        warnings: suspicious values, one line each.
+        source_dtypes: timm key -> dtype in the file, for each converted tensor.
         counters: timm key -> `num_batches_tracked`.
-        seconds: how long it took.
+        seconds: duration of the conversion.
     """
 
     path: Path
@@ -61,6 +61,7 @@ class Report:
 
     @property
     def name(self) -> str:
+        """Architecture and tag, or the architecture alone."""
         return f'{self.architecture}.{self.tag}' if self.tag else self.architecture
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """The folder of a training run: model.json, which describes the model, and the weights of its checkpoints.
 
-Only what is needed to use the weights is read here; the configuration of the training itself is not.
+Using the weights needs nothing else; the training configuration is not read.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ MODEL_FILE = 'model.json'
 CHECKPOINTS = 'checkpoints'  # the folder of Orbax's checkpoints in a run
 BEST = 'top1'  # the metric that picks the best checkpoint
 
-# Runs of 0.1.0's development have no model.json; these two files of theirs say the same.
+# Runs of 0.1.0's development have no model.json; these two files hold the same information.
 OLDER_CONFIG_FILE, OLDER_NAMES_FILE = 'config.json', 'label_names.json'
 
 
 def save_description(
     workdir: Path, model: ImageModel, data_config: dict[str, Any], label_names: Sequence[str] | None
 ) -> None:
-    """Write model.json, with the fields that the metadata of our safetensors files have.
+    """Write model.json, with the same fields as the metadata of our safetensors files.
 
     Args:
         workdir: folder of the run.
@@ -45,7 +45,7 @@ def save_description(
     description = {
         'format': FLAX_FORMAT,
         'architecture': model.architecture,
-        'tag': '',  # the weights are no tag's any more
+        'tag': '',  # training changed the weights of the tag
         'num_classes': model.num_classes,
         'in_chans': model.in_chans,
         'abn_slope': None if model.abn_slope == model.config.family.default_slope else model.abn_slope,
@@ -56,11 +56,16 @@ def save_description(
 
 
 def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'latest'] = 'best') -> Checkpoint:
-    """Read the weights of one checkpoint of a run, and its description.
+    """Read the weights of one checkpoint of a run, and the run's description.
+
+    Args:
+        path: folder of the run.
+        ema: take the moving average if the run has one.
+        step: see `load_weights`.
 
     Raises:
-        ConversionError: Orbax is not installed, the description is missing or not ours, there is no such
-            checkpoint, or it cannot be read.
+        ConversionError: Orbax is not installed, the description is missing or not ours, or the checkpoint does not
+            exist or cannot be read.
     """
     description = _read_object(path / MODEL_FILE) if (path / MODEL_FILE).exists() else _older_description(path)
     weights = load_weights(path, step, ema=ema)
@@ -68,7 +73,7 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
     if weights.top1 is not None:
         training['top1'] = weights.top1
     params, stats = flatten(weights.params), flatten(weights.batch_stats)
-    # torch counts batches in each batch norm; here all of them have seen every step.
+    # torch counts batches in each batch norm; in a run every batch norm has seen one batch per step.
     norms = [flax_key_to_torch(key).removesuffix('running_var') for key in stats if key.endswith('.var')]
     metadata = {key: _as_metadata(value) for key, value in description.items()}
     return Checkpoint(
@@ -84,19 +89,19 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
 
 
 def _as_metadata(value: Any) -> str:
-    """A value of model.json as the text that safetensors' metadata have."""
+    """Return a value of model.json as text, as safetensors metadata holds it."""
     if isinstance(value, str):
         return value
     return '' if value is None else json.dumps(value)
 
 
 def _older_description(path: Path) -> dict[str, Any]:
-    """The description of a run without model.json, from its training configuration."""
+    """Return the description of a run without model.json, from its training configuration."""
     config_file, names_file = path / OLDER_CONFIG_FILE, path / OLDER_NAMES_FILE
     config = _read_object(config_file)
     try:
         size = config['image_size']
-        # Of a model from the hub the shapes say what it is.
+        # The name of a model from the hub does not tell the architecture; its shapes do.
         architecture = '' if ':' in config['model'] else split_name(config['model'])[0]
         data_config = {
             'input_size': (3, size, size),
@@ -139,11 +144,11 @@ class Weights:
     """The weights of a run at one step, as NumPy arrays.
 
     Attributes:
-        step: steps done.
-        top1: top-1 accuracy at that step, as a share; None if the step was not evaluated.
-        params, batch_stats: the model's trees, their keys as text.
-        averaged: whether they are the moving average.
-        has_ema: whether the run keeps one.
+        step: number of training steps.
+        top1: top-1 accuracy at that step, from 0 to 1; None if the step was not evaluated.
+        params, batch_stats: the model's trees; list indices are text ('0').
+        averaged: whether the weights are the moving average.
+        has_ema: whether the run keeps a moving average.
     """
 
     step: int
@@ -155,25 +160,27 @@ class Weights:
 
 
 def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best', *, ema: bool = True) -> Weights:
-    """Load the weights of a run, whatever devices it trained on. A run that is still training is not disturbed.
+    """Load the weights of a run, whatever devices it trained on.
+
+    Loading does not disturb a run that is still training.
 
     Args:
         workdir: folder of the run.
-        which: a step, 'latest', or 'best': the one with the best top-1, or the latest if none was evaluated.
+        which: a step, 'latest', or 'best' for the best top-1, or for the latest if no checkpoint was evaluated.
         ema: take the moving average if the run has one.
 
     Raises:
-        ConversionError: Orbax is not installed, there is no such checkpoint, or it cannot be read.
+        ConversionError: Orbax is not installed, or the checkpoint does not exist or cannot be read.
     """
     try:
         from orbax.checkpoint import v1 as ocp
     except ImportError as error:
         raise ConversionError(
-            f"{workdir}: the folder of a training run; reading it needs pip install 'tresnet_jax[train]' ({error})"
+            f"{workdir}: reading a training run needs pip install 'tresnet_jax[train]' ({reason(error)})"
         ) from None
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
-        raise ConversionError(f'{workdir}: has no {CHECKPOINTS}; give the folder of a training run')
+        raise ConversionError(f'{workdir}: has no {CHECKPOINTS}/; give the folder of a training run')
     try:
         with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
             found = {c.step: (c.metrics or {}).get(BEST) for c in checkpointer.checkpoints}
@@ -184,14 +191,14 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
     step = _choose(found, which)
     if step not in found:
         steps = ', '.join(map(str, sorted(found)))
-        raise ConversionError(f'{folder}: holds no checkpoint of step {step}; there is {steps}')
+        raise ConversionError(f'{folder}: holds no checkpoint of step {step}; choose one of {steps}')
     path = str(folder.absolute() / str(step))
     try:
         saved = ocp.metadata(path, 'state').metadata
         averaged = bool(ema and saved.get('ema'))
         trees = saved['ema'] if averaged else saved
         wanted = {name: trees[name] for name in ('params', 'batch_stats')}
-        # NumPy arrays, because the devices that they were saved from may not be here; and nothing else.
+        # NumPy arrays, because the devices of the training may not exist here; placeholders skip everything else.
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
         chosen = {'ema': wanted} if averaged else wanted
         skipped = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name]) for name in saved.keys() - chosen.keys()}
@@ -203,7 +210,7 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
 
 
 def _choose(found: dict[int, float | None], which: int | str) -> int:
-    """The step that is asked for, given the top-1 of each step."""
+    """Return the requested step, given the top-1 of each step."""
     if isinstance(which, int):
         return which
     rated = {step: top1 for step, top1 in found.items() if which == 'best' and top1 is not None}

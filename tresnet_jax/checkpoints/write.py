@@ -1,4 +1,4 @@
-"""Trees or tensors -> a file, written beside its place and then renamed: whole or not at all."""
+"""Write trees or tensors as a file, first under a temporary name, then renamed: a file is complete or absent."""
 
 import json
 from pathlib import Path
@@ -24,19 +24,35 @@ def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[
     """Write arrays as one safetensors file.
 
     Raises:
-        ConversionError: it cannot be written.
+        ConversionError: the file cannot be written.
     """
-    # safetensors writes the memory as it lies: a transposed view would be written in the wrong order.
+    # safetensors writes memory as it is laid out, so a transposed view would be written in the wrong order.
     tensors = {key: np.asarray(value, order='C') for key, value in tensors.items()}
     with written_beside(path) as beside:
         safetensors.numpy.save_file(tensors, beside, metadata)
 
 
 def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report, source_sha256: str = '') -> None:
-    """Write trees as one flat safetensors file, ``params.layer1.0.conv1.kernel``, and what is known of them.
+    """Write trees as one flat safetensors file, with keys such as ``params.layer1.0.conv1.kernel``, and metadata.
+
+    Args:
+        path: the .safetensors file.
+        params, batch_stats, report: the results of `to_flax`; the report becomes the metadata.
+        source_sha256: digest of the source in hexadecimal, for the metadata.
 
     Raises:
-        ConversionError: it cannot be written.
+        ConversionError: the suffix is not .safetensors, or the file cannot be written.
+
+    Example:
+        >>> import tempfile, convert
+        >>> from tresnet_jax.factory import embedded_path
+        >>> from tresnet_jax.variants import PRETRAINED
+        >>> checkpoint = convert.read(embedded_path(PRETRAINED['test_tresnet.fashion_mnist']))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     convert.save_flax(f'{folder}/flax.safetensors', *convert.to_flax(checkpoint))
+        ...     again = convert.read(f'{folder}/flax.safetensors')
+        >>> again.metadata['architecture'], again.tensors['params.head.fc.kernel'].shape
+        ('test_tresnet', (512, 10))
     """
     path = Path(path)
     if path.suffix != '.safetensors':
@@ -63,10 +79,19 @@ def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report,
 
 
 def save_torch(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write timm's tensors as `.safetensors`, or as `.pth` for ``torch.load``, which needs torch.
+    """Write timm's tensors as `.safetensors`, or as `.pth`, `.pt` or `.bin` for ``torch.load``, which needs torch.
 
     Raises:
-        ConversionError: an unknown suffix, torch missing for a torch file, or it cannot be written.
+        ConversionError: the suffix is unknown, torch is not installed, or the file cannot be written.
+
+    Example:
+        >>> import tempfile, convert, tresnet_jax
+        >>> model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     convert.save_torch(f'{folder}/timm.safetensors', convert.to_torch(model))
+        ...     again = convert.read(f'{folder}/timm.safetensors')
+        >>> again.tensors['fc.bias'].shape
+        (10,)
     """
     path = Path(path)
     if path.suffix not in TORCH_SUFFIXES:
@@ -81,7 +106,7 @@ def save_torch(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
         ) from None
 
     def tensor(value: np.ndarray) -> torch.Tensor:
-        if value.dtype == ml_dtypes.bfloat16:  # torch takes no foreign dtype, but the bits are the same
+        if value.dtype == ml_dtypes.bfloat16:  # torch does not know ml_dtypes, but the bits are the same
             return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(value)
 

@@ -1,0 +1,108 @@
+"""The metadata of our own files and runs, read and checked; `write.save_flax` and `run.save_description` write it."""
+
+import json
+import math
+import reprlib
+from collections.abc import Callable
+from typing import Any
+
+from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
+from tresnet_jax.checkpoints.names import FLOATS
+from tresnet_jax.data.transforms import create_transform
+from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.labels import are_names
+
+
+def source_dtypes(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return timm key -> dtype of the tensor in the PyTorch checkpoint; empty if unknown.
+
+    Raises:
+        ConversionError: the field is not an object of dtype names.
+    """
+    return _entries(checkpoint, 'source_dtypes', lambda dtype: dtype in FLOATS, f'one of {", ".join(FLOATS)}')
+
+
+def counters(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return timm key -> `num_batches_tracked`; empty if unknown.
+
+    Raises:
+        ConversionError: the field is not an object of integers that fit torch's int64.
+    """
+    return _entries(checkpoint, COUNTER, lambda n: type(n) is int and -(2**63) <= n < 2**63, 'an integer of 64 bits')
+
+
+def abn_slope(checkpoint: Checkpoint) -> float | None:
+    """Return the slope of the leaky ReLUs; None: timm's.
+
+    Raises:
+        ConversionError: the field is not a finite number.
+    """
+    text = checkpoint.metadata.get('abn_slope')
+    if not text:
+        return None
+    try:
+        slope = float(text)
+    except ValueError:
+        slope = math.nan
+    if not math.isfinite(slope):
+        raise _error(checkpoint, 'abn_slope', f'must be a finite number, got {reprlib.repr(text)}')
+    return slope
+
+
+def data_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return how images are prepared, as arguments of `create_transform`; None if unknown.
+
+    Raises:
+        ConversionError: the field is not an object of valid arguments.
+    """
+    config = _object(checkpoint, 'data_config')
+    if not config:
+        return None
+    try:
+        checked = create_transform(**config)
+    except (TypeError, ValueError) as error:
+        raise _error(checkpoint, 'data_config', f'cannot work: {reason(error)}') from error
+    if not all(type(n) in (int, float) and math.isfinite(n) for n in (*checked.mean, *checked.std, checked.crop_pct)):
+        raise _error(checkpoint, 'data_config', 'cannot work: mean, std and crop_pct must be finite numbers')
+    names = ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+    return {'input_size': (3, checked.height, checked.width)} | {name: getattr(checked, name) for name in names}
+
+
+def label_names(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    """Return the name of each class; None if unknown.
+
+    Raises:
+        ConversionError: the field is not a list of names.
+    """
+    names = _json(checkpoint, 'label_names', [])
+    if not are_names(names):
+        raise _error(checkpoint, 'label_names', 'is not a list of names')
+    return tuple(names) or None
+
+
+def _entries(checkpoint: Checkpoint, field: str, valid: Callable[[Any], bool], expected: str) -> dict[str, Any]:
+    entries = _object(checkpoint, field)
+    for key, value in entries.items():
+        if not valid(value):
+            raise _error(checkpoint, field, f'has {reprlib.repr(value)} for {reprlib.repr(key)}; expected {expected}')
+    return entries
+
+
+def _object(checkpoint: Checkpoint, field: str) -> dict[str, Any]:
+    value = _json(checkpoint, field, {})
+    if not isinstance(value, dict):
+        raise _error(checkpoint, field, f'must be a JSON object, got {reprlib.repr(value)}')
+    return value
+
+
+def _json(checkpoint: Checkpoint, field: str, default: Any) -> Any:
+    """Return the value of a field, or `default` if it is missing or empty."""
+    text = checkpoint.metadata.get(field)
+    try:
+        return json.loads(text) if text else default
+    except (ValueError, RecursionError) as error:
+        raise _error(checkpoint, field, f'is not JSON: {reason(error)}') from error
+
+
+def _error(checkpoint: Checkpoint, field: str, problem: str) -> ConversionError:
+    return ConversionError(f'{checkpoint.path}: metadata field {field!r} {problem}')
