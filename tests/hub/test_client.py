@@ -188,9 +188,9 @@ def test_a_hub_that_does_not_give(fault, messages, worker, hub, repository):
     'fault, message, times',
     [
         (hub_server.CUT, 'peer closed connection', 7),
-        (hub_server.CUT_AFRESH, 'cut again and again', 7),
+        (hub_server.CUT_AFRESH, 'broke off again and again', 7),
         (hub_server.WRONG_SIZE, 'should be of size', 1),
-        (hub_server.WRONG_BYTES, 'came with other bytes than announced (SHA-256 ', 1),
+        (hub_server.WRONG_BYTES, 'does not have the announced checksum (SHA-256 ', 1),
         (hub_server.STORAGE_DOWN, 'answers HTTP 503', 1),
         (hub_server.TRAVERSAL, "is not a hub's", 0),
     ],
@@ -230,7 +230,7 @@ def test_files_are_verified_once(worker, hub, home, repository, bias):
     os.utime(blob, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert 'error' not in worker.create(f'hf-hub:{repository}')  # not hashed again
     os.utime(blob)
-    assert 'other bytes than announced' in worker.create(f'hf-hub:{repository}')['error']
+    assert 'does not have the announced checksum' in worker.create(f'hf-hub:{repository}')['error']
     assert not blob.exists()
     assert worker.create(f'hf-hub:{repository}')['bias'] == bias
 
@@ -281,7 +281,7 @@ def test_names():
         ('org/name', "write 'hf-hub:org/name' for the hub or 'local-dir:org/name'"),
         ('C:\\weights', 'local-dir:C:'),
         ('s3:bucket', "unknown source 's3'"),
-        ('hf-hub:', 'nothing behind the colon'),
+        ('hf-hub:', 'nothing after the colon'),
         ('hf-hub:../../etc', 'cannot be a repository'),
         ('local-dir:/nowhere', 'no such folder'),
     ],

@@ -107,8 +107,8 @@ def test_a_config_of_before_2023(folder):
         ({'architecture': 'resnet50'}, 'unknown architecture'),
         ({'architecture': None}, 'unknown architecture'),
         ({'architecture': ['test_resnet']}, 'architecture cannot be'),
-        ({'pretrained_cfg': [1]}, 'must be objects'),
-        ({'model_args__block_args': {'a': 1}}, 'built with block_args'),
+        ({'pretrained_cfg': [1]}, 'must be JSON objects'),
+        ({'model_args__block_args': {'a': 1}}, 'uses block_args, which this package does not support'),
         ({'model_args__in_chans': '3'}, "in_chans cannot be '3'"),
         ({'model_args__global_pool': 'soft'}, 'unknown global_pool'),
         ({'model_args__num_classes': -1}, 'num_classes cannot be -1'),
@@ -169,7 +169,7 @@ def test_models_that_timm_cannot_build(name, options, message, tmp_path):
 def test_a_folder_that_cannot_be_written(folder, tmp_path):
     model = tresnet_jax.create_model('test_resnet', num_classes=6)
     (tmp_path / 'file').touch()
-    with pytest.raises(convert.ConversionError, match='file: cannot be made'):
+    with pytest.raises(convert.ConversionError, match='file: cannot be created'):
         tresnet_jax.save_pretrained(model, tmp_path / 'file')
     before = (folder / 'config.json').read_text()
     (folder / 'model.safetensors').unlink()

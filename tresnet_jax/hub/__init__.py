@@ -1,1 +1,1 @@
-"""Weights from the Hugging Face hub or from a folder."""
+"""Models and weights from the Hugging Face hub or from a folder."""

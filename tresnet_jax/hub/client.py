@@ -1,9 +1,9 @@
-"""Finding files of weights: in a folder, in the cache of the Hugging Face hub, or on the hub, their bytes checked.
+"""Find files of a model in a folder, in the cache of the Hugging Face hub, or on the hub, and verify their bytes.
 
-``huggingface_hub`` does the asking and the caching, so what it reads from the environment (HF_HOME, HF_ENDPOINT,
-HF_HUB_OFFLINE, HF_TOKEN, ...) holds here too, and what timm has downloaded is not downloaded again. It is imported
-when first needed. Around it lies what it leaves open: one attempt where there is no network instead of minutes of
-them, an end to a download that is cut again and again, and a look at the bytes.
+``huggingface_hub`` downloads and caches, so its environment variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN,
+...) apply here too, and files that timm has downloaded are not downloaded again. It is imported when first needed.
+This module adds: a single attempt when offline (the client retries for minutes), a limit on downloads that break off
+repeatedly, and a checksum.
 """
 
 import os
@@ -12,48 +12,48 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tresnet_jax.errors import HubError
+from tresnet_jax.errors import HubError, reason
 from tresnet_jax.files import sha256
 
 CONFIG = 'config.json'
-WEIGHTS = ('model.safetensors', 'pytorch_model.bin')  # in the order of preference, which is timm's
+WEIGHTS = ('model.safetensors', 'pytorch_model.bin')  # in timm's order of preference
 
 _SOURCES = ('hf-hub', 'local-dir')
-_PREFIX = re.compile(r'[a-zA-Z][\w+.-]+')  # two characters or more: C:\folder names no source
+_PREFIX = re.compile(r'[a-zA-Z][\w+.-]+')  # at least two characters, because C:\folder is a path
 _SHA256 = re.compile(r'[0-9a-f]{64}')
 _FILE_NAME = re.compile(r'\w[\w.=+-]*')
-_MOST_RECEIVED = 3  # times the size of a file, over all the fresh starts of its download
+_MOST_RECEIVED = 3  # times the size of the file, over all attempts to download it
 
 
 def split_source(name: str) -> tuple[str, str] | None:
-    """'hf-hub:org/name' -> ('hf-hub', 'org/name'), and 'local-dir:FOLDER' alike; None for a name of the table.
+    """Split 'hf-hub:org/name' or 'local-dir:FOLDER' into kind and location; return None for a name of the table.
 
     Raises:
-        HubError: an unknown source, nothing behind it, or something like a path without one.
+        HubError: the kind is unknown, the location is empty, or the name looks like a path without a kind.
     """
     prefix, colon, location = name.partition(':')
     if not colon or not _PREFIX.fullmatch(prefix):
         if any(character in name for character in '/\\:'):
             raise HubError(f"{name!r}: write 'hf-hub:{name}' for the hub or 'local-dir:{name}' for a folder")
         return None
-    kind = prefix.lower().replace('_', '-')  # timm once spelled it hf_hub
+    kind = prefix.lower().replace('_', '-')  # older versions of timm write hf_hub
     if kind not in _SOURCES:
-        raise HubError(f'{name!r}: unknown source {prefix!r}; there are hf-hub: and local-dir:')
+        raise HubError(f'{name!r}: unknown source {prefix!r}; use hf-hub: or local-dir:')
     if not location:
-        raise HubError(f'{name!r}: nothing behind the colon')
+        raise HubError(f'{name!r}: nothing after the colon; write hf-hub:org/name or local-dir:FOLDER')
     return kind, location
 
 
 def find(source: str, filenames: Sequence[str]) -> Path:
-    """The first of these files that a source has; from the hub it is downloaded unless the cache has its newest state.
+    """Return the first of these files that a source has, downloaded unless the cache has its newest version.
 
     Args:
         source: 'local-dir:FOLDER', 'hf-hub:org/name', or 'hf-hub:org/name@revision'.
-        filenames: in the order of preference.
+        filenames: file names in order of preference.
 
     Raises:
-        HubError: it has none of them, or the hub cannot be reached, refuses, breaks off, or sends other bytes than
-            it announced.
+        HubError: the source has none of the files; or the hub is unreachable, denies access, breaks off the download,
+            or sends bytes that do not match the announced checksum.
     """
     kind, location = split_source(source) or ('', '')
     if kind == 'hf-hub':
@@ -77,21 +77,21 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str]) -
     try:
         urls = {filename: client.hf_hub_url(repository, filename, revision=revision) for filename in filenames}
     except ValueError as error:
-        raise HubError(f'{repository!r} cannot be a repository of the hub: {_first_line(error)}') from None
+        raise HubError(f'{repository!r} cannot be a repository of the hub: {reason(error)}') from None
 
     for filename, url in urls.items():
         try:
-            # The client asks this too, but where nobody answers it asks seven times, for up to a minute each time.
+            # The client makes this request too, but retries it seven times, for up to a minute each, when offline.
             remote = _check_answer(client.get_hf_file_metadata(url))
         except EntryNotFoundError:
             continue
-        except Exception as error:  # of the client, of its HTTP library, of the system: not now, whichever it is
+        except Exception as error:  # from the client, its HTTP library or the system; in each case try the cache
             for name in filenames:
                 cached = client.try_to_load_from_cache(repository, name, revision=revision)
                 if isinstance(cached, str):
                     return _verified(Path(cached), None, repository)
             raise HubError(
-                f'{repository}: {_reason(error)}, and {" or ".join(filenames)} is not in the cache '
+                f'{repository}: {_explain(error)}, and {" or ".join(filenames)} is not in the cache '
                 f'{constants.HF_HUB_CACHE}; {remedy}'
             ) from None
         try:
@@ -100,25 +100,25 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str]) -
             )
         except Exception as error:
             raise HubError(
-                f'{repository}: {filename} did not arrive: {_reason(error)}; try again, or {remedy}'
+                f'{repository}: {filename} could not be downloaded: {_explain(error)}; try again, or {remedy}'
             ) from None
         return _verified(Path(path), remote.etag, repository)
     raise HubError(f'{repository}: there is no {" or ".join(filenames)} in this repository')
 
 
 def _check_answer(remote: Any) -> Any:
-    """The headers of an answer, if they are a hub's; the client makes file names of both."""
+    """Return the headers of a response after checking that they are a hub's: the client uses both as file names."""
     for value in (remote.etag, remote.commit_hash):
         if not isinstance(value, str) or not _FILE_NAME.fullmatch(value):
-            raise HubError(f"the answer to HEAD {remote.location} is not a hub's (ETag or X-Repo-Commit: {value!r})")
+            raise HubError(f"the response to HEAD {remote.location} is not a hub's (ETag or X-Repo-Commit: {value!r})")
     return remote
 
 
 def _bounded_bar() -> Any:
-    """The client's progress bar, which also ends a download that starts afresh without end.
+    """Return a class of the client's progress bar that also stops a download which restarts endlessly.
 
-    The client goes on as long as each attempt brings something. Behind a proxy that cuts connections and ignores
-    ranges, each attempt brings the same beginning of the file.
+    The client retries as long as each attempt receives some bytes. Behind a proxy that cuts connections and ignores
+    range requests, each attempt receives the same first part of the file.
     """
     from huggingface_hub.utils import tqdm
 
@@ -128,47 +128,51 @@ def _bounded_bar() -> Any:
         def update(self, n: float | None = 1) -> Any:
             self.received += max(n or 0, 0)
             if self.total and self.received > _MOST_RECEIVED * self.total:
-                raise ConnectionError('the connection was cut again and again')
+                raise ConnectionError('the connection broke off again and again')
             return super().update(n)
 
     return BoundedBar
 
 
 def _verified(path: Path, announced: str | None, repository: str) -> Path:
-    """A file of the cache, once its SHA-256 is the one announced; the client itself checks the length alone.
+    """Return a file of the cache after comparing its SHA-256 with the announced one; the client checks only the length.
 
-    A large file's ETag is its SHA-256, and the cache keeps it as the name of what the path links to. Others' is
-    git's, and they are not checked. Hashing takes 0.1 to 0.4 s for 100 MB, so that the result is noted with the size
-    and the time of the file, among the client's "assets".
+    The ETag of a large file is its SHA-256, and the cache uses it as the name of the file that the path links to. Small
+    files have git's hash and are not verified. Hashing takes 0.1 to 0.4 s for 100 MB, so a success is recorded with the
+    size and the modification time of the file, among the client's "assets".
+
+    Args:
+        path: the file in the cache.
+        announced: the ETag; None: read it from the cache.
+        repository: name for messages.
 
     Raises:
-        HubError: other bytes; they are taken out of the cache.
+        HubError: the checksum differs; the file is removed from the cache.
     """
-    # One step of the link: the client may keep that blob in a store of its own, under another hash.
+    # Follow one link only: the client may keep the file in a store of its own, under another hash.
     wanted = Path(os.readlink(path)).name if path.is_symlink() else announced
     if wanted is None or not _SHA256.fullmatch(wanted):
         return path
     status = path.stat()
-    state, note = f'{status.st_size} {status.st_mtime_ns}', _note(wanted)
-    if note is not None and note.is_file() and note.read_text() == state:
+    state, record = f'{status.st_size} {status.st_mtime_ns}', _record(wanted)
+    if record is not None and record.is_file() and record.read_text() == state:
         return path
     found = sha256(path)
     if found != wanted:
-        left = '' if _remove(path) else f'; remove {path}'
+        remedy = 'it was removed from the cache; try again' if _remove(path) else f'remove {path} and try again'
         raise HubError(
-            f'{repository}: {path.name} came with other bytes than announced (SHA-256 {found}, not {wanted}); '
-            f'it was taken out of the cache, so try again{left}'
+            f'{repository}: {path.name} does not have the announced checksum (SHA-256 {found}, not {wanted}); {remedy}'
         )
-    if note is not None:
+    if record is not None:
         try:
-            note.write_text(state)
-        except OSError:  # a cache that is shared and read-only: the file is hashed each time
+            record.write_text(state)
+        except OSError:  # a shared, read-only cache: the file is hashed each time
             pass
     return path
 
 
-def _note(digest: str) -> Path | None:
-    """Where it is noted that a file was verified; None where nothing can be written."""
+def _record(digest: str) -> Path | None:
+    """Return the file that records a verification; None if the cache is read-only."""
     from huggingface_hub import cached_assets_path
 
     try:
@@ -178,12 +182,12 @@ def _note(digest: str) -> Path | None:
 
 
 def _remove(path: Path) -> bool:
-    """Delete a file of the cache and what it links to there; whether that succeeded."""
+    """Delete a file of the cache and the files that it links to; return whether that succeeded."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
     try:
-        while path.is_relative_to(cache):  # a link out of the cache is the user's own
+        while path.is_relative_to(cache):  # a link that leaves the cache leads to the user's own file
             target = os.path.normpath(path.parent / os.readlink(path)) if path.is_symlink() else None
             path.unlink(missing_ok=True)
             if target is None:
@@ -196,12 +200,12 @@ def _remove(path: Path) -> bool:
 
 def _remedy(repository: str, filenames: Sequence[str]) -> str:
     if CONFIG in filenames:
-        return f'fetch {CONFIG} and {WEIGHTS[0]} of {repository} into a folder and name it local-dir:FOLDER'
+        return f'fetch {CONFIG} and {WEIGHTS[0]} of {repository} into a folder and use local-dir:FOLDER as the name'
     return f'fetch {filenames[0]} of {repository} from the Hugging Face hub and pass checkpoint=PATH'
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+def _explain(error: Exception) -> str:
+    """Return in one line why a request failed, and the remedy if there is one."""
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, 'response', None), 'status_code', None)
@@ -212,15 +216,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return 'there is no such revision'
     if isinstance(error, errors.GatedRepoError):
-        return f'access is granted on request only (HTTP {status}): ask on the page of the repository, set HF_TOKEN'
+        return f'access is granted on request only (HTTP {status}): request it on the hub, then set HF_TOKEN'
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:  # the hub answers 401 for both
         return f'there is no such repository, or it is private (HTTP {status}): set HF_TOKEN, or run hf auth login'
     if isinstance(error, OSError) and error.filename:
-        return _first_line(error)  # the cache, not the hub
+        return f'{error.filename}: {reason(error)}'  # in the cache, not on the hub
     if status is not None:
         return f'{constants.ENDPOINT} answers HTTP {status}'
-    return f'{constants.ENDPOINT}: {_first_line(error)}'
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f'{constants.ENDPOINT}: {reason(error)}'

@@ -1,4 +1,7 @@
-"""timm's ``config.json``, which makes a folder or a repository of the hub a model (``timm/models/_hub.py``)."""
+"""Read and write timm's ``config.json``, which describes the model in a folder or a repository of the hub.
+
+The format is that of ``timm/models/_hub.py``.
+"""
 
 import dataclasses
 import json
@@ -11,7 +14,7 @@ from typing import Any
 from tresnet_jax.checkpoints.match import to_torch
 from tresnet_jax.checkpoints.write import save_torch
 from tresnet_jax.data.transforms import resolve_data_config
-from tresnet_jax.errors import ConversionError, HubError
+from tresnet_jax.errors import ConversionError, HubError, reason
 from tresnet_jax.files import written_beside
 from tresnet_jax.hub.client import CONFIG, WEIGHTS, find
 from tresnet_jax.labels import are_names
@@ -21,11 +24,11 @@ from tresnet_jax.variants import IMAGENET, PretrainedConfig, split_name
 
 @dataclasses.dataclass(frozen=True)
 class SavedConfig(PretrainedConfig):
-    """The row that a ``config.json`` gives, and how the model was built.
+    """The content of a ``config.json``: a row of the table, and options of the model.
 
     Attributes:
         source: 'hf-hub:org/name' or 'local-dir:FOLDER'.
-        global_pool: None is timm's default.
+        global_pool: pooling before the classifier; None: timm's default.
         output_stride: 32, 16 or 8.
     """
 
@@ -35,6 +38,7 @@ class SavedConfig(PretrainedConfig):
 
     @property
     def name(self) -> str:
+        """The source."""
         return self.source
 
     @property
@@ -44,29 +48,29 @@ class SavedConfig(PretrainedConfig):
 
 
 def read_config(source: str) -> SavedConfig:
-    """The row of 'hf-hub:org/name' or 'local-dir:FOLDER', from its ``config.json``.
+    """Read the ``config.json`` of 'hf-hub:org/name' or 'local-dir:FOLDER'.
 
-    Only values are taken from it: a file, an address or a repository that it names is never followed.
+    Files, URLs and repositories that it names are ignored.
 
     Raises:
-        HubError: there is none, it is not timm's, or its model is not one of ours.
+        HubError: there is no config.json, it is not timm's, or it describes a model that we do not support.
     """
     path = find(source, [CONFIG])
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
-        raise HubError(f'{path}: cannot be read as JSON: {error}') from None
+        raise HubError(f'{path}: cannot be read as JSON: {reason(error)}') from None
     if not isinstance(config, dict):
-        raise HubError(f'{path}: is not a configuration of timm')
+        raise HubError(f'{path}: not a configuration of timm; expected a JSON object')
     return _to_row(config, source, path)
 
 
 def _to_row(config: dict[str, Any], source: str, path: Path) -> SavedConfig:
-    # Before 2023 timm wrote one dict, without the inner one.
+    # Before 2023 timm wrote one flat object, without pretrained_cfg.
     pretrained = config.get('pretrained_cfg', config)
     arguments = config.get('model_args') or {}
     if not isinstance(pretrained, Mapping) or not isinstance(arguments, Mapping):
-        raise HubError(f'{path}: pretrained_cfg and model_args must be objects')
+        raise HubError(f'{path}: pretrained_cfg and model_args must be JSON objects')
 
     def take(fields: Mapping[str, Any], key: str, check: Callable[[Any], bool], default: Any) -> Any:
         value = fields.get(key)
@@ -83,7 +87,7 @@ def _to_row(config: dict[str, Any], source: str, path: Path) -> SavedConfig:
         raise HubError(f'{path}: {error}') from None
     foreign = {key for key in arguments if key not in _ARGUMENTS and not key.endswith('_rate')}
     if foreign:
-        raise HubError(f'{path}: built with {", ".join(sorted(foreign))}, which this package has not')
+        raise HubError(f'{path}: uses {", ".join(sorted(foreign))}, which this package does not support')
 
     size = take(pretrained, 'input_size', _is_size, (3, 224, 224))
     test_size = take(pretrained, 'test_input_size', _is_size, None)
@@ -117,7 +121,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
-    """A list of names; timm takes other forms too, and nothing but what is printed depends on them."""
+    """Return a list of names as a tuple; None for timm's other forms. The names are only printed."""
     return tuple(value) if are_names(value) else None
 
 
@@ -146,49 +150,60 @@ def _are_numbers(value: Any) -> bool:
 
 
 def save_pretrained(model: ImageModel, folder: str | Path) -> None:
-    """Write ``model.safetensors`` and ``config.json``, which make a folder a model for timm and for us.
+    """Write a model as ``model.safetensors`` and ``config.json``, which timm and this package load.
 
-    ``timm.create_model('local-dir:FOLDER', pretrained=True)`` loads it, and so does `create_model` here; uploaded
-    as it is, it is a repository for ``hf-hub:``. Each file is whole or not there.
+    ``timm.create_model('local-dir:FOLDER', pretrained=True)`` loads the folder, and so does `create_model` here.
+    Uploaded unchanged, the folder is a repository for ``hf-hub:``. Each file is complete or absent.
 
     Args:
-        model: a classifier, or a body without one; its present weights, classes, channels and pooling are written.
-        folder: made if it is not there; files of these names in it are replaced.
+        model: a model with or without a classifier; its current weights, classes, channels and pooling are written.
+        folder: created if missing; existing files of these names are replaced.
 
     Raises:
-        ValueError: a model that timm cannot build: a backbone of `features_only`, or other slopes.
-        convert.ConversionError: (a ValueError) the files cannot be written.
+        ValueError: timm cannot build the model: it is a backbone (`features_only`), or has another slope than timm's.
+        convert.ConversionError: (a ValueError) a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import tresnet_jax
+        >>> model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tresnet_jax.save_pretrained(model, folder)
+        ...     again = tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True)
+        >>> again.architecture, again.num_classes
+        ('test_resnet', 10)
     """
     config, folder = to_config(model), Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConversionError(f'{folder}: cannot be made: {error}') from None
+        raise ConversionError(f'{folder}: cannot be created: {reason(error)}') from None
     with written_beside(folder / CONFIG) as beside:
         beside.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
         save_torch(folder / WEIGHTS[0], to_torch(model))
 
 
 def to_config(model: ImageModel) -> dict[str, Any]:
-    """The ``config.json`` of a model, as ``timm.models._hub.save_for_hf`` of 1.0.31 writes it.
+    """Return the ``config.json`` of a model, as ``timm.models._hub.save_for_hf`` of timm 1.0.31 writes it.
 
     Raises:
-        ValueError: a model that timm cannot build.
+        ValueError: timm cannot build the model.
     """
     if model.out_indices is not None or len(model._stages()) < 4 or not model.architecture:
-        raise ValueError('only a whole model can be saved: one of create_model without features_only, not pruned')
+        raise ValueError('only a whole model can be saved: a result of create_model without features_only or pruning')
     family = model.config.family
     if model.abn_slope != family.default_slope:
         raise ValueError(
-            f"this model has the slope {model.abn_slope:g}, timm's has {family.default_slope}: use convert.save_flax"
+            f'this model has the slope {model.abn_slope:g}, and timm supports only {family.default_slope}; use '
+            'convert.save_flax'
         )
     data, row, channels = resolve_data_config(model), model.pretrained_cfg, model.in_chans
     arguments = {'in_chans': channels, 'num_classes': model.num_classes, 'global_pool': model.global_pool}
     if model.output_stride != 32:
         arguments['output_stride'] = model.output_stride
 
-    def of_channels(values: tuple[float, ...]) -> list[float]:
-        # As timm: images of another number of channels get the mean of the values.
+    def per_channel(values: tuple[float, ...]) -> list[float]:
+        # As in timm: images with another number of channels get the mean of the values.
         return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
     pretrained: dict[str, Any] = {
@@ -201,8 +216,8 @@ def to_config(model: ImageModel) -> dict[str, Any]:
         'crop_pct': data['crop_pct'],
         'test_crop_pct': row and row.test_crop_pct,
         'crop_mode': data['crop_mode'],
-        'mean': of_channels(data['mean']),
-        'std': of_channels(data['std']),
+        'mean': per_channel(data['mean']),
+        'std': per_channel(data['std']),
         'num_classes': model.num_classes,
         'pool_size': [size // 32 for size in data['input_size'][1:]],
         'first_conv': family.first_conv,
