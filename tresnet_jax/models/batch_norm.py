@@ -1,14 +1,16 @@
-"""Batch norm and its activation on a training batch, with two derivatives: JAX's own, and one from the output alone.
+"""Batch norm with its activation, and in-place activated batch norm, which trains in less memory.
 
-A map that goes through a convolution, batch norm and an activation is otherwise kept twice for the backward pass: the
-batch norm's input x for its own gradient, its output y for the next convolution's. Where the activation can be
-inverted the output says what the input was, and x need not be kept: in-place activated batch norm (Rota Bulò, Porzi
-and Kontschieder, arXiv:1712.02616), which TResNet was built on. For each channel, with the batch's mean m and variance
-v, r = 1 / sqrt(v + epsilon), and the activation f of slope s,
+`BatchNormAct` is the layer. It trains with one of two functions that return the same values: `batch_norm_act`, which
+JAX differentiates, and `inplace_abn`, whose backward pass needs the output instead of the input.
 
-    n = r (x - m),    z = scale n + bias,    y = f(z),
+In a network, the output y of a batch norm is kept for the backward pass of the next convolution, and its input x for
+its own. Where the activation is invertible, y determines x, and x need not be kept: in-place activated batch norm (Rota
+Bulò, Porzi and Kontschieder, arXiv:1712.02616), which TResNet was built on. For each channel, with the batch's mean m
+and variance v, r = 1 / sqrt(v + epsilon), and a leaky ReLU f of slope s,
 
-so that from y, whose sign is z's,
+    n = r (x - m),    z = scale n + bias,    y = f(z).
+
+z has the sign of y, so
 
     z = y or y / s,    n = (z - bias) / scale.
 
@@ -16,14 +18,14 @@ With g = f'(z) dL/dy and means <> over the batch,
 
     dL/dbias = sum g,    dL/dscale = sum g n,    dL/dx = scale r (g - <g> - n <g n>).
 
-All of it is exact but for the division by the scale, which loses digits where |scale| is small beside |z|: dL/dscale
-and the last term of dL/dx have a relative error of about the rounding of y times |z / scale|. Below 1e-5, the floor of
-the paper's code, |scale| counts as 1e-5: all gradients stay finite, dL/dscale is too small by |scale| / 1e-5, and
-dL/dx, which has the scale as a factor, is as good as before. Forward, nothing differs from the plain batch norm.
+Only the division by the scale loses digits, where |scale| is small compared with |z|: dL/dscale and the last term of
+dL/dx have a relative error of about the rounding error of y times |z / scale|. A |scale| below 1e-5, the floor in the
+paper's code, is replaced by 1e-5: all gradients stay finite, dL/dscale is too small by a factor of |scale| / 1e-5, and
+dL/dx, which has the scale as a factor, keeps its accuracy. The forward pass is that of `batch_norm_act`.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,57 +40,62 @@ from tresnet_jax.models.memory import CONVOLUTION, STATISTICS
 SCALE_FLOOR = 1e-5
 
 
+class BatchStatistics(NamedTuple):
+    """Statistics of a training batch over all devices, (C,) each, and the batch they were computed from.
+
+    Attributes:
+        shift: a number near the mean.
+        mean: the mean minus `shift`.
+        var: the biased variance.
+        centred: x - `shift`, with the shape of x.
+    """
+
+    shift: jax.Array
+    mean: jax.Array
+    var: jax.Array
+    centred: jax.Array
+
+
+class NormalizedBatch(NamedTuple):
+    """A batch after batch norm and activation, with what `inplace_abn` needs to invert them.
+
+    Attributes:
+        y: the output, with the shape and dtype of the input.
+        mean, var: mean and biased variance of the batch, (C,), without a gradient.
+        offset, scaled_mean: (C,): z - `offset` - `scaled_mean` is scale * n, with the rounding of the forward pass.
+    """
+
+    y: jax.Array
+    mean: jax.Array
+    var: jax.Array
+    offset: jax.Array
+    scaled_mean: jax.Array
+
+
+class Residuals(NamedTuple):
+    """What `inplace_abn` keeps for its backward pass: the output y, or the input x where there is no activation."""
+
+    x_or_y: jax.Array
+    mean: jax.Array
+    var: jax.Array
+    scale: jax.Array
+    offset: jax.Array
+    scaled_mean: jax.Array
+
+
 def activate(x: jax.Array, slope: float | None) -> jax.Array:
-    """Leaky ReLU; at zero the derivative is the slope as in torch, where ``jax.nn.leaky_relu`` has 1."""
+    """Apply a leaky ReLU; a slope of 0 is a ReLU, None no activation.
+
+    The derivative at zero is the slope, as in torch; that of ``jax.nn.leaky_relu`` is 1.
+    """
     if slope is None:
         return x
     return nnx.relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
 
 
-def batch_norm_act(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch norm of a training batch and its activation.
-
-    Args:
-        x: (..., C), in the compute dtype.
-        scale, bias: (C,), at least float32, the dtype that is worked in.
-        slope: of a leaky ReLU for negative values; 0 is a ReLU, None is no activation.
-        axis_name: the mapped axis over which the statistics are shared, or None.
-
-    Returns:
-        y like x; mean and biased variance (C,), through which no gradient flows.
-    """
-    y, mean, var, _ = _batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
-    return y, mean, var
-
-
-def _batch_norm_act(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
-) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
-    """`batch_norm_act`, and the two numbers (C,) to take from z for scale * n, as they were rounded on the way."""
-    axes = tuple(range(x.ndim - 1))
-    shift, mean, var, centred = batch_statistics(x, axis_name)
-    factor = jax.lax.rsqrt(var + epsilon) * scale
-    scaled_mean = mean * factor
-    offset = bias - scaled_mean
-    y = activate(centred * jnp.expand_dims(factor, axes) + jnp.expand_dims(offset, axes), slope)
-    mean, var = map(jax.lax.stop_gradient, (shift + mean, var))
-    return y.astype(x.dtype), mean, var, (offset, scaled_mean)
-
-
-def batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A number k near the mean, the mean less k, and the biased variance: (C,) each, over all devices; and x - k.
-
-    One pass over x is enough for both, and nothing cancels: mean((x - k)^2) - mean(x - k)^2 (Chan, Golub and LeVeque,
-    1983). k is the mean of the middle pixels, which bounds the error: (mean - k)^2 is at most H W times the variance.
-    """
-    axes = tuple(range(x.ndim - 1))
-    middle = x[:, *(size // 2 for size in x.shape[1:-1])]
-    shift = _over_devices(jax.lax.stop_gradient(at_least_float32(middle).mean(0)), axis_name)
-    centred = centre(x, shift)
-    mean, square = _over_devices((centred.mean(axes), jnp.square(centred).mean(axes)), axis_name)
-    return shift, mean, square - jnp.square(mean), centred
+def _over_devices(means: Any, axis_name: str | None) -> Any:
+    """Average means over the devices of an axis, and name the result for ``jax.checkpoint``."""
+    return checkpoint_name(means if axis_name is None else jax.lax.pmean(means, axis_name), STATISTICS)
 
 
 def _centre(x: jax.Array, shift: jax.Array) -> jax.Array:
@@ -97,10 +104,11 @@ def _centre(x: jax.Array, shift: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def centre(x: jax.Array, shift: jax.Array) -> jax.Array:
-    """x less a constant (C,), at least float32.
+    """Return x minus a constant (C,), at least in float32.
 
-    Once: on a CPU sums over a map are not fused with what they add up, so this is written anyway; but what else can be
-    computed from x would be, and x kept for the backward pass beside it.
+    XLA for a CPU does not fuse a sum over a feature map with its operand, so the result is written to memory anyway.
+    `computed_once` makes later operations read it; otherwise XLA would compute them from x and keep x for the backward
+    pass as well.
     """
     return computed_once(_centre, x, shift)
 
@@ -110,82 +118,126 @@ def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array
     return centre(*primals), at_least_float32(tangents[0])
 
 
-def _over_devices(means: Any, axis_name: str | None) -> Any:
-    """Means over the devices too, under a name by which they are kept."""
-    return checkpoint_name(means if axis_name is None else jax.lax.pmean(means, axis_name), STATISTICS)
+def batch_statistics(x: jax.Array, axis_name: str | None) -> BatchStatistics:
+    """Compute mean and variance of a training batch (..., C) in one pass, without cancellation.
+
+    The variance is mean((x - k)^2) - mean(x - k)^2 (Chan, Golub and LeVeque, 1983). The shift k is the mean of the
+    images' middle pixels, which bounds the error: (mean - k)^2 is at most H W times the variance.
+    """
+    axes = tuple(range(x.ndim - 1))
+    middle = x[:, *(size // 2 for size in x.shape[1:-1])]
+    shift = _over_devices(jax.lax.stop_gradient(at_least_float32(middle).mean(0)), axis_name)
+    centred = centre(x, shift)
+    mean, square = _over_devices((centred.mean(axes), jnp.square(centred).mean(axes)), axis_name)
+    return BatchStatistics(shift, mean, square - jnp.square(mean), centred)
+
+
+def _batch_norm_act(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
+) -> NormalizedBatch:
+    axes = tuple(range(x.ndim - 1))
+    shift, mean, var, centred = batch_statistics(x, axis_name)
+    factor = jax.lax.rsqrt(var + epsilon) * scale
+    scaled_mean = mean * factor
+    offset = bias - scaled_mean
+    y = activate(centred * jnp.expand_dims(factor, axes) + jnp.expand_dims(offset, axes), slope)
+    mean, var = map(jax.lax.stop_gradient, (shift + mean, var))
+    return NormalizedBatch(y.astype(x.dtype), mean, var, offset, scaled_mean)
+
+
+def batch_norm_act(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Apply batch norm and its activation to a training batch.
+
+    Args:
+        x: (..., C), in the compute dtype.
+        scale, bias: (C,), at least float32; their dtype is the one of the computation.
+        slope: slope of a leaky ReLU for negative values; 0 is a ReLU, None no activation.
+        epsilon: added to the variance.
+        axis_name: the mapped axis to share statistics over; None: no sharing.
+
+    Returns:
+        y, with the shape and dtype of x; and the batch's mean and biased variance (C,), without a gradient.
+    """
+    y, mean, var, _, _ = _batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
+    return y, mean, var
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def inplace_abn(
     x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`batch_norm_act` whose backward pass needs y instead of x; without an activation x, and no scale divides.
+    """Compute `batch_norm_act` with a backward pass that needs y instead of x.
 
-    Not for a slope of 0: a ReLU cannot be inverted.
+    Without an activation (slope None) it needs x, and does not divide by the scale. The slope must not be 0, because a
+    ReLU has no inverse. There is no forward-mode derivative.
     """
     return batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
 
 
-Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]
-
-
-def _forward(
+def _inplace_abn_fwd(
     x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Kept]:
-    y, mean, var, offsets = _batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
-    return (y, mean, var), (x if slope is None else y, mean, var, scale, offsets)
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Residuals]:
+    y, mean, var, offset, scaled_mean = _batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
+    return (y, mean, var), Residuals(x if slope is None else y, mean, var, scale, offset, scaled_mean)
 
 
-def _backward(
-    slope: float | None, epsilon: float, axis_name: str | None, kept: Kept, gradients: tuple[jax.Array, ...]
+def _inplace_abn_bwd(
+    slope: float | None, epsilon: float, axis_name: str | None, residuals: Residuals, gradients: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x_or_y, mean, var, scale, (offset, scaled_mean) = kept
+    x_or_y, mean, var, scale, offset, scaled_mean = residuals
     axes = tuple(range(x_or_y.ndim - 1))
-    wide = functools.partial(jnp.expand_dims, axis=axes)
+    expand = functools.partial(jnp.expand_dims, axis=axes)
     inverse_std = jax.lax.rsqrt(var + epsilon)
     g = at_least_float32(gradients[0])
     if slope is None:
-        normalised = (at_least_float32(x_or_y) - wide(mean)) * wide(inverse_std)
+        normalised = (at_least_float32(x_or_y) - expand(mean)) * expand(inverse_std)
     else:
-        # XLA may skip the rounding of y to bfloat16, and then computes y from x again and keeps x: the barrier.
+        # Without the barrier XLA may skip the rounding of y to bfloat16, compute y from x again, and keep x.
         y = at_least_float32(jax.lax.optimization_barrier(x_or_y))
         positive = y > 0
         z = jnp.where(positive, y, y * (1 / slope))
         g = jnp.where(positive, g, g * slope)
         floor = jnp.where(scale < 0, -SCALE_FLOOR, SCALE_FLOOR).astype(scale.dtype)
-        # One by one: their sum is the bias but for rounding, of which 1 / scale would make a shift of the channel.
-        scaled = z - wide(offset) - wide(scaled_mean)
-        normalised = scaled * wide(1 / jnp.where(jnp.abs(scale) < SCALE_FLOOR, floor, scale))
+        # Subtracting the bias, which is the sum of the two up to rounding, would shift the whole channel by that
+        # rounding error times 1 / scale.
+        scaled = z - expand(offset) - expand(scaled_mean)
+        normalised = scaled * expand(1 / jnp.where(jnp.abs(scale) < SCALE_FLOOR, floor, scale))
 
     sum_g, sum_gn = g.sum(axes), (g * normalised).sum(axes)
     count = g.size // g.shape[-1]
     mean_g, mean_gn = _over_devices((sum_g / count, sum_gn / count), axis_name)
-    gradient = wide(scale * inverse_std) * (g - wide(mean_g) - normalised * wide(mean_gn))
+    gradient = expand(scale * inverse_std) * (g - expand(mean_g) - normalised * expand(mean_gn))
     return gradient.astype(x_or_y.dtype), sum_gn, sum_g
 
 
-inplace_abn.defvjp(_forward, _backward)
+inplace_abn.defvjp(_inplace_abn_fwd, _inplace_abn_bwd)
 
 
 class BatchNormAct(nnx.Module):
-    """Batch norm (Ioffe and Szegedy, arXiv:1502.03167) followed by nothing, a ReLU or a leaky ReLU.
+    """Batch norm (Ioffe and Szegedy, arXiv:1502.03167) followed by a leaky ReLU, a ReLU or nothing.
 
-    torch's numbers, which differ from Flax's ``BatchNorm``: the running variance is the unbiased one, and the
-    variance of a batch does not cancel as E[x^2] - E[x]^2 does. Takes and gives the compute dtype and works in
-    float32 (float64 for float64) in between.
+    The numbers are torch's, which differ from those of Flax's ``BatchNorm``: the running variance is the unbiased one,
+    and the variance of a batch does not cancel as E[x^2] - E[x]^2 does. Input and output have the compute dtype;
+    the computation is in float32 (float64 for float64).
 
     Args:
         num_features: channels, the last axis of the input.
-        slope: of a leaky ReLU for negative values; 0 is a ReLU, None is no activation.
+        slope: slope of a leaky ReLU for negative values; 0 is a ReLU, None no activation.
         zero_init: start with scale 0, so that a residual block starts as its shortcut.
-        axis_name: the mapped axis over which training statistics are shared; None keeps them a device's own.
-        momentum: how much of the running statistics stays at each step, Flax's sense: torch's 0.1 is 0.9 here.
+        epsilon: added to the variance.
+        momentum: share of the running statistics that stays at each step, as in Flax: torch's 0.1 is 0.9 here.
+        dtype: the compute dtype.
+        axis_name: the mapped axis to share training statistics over; None: each device has its own.
 
-    State: parameters `scale`, `bias`; statistics `mean`, `var`, all (C,) float32. ``invert`` (False at first) is set by
-    ``ImageModel.set_memory``: keep the output for the backward pass instead of the input (`inplace_abn`).
+    Attributes:
+        scale, bias: parameters, (C,), float32 (float64 for float64).
+        mean, var: running statistics, (C,), the same dtype.
+        invert: train with `inplace_abn`; ``ImageModel.set_memory`` sets it.
 
     Raises:
-        ValueError: in training, when there is one value a channel, as in torch.
+        ValueError: in training mode, an input with one value per channel, as in torch.
     """
 
     def __init__(
@@ -228,13 +280,13 @@ class BatchNormAct(nnx.Module):
             raise ValueError(f'expected more than 1 value per channel when training, got input of shape {x.shape}')
         x = checkpoint_name(x, CONVOLUTION)
         args = (x, self.scale[...], self.bias[...], self.slope, self.epsilon, self.axis_name)
-        # custom_vjp hides what the function returns.
+        # Pyright cannot see what a custom_vjp function returns.
         y, mean, var = inplace_abn(*args) if self.invert else batch_norm_act(*args)  # pyright: ignore
         self._update(mean, var, n)
         return y
 
     def _update(self, mean: jax.Array, var: jax.Array, n: int) -> None:
-        """Moves the running statistics towards those of a batch of n values a channel."""
+        """Move the running statistics towards those of a batch with n values per channel."""
         keep, new = self.momentum, 1.0 - self.momentum
         self.mean[...] = keep * self.mean[...] + new * mean
         self.var[...] = keep * self.var[...] + new * (n / (n - 1)) * var
