@@ -1,4 +1,4 @@
-"""Errors that a user can meet. Each message is one line: the file, the key, what was expected, what to do."""
+"""All errors that a user can meet. A message gives the file, the key, what was expected and what to do."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ class ConversionError(ValueError):
 
 
 class HubError(ValueError):
-    """A folder or a repository of the hub does not have what was asked for."""
+    """A folder or a repository of the hub lacks a model or its weights, or the hub cannot be reached."""
 
 
 class DataError(ValueError):
@@ -27,7 +27,7 @@ class MissingExtraError(ValueError):
     """An optional dependency is not installed; the message gives the pip command."""
 
 
-# Optional packages, as they are imported, and the extra that installs each.
+# Import name of an optional package -> the extra that installs it.
 EXTRAS = {
     'absl': 'train',
     'grain': 'train',
@@ -56,7 +56,7 @@ def reason(error: BaseException) -> str:
 
 
 def listing(title: str, items: Iterable[str], most: int = 12) -> str:
-    """A titled list, sorted, one item a line, cut after `most`; empty when there are none."""
+    """Return a titled, sorted list with one item per line, cut after `most` items; '' if there are none."""
     items = sorted(items)
     if not items:
         return ''

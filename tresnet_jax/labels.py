@@ -1,6 +1,6 @@
-"""Class names: what index 258 means.
+"""Names of the classes of a classifier.
 
-The ImageNet tables are files in ``class_names/`` (from timm, ``timm/data/_info``), read when first asked for.
+The ImageNet tables are files in ``class_names/`` (from timm, ``timm/data/_info``), read on first use.
 """
 
 import functools
@@ -14,27 +14,34 @@ FASHION_MNIST = (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
 )  # fmt: skip
 
-SYNSET = re.compile(r'n\d{8}')  # as WordNet and the folders of ImageNet call one
+SYNSET = re.compile(r'n\d{8}')  # WordNet's identifier, as in the names of ImageNet's folders
 
-# timm too tells ImageNet's subsets by their size (timm/data/imagenet_info.py: infer_imagenet_subset).
+# timm also recognises ImageNet's subsets by their size (timm/data/imagenet_info.py: infer_imagenet_subset).
 _TABLE_OF_SIZE = {1000: 'imagenet1k', 11221: 'imagenet21k_miil'}
 
 
 def class_names(source: Any) -> tuple[str, ...] | None:
-    """The name of each output of a classifier.
+    """Return the name of each output of a classifier.
 
-    Names that the weights bring go first, those of a run's data or of a saved model. ImageNet's 1,000 names are those
-    the model cards print ('Samoyed'); the 11,221 of the `miil_in21k` tags are WordNet's lemmas ('person, ...').
+    Names stored with the weights (by a training run or a saved model) take precedence. ImageNet's 1,000 names are those
+    of the model cards ('Samoyed'); the 11,221 names of the `miil_in21k` tags are WordNet's lemmas ('person, ...').
 
     Args:
-        source: a model, the name of one, its row of the table (`PretrainedConfig`), or a number of classes. A
-            model with another number of classes than its weights came with is known by that number alone.
+        source: a model, a model's name, its row of the table (`PretrainedConfig`), or a number of classes. If the
+            number of classes of a model differs from that of its weights, only the number counts.
 
     Returns:
-        One name a class, in the order of the outputs; None when they are not known. Names can repeat.
+        One name per class in the order of the outputs, or None if they are unknown. Names can repeat.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the model's name is unknown.
+
+    Example:
+        >>> import tresnet_jax
+        >>> tresnet_jax.class_names('test_resnet.fashion_mnist')[8:]
+        ('Bag', 'Ankle boot')
+        >>> tresnet_jax.class_names(1000)[258]
+        'Samoyed'
     """
     source = _resolve(source)
     if names := _own_names(source):
@@ -46,9 +53,16 @@ def class_names(source: Any) -> tuple[str, ...] | None:
 
 
 def class_synsets(source: Any) -> tuple[str, ...] | None:
-    """The WordNet synset of each output of a classifier, such as 'n02111889'; unlike names they never repeat.
+    """Return the WordNet synset of each output of a classifier, such as 'n02111889'. Synsets never repeat.
 
-    Takes and raises what `class_names` does; None when the classes are not known or not WordNet's.
+    Args:
+        source: see `class_names`.
+
+    Returns:
+        One synset per class in the order of the outputs, or None if the classes are unknown or not WordNet's.
+
+    Raises:
+        ValueError: the model's name is unknown.
     """
     source = _resolve(source)
     if names := _own_names(source):
@@ -60,7 +74,7 @@ def class_synsets(source: Any) -> tuple[str, ...] | None:
 
 
 def are_names(value: Any) -> bool:
-    """Whether a value out of JSON is a list of names."""
+    """Return whether a value read from JSON is a list of names."""
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
@@ -77,7 +91,7 @@ def _config(source: Any) -> PretrainedConfig | None:
 
 
 def _own_names(source: Any) -> tuple[str, ...] | None:
-    """The names that come with the weights, where the classifier is still of as many classes."""
+    """Return the names stored with the weights, if the classifier still has the same number of classes."""
     config = _config(source)
     names = config.label_names if config else None
     return names if names and len(names) == _num_classes(source) else None
@@ -90,7 +104,7 @@ def _is_fashion_mnist(source: Any) -> bool:
 
 @functools.cache
 def _read(table: str) -> tuple[tuple[str, str], ...]:
-    """(synset, name) of each class."""
+    """Return (synset, name) of each class."""
     text = (resources.files('tresnet_jax') / 'class_names' / f'{table}.tsv').read_text(encoding='utf-8')
     rows = (line.partition('\t') for line in text.splitlines())
     return tuple((synset, name) for synset, _, name in rows)

@@ -1,4 +1,4 @@
-"""PNG files drawn by Matplotlib, which is optional (extra `plot`)."""
+"""Draw PNG files with Matplotlib, an optional dependency (extra `plot`)."""
 
 import math
 import os
@@ -39,21 +39,20 @@ def save_figure(figure: Any, path: Path, dpi: int = 100) -> None:
 
 
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: str | os.PathLike) -> None:
-    """Write a PNG file with all images in a grid, about as wide as it is high, each above its caption.
-
-    The file appears whole or not at all: it is written under another name beside it first.
+    """Write a PNG file with all images in a nearly square grid, each above its caption.
 
     Args:
-        images: at least one, of any size.
-        captions: one an image; lines are kept.
-        path: of the file to write, whatever its suffix.
+        images: at least one image, of any sizes.
+        captions: one per image; line breaks are kept.
+        path: the file to write, always as PNG.
 
     Raises:
-        ValueError: no images, or not as many captions.
+        ValueError: there are no images, or the numbers of images and captions differ.
+        MissingExtraError: (a ValueError) Matplotlib is not installed.
         convert.ConversionError: (a ValueError) the file cannot be written.
     """
     if not images or len(images) != len(captions):
-        raise ValueError(f'one caption an image, got {len(images)} images and {len(captions)} captions')
+        raise ValueError(f'expected one caption per image, got {len(images)} images and {len(captions)} captions')
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     lines = max(caption.count('\n') + 1 for caption in captions)
@@ -61,10 +60,10 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: 
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
-    places = axes[: len(images)]  # The last row may have empty ones.
-    for axis, image, caption in zip(places, images, captions, strict=True):
+    used = axes[: len(images)]  # the last row may have empty places
+    for axis, image, caption in zip(used, images, captions, strict=True):
         axis.imshow(image.convert('RGB'))
-        # Names may hold dollar signs, which are no formulas.
+        # Captions may contain dollar signs, which Matplotlib would read as formulas.
         text = axis.text(0.5, -0.03, caption, fontsize=8, ha='center', va='top', transform=axis.transAxes)
         text.set_parse_math(False)
     save_figure(figure, Path(path))

@@ -12,7 +12,7 @@ import safetensors.numpy
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT
 from tresnet_jax.checkpoints.names import flatten
 from tresnet_jax.checkpoints.report import Report
-from tresnet_jax.errors import ConversionError
+from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.files import written_beside
 from tresnet_jax.models.base import Tree
 from tresnet_jax.version import __version__
@@ -110,5 +110,9 @@ def save_torch(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
             return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(value)
 
+    state = {key: tensor(np.require(value, requirements=['C', 'W'])) for key, value in tensors.items()}
     with written_beside(path) as beside:
-        torch.save({key: tensor(np.require(value, requirements=['C', 'W'])) for key, value in tensors.items()}, beside)
+        try:
+            torch.save(state, beside)
+        except RuntimeError as error:  # torch's error for a full disk
+            raise OSError(reason(error)) from error
