@@ -40,14 +40,13 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize('dtype', ['float16', 'float32'])
 def test_peak_memory_is_at_most_two_and_a_half_times_the_file(source, dtype, tmp_path):
-    """Beyond what importing takes; progress is shown, on standard error."""
+    """Beyond what importing takes."""
     file = source / f'{dtype}.safetensors'
     command = [sys.executable, '-c', CODE, str(file), str(tmp_path / 'out.safetensors')]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     unit = 1 if sys.platform == 'darwin' else 1024  # bytes there, kilobytes on Linux
     peak = unit * int(result.stdout.rpartition('peak ')[2])
     assert peak <= 2.5 * file.stat().st_size, f'{peak / file.stat().st_size:.2f} times the file'
-    assert 'tensor/s' in result.stderr and '100%' in result.stderr
 
 
 @pytest.mark.parametrize('to', ['flax', 'torch'])
