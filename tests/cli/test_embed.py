@@ -107,23 +107,23 @@ def test_missing_shards_are_made_again_and_others_kept(embed, toy, tmp_path):
     shards[3].unlink()
     (out / '.features-00001-of-00004.safetensors.123.part').write_bytes(b'half of it')
     code, said, _ = embed(*flags, '--out', out, '--batch-size', 16)  # batches may change, shards may not
-    assert code == 0 and '2 of which were there; now written: 28 images' in said
+    assert code == 0 and '2 files were already there; wrote features of 28 images' in said
     assert_same(whole, out)
     assert [path.stat().st_mtime == 1 for path in shards] == [True, False, True, False]
     code, said, _ = embed(*flags, '--out', out)
     assert code == 2  # 256 images at a time make other shards
     code, said, _ = embed(*flags, '--out', out, '--batch-size', 8)
-    assert code == 0 and '4 of which were there; now written: 0 images' in said
+    assert code == 0 and '4 files were already there; wrote features of 0 images' in said
 
 
 @pytest.mark.parametrize(
     'error, code, message',
     [
-        (KeyboardInterrupt(), 130, 'interrupted; the same command goes on with'),
+        (KeyboardInterrupt(), 130, 'interrupted; to resume '),
         (ConversionError('out: cannot be written: no space left'), 2, 'error: out: cannot be written: no space left'),
     ],
 )
-def test_stopped_in_the_middle_and_gone_on_with(embed, toy, tmp_path, monkeypatch, error, code, message):
+def test_stopped_in_the_middle_and_resumed(embed, toy, tmp_path, monkeypatch, error, code, message):
     flags = (*MODEL, *DATA, '--shard-size', 8, '--batch-size', 8)
     whole, out = tmp_path / 'whole', tmp_path / 'out'
     assert embed(*flags, '--out', whole)[0] == 0
@@ -140,11 +140,11 @@ def test_stopped_in_the_middle_and_gone_on_with(embed, toy, tmp_path, monkeypatc
     assert len(list(out.glob('features-*'))) == 3
     monkeypatch.setattr(embedding, 'save_safetensors', save)
     code, said, _ = embed(*flags, '--out', out)
-    assert code == 0 and '3 of which were there; now written: 36 images' in said
+    assert code == 0 and '3 files were already there; wrote features of 36 images' in said
     assert_same(whole, out)
 
 
-def test_another_subject_is_an_error_and_changes_nothing(embed, toy, tmp_path):
+def test_another_model_or_data_is_an_error_and_changes_nothing(embed, toy, tmp_path):
     out = tmp_path / 'out'
     flags = (*MODEL, *DATA, '--out', out, '--batch-size', 20)
     assert embed(*flags)[0] == 0
@@ -202,7 +202,7 @@ def test_images_without_class_folders(embed, toy, tmp_path):
     (flat / '3.png').write_bytes(b'no image')
     flags = (*MODEL, '--data', f'folder:{flat}', '--out', out, '--batch-size', 4, '--max-unreadable', 0.2)
     code, said, _ = embed(*flags)
-    assert code == 0 and 'features of 6 images' in said and 'written: 5 images' in said
+    assert code == 0 and 'features of 6 images' in said and 'wrote features of 5 images' in said
     found = load(out)
     assert found['indices'].tolist() == [0, 1, 2, 4, 5] and found['labels'].tolist() == [0] * 5
     assert [Path(name).name for name in found['names']] == [f'{i}.png' for i in range(6)]
@@ -216,7 +216,7 @@ def test_images_without_class_folders(embed, toy, tmp_path):
     [
         ((*MODEL, *DATA, '--shard-size', 0), '--shard-size must be positive, got 0'),
         ((*MODEL, '--data', 'folder:empty'), 'no images in empty'),
-        ((*MODEL, '--data', 'folder:missing'), 'there is no folder missing'),
+        ((*MODEL, '--data', 'folder:missing'), 'the folder missing does not exist'),
         ((*MODEL, *DATA, '--out', 'file'), 'cannot be made'),
         (DATA, 'which model?'),
     ],
@@ -242,8 +242,8 @@ def test_two_processes(embed, tmp_path):
     processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, **pipes) for i in range(2)]
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert 'process 0 of 2' in said[0] and 'now written: 32 images' in said[0]
-    assert 'process 1 of 2' in said[1] and 'now written: 28 images' in said[1]
+    assert 'process 0 of 2' in said[0] and 'wrote features of 32 images' in said[0]
+    assert 'process 1 of 2' in said[1] and 'wrote features of 28 images' in said[1]
     assert embed(*flags, '--out', tmp_path / 'one')[0] == 0
     one, two = load(tmp_path / 'one'), load(tmp_path / 'two')
     np.testing.assert_allclose(two.pop('features'), one.pop('features'), rtol=1e-4, atol=1e-6)

@@ -92,8 +92,8 @@ ACCURACY = EvalResult(loss=0.5, top1=0.78, top5=0.94, count=50_000)  # standard 
     ],
 )
 def test_check(evaluate, monkeypatch, published, check, code):
-    monkeypatch.setattr(evaluate_command, 'measure', lambda subject, flags: ACCURACY)
-    monkeypatch.setattr(evaluate_command, 'published_for', lambda subject: published)
+    monkeypatch.setattr(evaluate_command, 'measure', lambda inputs, flags: ACCURACY)
+    monkeypatch.setattr(evaluate_command, 'published_for', lambda inputs: published)
     found, out, err = evaluate(*PLAIN, *(['--check'] if check else []))
     assert (found, err) == (code, '')
     assert 'top-1     78.000 % ± 0.19' in out and 'top-5     94.000 % ± 0.11' in out
@@ -107,14 +107,14 @@ def test_distance_is_in_standard_errors_of_the_published_share():
 
 
 def test_nothing_to_check(evaluate, monkeypatch):
-    monkeypatch.setattr(evaluate_command, 'measure', lambda subject, flags: pytest.fail('evaluated in vain'))
+    monkeypatch.setattr(evaluate_command, 'measure', lambda inputs, flags: pytest.fail('evaluated in vain'))
     code, out, err = evaluate(*PLAIN, '--check', '--image-size', 40)
     assert (code, out) == (2, '') and err.startswith(f'error: --check: nothing is published for {NAME} at 40 x 40')
-    assert '91.99 % at 32 pixels as it is' in err
+    assert '91.99 % at 32 pixels by default' in err
 
 
-def subject(name: str, *, named: bool = True, test_size: bool = False, classes: tuple[str, ...] = (), **changes):
-    """What `prepare` makes, without a network."""
+def inputs_of(name: str, *, named: bool = True, test_size: bool = False, classes: tuple[str, ...] = (), **changes):
+    """What `load_inputs` returns, without a network."""
     row = PRETRAINED[name]
     model = SimpleNamespace(pretrained_cfg=row, num_classes=row.num_classes)
     names = classes or tuple(map(str, range(row.num_classes)))
@@ -126,28 +126,28 @@ def subject(name: str, *, named: bool = True, test_size: bool = False, classes: 
 @pytest.mark.parametrize('name', [name for name, row in PRETRAINED.items() if row.accuracies])
 def test_every_published_figure_has_its_flags(name):
     row = PRETRAINED[name]
-    found = {published_for(subject(name)), published_for(subject(name, test_size=True))}
+    found = {published_for(inputs_of(name)), published_for(inputs_of(name, test_size=True))}
     assert found == set(row.accuracies)
-    assert published_for(subject(name, named=False)) is None
-    assert published_for(subject(name, crop_pct=0.8)) is None
-    assert published_for(subject(name, input_size=(3, 96, 96))) is None
-    assert published_for(subject(name, classes=('a', 'b'))) is None
+    assert published_for(inputs_of(name, named=False)) is None
+    assert published_for(inputs_of(name, crop_pct=0.8)) is None
+    assert published_for(inputs_of(name, input_size=(3, 96, 96))) is None
+    assert published_for(inputs_of(name, classes=('a', 'b'))) is None
 
 
 def test_a_tag_without_published_figures():
-    assert published_for(subject('tresnet_m.miil_in21k')) is None
+    assert published_for(inputs_of('tresnet_m.miil_in21k')) is None
 
 
 def test_classes_are_found_by_their_synsets():
     name = 'resnet50d.a1_in1k'
-    assert class_places(subject(name, classes=(TENCH, SPRINGER))).tolist() == [0, 217]
-    everything = class_places(subject(name, classes=tresnet_jax.labels.class_synsets(1000)))
+    assert class_places(inputs_of(name, classes=(TENCH, SPRINGER))).tolist() == [0, 217]
+    everything = class_places(inputs_of(name, classes=tresnet_jax.labels.class_synsets(1000)))
     assert everything.tolist() == list(range(1000))  # the order that TFDS has, and sorted folders
-    assert class_places(subject(name)) is None
+    assert class_places(inputs_of(name)) is None
     with pytest.raises(DataError, match='does not know 1 of 2 classes: n99999999'):
-        class_places(subject(name, classes=(TENCH, 'n99999999')))
-    with pytest.raises(DataError, match='has 2 classes, resnet50d.a1_in1k 1000.* folders n02111889'):
-        class_places(subject(name, classes=('cat', 'dog')))
+        class_places(inputs_of(name, classes=(TENCH, 'n99999999')))
+    with pytest.raises(DataError, match='has 2 classes, resnet50d.a1_in1k 1000.*by synset: n02111889'):
+        class_places(inputs_of(name, classes=('cat', 'dog')))
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_a_part_of_imagenet(evaluate, dogs):
     flags = ('--model', 'test_resnet', '--checkpoint', weights, '--data', f'folder:{folder}', '--image-size', 32)
     code, out, _ = evaluate(*flags, '--batch-size', 4, '--max-unreadable', 0.5)
     assert code == 0
-    assert '4 images; 1 cannot be read and are not counted' in out
+    assert '4 images; 1 unreadable images are not counted' in out
     assert 'top-1     75.000 %' in out and 'top-5     100.000 %' in out
     code, out, err = evaluate(*flags, '--batch-size', 4)
     assert (code, out) == (2, '') and err.startswith('error: ') and 'b.png' in err and err.count('\n') == 1
@@ -209,7 +209,7 @@ def test_a_run_on_its_own_data(evaluate, run, logits):
         (('--model', 'resnet50x', *PLAIN[2:]), "unknown architecture 'resnet50x'"),
         (('--model', NAME, '--checkpoint', 'a.safetensors', '--data', DATA), 'a.safetensors: no such file'),
         (('--checkpoint', '.'), 'config.json: not the configuration of a run'),
-        ((*PLAIN, '--num-processes', 2), 'needs --coordinator, --process-id too'),
+        ((*PLAIN, '--num-processes', 2), 'also needs --coordinator, --process-id'),
     ],
 )
 def test_mistakes_are_one_line(evaluate, tmp_path, monkeypatch, arguments, message):

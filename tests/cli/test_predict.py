@@ -77,7 +77,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_every_image_gets_its_own_answer_and_one_compilation(run, greys, batch_size):
     argv = (greys, '--model', EMBEDDED, '--batch-size', batch_size, '--topk', 1, '--json')
     code, out, err = run(*argv, stub=fashion())
-    assert code == 0 and 'images/s' in err
+    assert (code, err) == (0, '')
     document = json.loads(out)
     assert [Path(p['path']).name for p in document['pictures']] == [f'{i}.png' for i in range(10)]
     assert [p['classes'][0]['index'] for p in document['pictures']] == list(range(10))
@@ -176,7 +176,7 @@ def test_plot(run, greys, monkeypatch):
     assert all(len(caption.splitlines()) == 3 for caption in captions)
 
 
-def test_plot_is_a_image(run, greys):
+def test_plot_is_an_image(run, greys):
     assert run(greys, '--model', EMBEDDED, '--plot', greys / 'sheet.png', stub=fashion())[0] == 0
     with Image.open(greys / 'sheet.png') as sheet:
         assert sheet.format == 'PNG' and min(sheet.size) > 400
@@ -273,5 +273,4 @@ def test_script():
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     os.close(write)
-    assert done.returncode == 1 and 'images/s' in done.stderr
-    assert 'Error' not in done.stderr and 'Exception' not in done.stderr
+    assert (done.returncode, done.stderr) == (1, '')

@@ -190,7 +190,7 @@ def test_readable_errors(uninterrupted, tmp_path, capsys):
 def test_another_model_in_the_same_folder(uninterrupted, tmp_path):
     """A checkpoint that does not fit says so."""
     workdir, _ = uninterrupted
-    with pytest.raises(TrainingError, match='cannot be resumed from'):
+    with pytest.raises(TrainingError, match='cannot be resumed: '):
         loop.train(dataclasses.replace(TINY, model='test_tresnet'), workdir)
 
 

@@ -1,31 +1,103 @@
-"""What the command lines share: flags that are the fields of a dataclass, and errors that are one line."""
+"""Shared by all command lines: the parser, one-line errors, quiet libraries and progress."""
 
+import logging
 import sys
+import time
 from collections.abc import Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+import tqdm
 import tyro
 
-Command = TypeVar('Command')
+Arguments = TypeVar('Arguments')
+
+INTERVAL = 30.0  # seconds between lines of progress
+BAR = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]'
 
 
-def parse(kind: type[Command], arguments: Sequence[str] | None, default: Command | None = None) -> Command:
-    """The command line as a dataclass; wrong usage and ``--help`` raise SystemExit.
+def parse(
+    kind: type[Arguments],
+    arguments: Sequence[str] | None,
+    default: Arguments | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+    *,
+    pairs: bool = False,
+) -> Arguments:
+    """Parse a command line into a dataclass. Wrong usage and ``--help`` raise SystemExit.
 
     Args:
-        kind: the dataclass, whose docstring is the text of ``--help``.
-        arguments: None takes those of the process.
-        default: its fields are what flags that are not given stand for; None is the defaults of the dataclass.
+        kind: the dataclass; its fields are the flags.
+        arguments: the command line without the name of the program; None: that of this process.
+        default: an instance with the defaults of the flags; None: the defaults of the dataclass.
+        prog: the name of the program in ``--help``; None: the name it was started by.
+        description: the text of ``--help``; None: the docstring of the dataclass.
+        pairs: accept ``--no-remat`` beside ``--remat``, for programs whose defaults come from elsewhere, such as
+            a recipe. Otherwise a switch has only the flag that changes its default.
     """
     return tyro.cli(
         kind,
         args=None if arguments is None else list(arguments),
         default=tyro.MISSING_NONPROP if default is None else default,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        prog=prog or program_name(),
+        description=description,
+        config=() if pairs else (tyro.conf.FlagCreatePairsOff,),
     )
 
 
-def fail(error: Exception) -> int:
-    """Print the one line that the project's errors are on standard error; the exit code is 2."""
+def program_name() -> str:
+    """Return the name this program was started by: 'train.py', 'tresnet-jax-train' or 'python -m convert'."""
+    path = Path(sys.argv[0])
+    return f'python -m {path.parent.name}' if path.name == '__main__.py' else path.name
+
+
+def fail(error: BaseException) -> int:
+    """Print an error on standard error. Return the exit code: 130 for Ctrl-C, 2 for every other error."""
+    if isinstance(error, KeyboardInterrupt):
+        print('interrupted', file=sys.stderr)
+        return 130
     print(f'error: {error}', file=sys.stderr)
     return 2
+
+
+def quiet_libraries() -> None:
+    """Hide the log lines of libraries, for the whole process: Orbax logs every step of a save through absl's logger."""
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
+
+
+class Progress:
+    """Progress on standard error: a bar on a terminal, elsewhere one line every 30 seconds.
+
+    Args:
+        total: units of work in all.
+        unit: the plural of what is counted, such as 'images'.
+        active: show progress. False in all processes of a run but the first.
+    """
+
+    def __init__(self, total: int, unit: str, active: bool = True):
+        self._total, self._unit = total, unit
+        self._has_bar = active and sys.stderr.isatty()
+        self._has_lines = active and not self._has_bar
+        self._bar = tqdm.tqdm(total=total, unit=f' {unit}', bar_format=BAR, disable=not self._has_bar)
+        self._last = time.monotonic()
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.close()
+
+    def update(self, done: int) -> None:
+        """Show that `done` units are finished."""
+        if self._has_bar:
+            self._bar.update(done - self._bar.n)
+        now = time.monotonic()
+        if self._has_lines and now - self._last >= INTERVAL:
+            self._last = now
+            share = f'{100 * done / self._total:.0f} %'
+            print(f'{done:,} of {self._total:,} {self._unit} ({share})', file=sys.stderr, flush=True)
+
+    def write(self, text: str, *, error: bool = False) -> None:
+        """Print text to standard output, or to standard error if `error`, above the bar."""
+        self._bar.write(text, file=sys.stderr if error else sys.stdout)

@@ -1,4 +1,4 @@
-"""`embed.py`: pooled features of all images of a data set, in a folder."""
+"""`embed.py`: write pooled features of all images of a data set to a folder."""
 
 import dataclasses
 import sys
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import tqdm
 import tyro
 
-from tresnet_jax.cli.common import fail, parse
-from tresnet_jax.cli.inputs import Flags, Subject, batches_of, prepare
+from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
+from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_inputs
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.models.base import functional
@@ -20,70 +19,74 @@ from tresnet_jax.training.step import over_devices
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """Write pooled features of images to a folder; the same command again goes on where it was stopped.
+class EmbedArguments:
+    """Write pooled features of images to a folder. Run the same command again to resume.
 
-    Exit codes: 0; 2, something is wrong with the flags, the data or the folder; 130, interrupted.
+    Standard error shows a progress bar on a terminal, and one line every 30 seconds elsewhere.
+
+    Exit codes: 0; 2, an error in the flags, the data or the folder; 130, interrupted.
     """
 
     out: Path
-    """The folder. What is there of the same model and data is kept."""
-    flags: tyro.conf.OmitArgPrefixes[Flags]
+    """Folder of the features. Finished files of the same model and data are kept."""
+    flags: tyro.conf.OmitArgPrefixes[InputFlags]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
     shard_size: int = 16384
-    """About how many images a file holds."""
+    """Images per file, rounded down to whole batches, at least one batch."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = parse(Command, arguments, default=Command(tyro.MISSING, Flags()))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. Wrong usage and ``--help`` raise SystemExit."""
+    arguments = parse(EmbedArguments, argv, default=EmbedArguments(tyro.MISSING, InputFlags()))
+    quiet_libraries()
     try:
-        if command.shard_size < 1:
-            raise TrainingError(f'--shard-size must be positive, got {command.shard_size}')
-        subject = prepare(command.flags, command.hosts, split='train', num_classes=0, flat=True)
-        print(run(command, subject))
-    except ValueError as error:  # TrainingError, DataError, ConversionError, HubError: each one readable line
+        if arguments.shard_size < 1:
+            raise TrainingError(f'--shard-size must be positive, got {arguments.shard_size}')
+        inputs = load_inputs(arguments.flags, arguments.hosts, split='train', num_classes=0, flat=True)
+        print(write_features(arguments, inputs))
+    except ValueError as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
     except KeyboardInterrupt:
-        print(f'interrupted; the same command goes on with {command.out}', file=sys.stderr)
+        print(f'interrupted; to resume {arguments.out}, run the same command again', file=sys.stderr)
         return 130
     return 0
 
 
-def run(command: Command, subject: Subject) -> str:
-    """Embed; returns a line on what was done.
+def write_features(arguments: EmbedArguments, inputs: Inputs) -> str:
+    """Write the missing shards and return a one-line summary.
 
     Raises:
-        TrainingError, DataError, ConversionError: the folder or the data.
+        TrainingError: the folder holds features of another model or other data.
+        DataError: the images cannot be read.
+        ConversionError: a file cannot be written.
     """
-    flags, source = command.flags, subject.source
-    batches_each = max(1, command.shard_size // flags.batch_size)
-    apply, *variables = functional(fold_batchnorm(subject.model))
+    flags, source = arguments.flags, inputs.source
+    batches_per_shard = max(1, arguments.shard_size // flags.batch_size)
+    apply, *variables = functional(fold_batchnorm(inputs.model))
     identity = {
-        'model': subject.name,
+        'model': inputs.name,
         'weights_sha256': digest(variables),
-        'dtype': subject.model.dtype.name,
+        'dtype': inputs.model.dtype.name,
         'data': source.name,
         'pictures': len(source),
         'class_names': source.class_names,
-        'data_config': subject.data_config,
-        'pictures_of_a_shard': batches_each * flags.batch_size,
+        'data_config': inputs.data_config,
+        'pictures_of_a_shard': batches_per_shard * flags.batch_size,
     }
-    shards = Shards(command.out, identity, -(-len(source) // flags.batch_size), batches_each)
-    there = shards.open([source.describe(i) for i in range(len(source))])
-    mean, std = subject.data_config['mean'], subject.data_config['std']
-    silent = None if jax.process_index() == 0 else True  # None is: but on a terminal
-    with tqdm.tqdm(total=shards.batches, unit=' batches', disable=silent) as bar:
+    shards = Shards(arguments.out, identity, -(-len(source) // flags.batch_size), batches_per_shard)
+    finished = shards.open([source.describe(i) for i in range(len(source))])
+    mean, std = inputs.data_config['mean'], inputs.data_config['std']
+    with Progress(len(source), 'images', active=jax.process_index() == 0) as progress:
         written = embed(
-            over_devices(make_feature_step(apply, mean=mean, std=std, dtype=subject.dtype)),
-            replicate(tuple(variables), subject.devices),
-            batches_of(subject, flags, log=command.out / 'unreadable.log'),
+            over_devices(make_feature_step(apply, mean=mean, std=std, dtype=inputs.dtype)),
+            replicate(tuple(variables), inputs.devices),
+            input_batches(inputs, flags, log=arguments.out / 'unreadable.log'),
             shards,
-            there,
-            tick=lambda done: bar.update(done - bar.n),
+            finished,
+            tick=lambda batches: progress.update(min(batches * flags.batch_size, len(source))),
         )
-    who = f'process {jax.process_index()} of {jax.process_count()}: ' if jax.process_count() > 1 else ''
+    process = f'process {jax.process_index()} of {jax.process_count()}: ' if jax.process_count() > 1 else ''
     return (
-        f'{who}{command.out}: features of {len(source):,} images in {shards.count} files, '
-        f'{sum(there)} of which were there; now written: {written:,} images'
+        f'{process}{arguments.out}: features of {len(source):,} images in {shards.count} files; '
+        f'{sum(finished)} files were already there; wrote features of {written:,} images'
     )

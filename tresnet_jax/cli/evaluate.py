@@ -1,4 +1,4 @@
-"""`evaluate.py`: the accuracy of a model on labelled images, beside what is published for its weights."""
+"""`evaluate.py`: accuracy of a model on labelled images, compared with the published accuracy of its weights."""
 
 import dataclasses
 import json
@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 import tyro
 
 from tresnet_jax.checkpoints.report import describe_images
-from tresnet_jax.cli.common import fail, parse
-from tresnet_jax.cli.inputs import Flags, Subject, batches_of, class_places, prepare
+from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
+from tresnet_jax.cli.inputs import InputFlags, Inputs, class_places, input_batches, load_inputs
 from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.folding import fold_batchnorm
@@ -23,29 +22,36 @@ from tresnet_jax.training.evaluate import EvalResult, evaluate
 from tresnet_jax.training.step import make_eval_step, over_devices
 from tresnet_jax.variants import PublishedAccuracy
 
-MOST_ERRORS = 3.0  # standard errors that a figure may differ from the published one
+MAX_DISTANCE = 3.0  # standard errors that an accuracy may differ from the published one
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """Top-1 and top-5 accuracy with their standard errors, beside the published figures of the tag.
+class EvaluateArguments:
+    """Measure top-1 and top-5 accuracy with standard errors, and compare them with the published values of the tag.
 
-    Exit codes: 0; 1, with --check, a figure is not the published one; 2, nothing could be evaluated, or checked.
+    Standard error shows a progress bar on a terminal, and one line every 30 seconds elsewhere.
+
+    Exit codes: 0; 1, with --check, an accuracy differs from the published one; 2, an error in the flags or the data,
+    or, with --check, there is no published accuracy; 130, interrupted.
     """
 
-    flags: tyro.conf.OmitArgPrefixes[Flags]
+    flags: tyro.conf.OmitArgPrefixes[InputFlags]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
     json: bool = False
     """Print one JSON document instead of lines."""
     check: bool = False
-    """Fail where top-1 or top-5 differs from the published one by more than three standard errors."""
+    """Fail if top-1 or top-5 differs from the published value by more than three standard errors."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A share of the images and its standard error, and the published one, all in percent.
+    """A measured accuracy and the published one, in percent.
 
-    `distance` is from the published one, in standard errors that the published share has over so many images.
+    Attributes:
+        value: the measured accuracy.
+        error: its standard error.
+        published: the published accuracy; None if there is none.
+        distance: `value` minus `published`, in standard errors of the published accuracy over as many images.
     """
 
     value: float
@@ -60,109 +66,110 @@ class Figure:
         return f'{text}, published {self.published:.3f} ({self.distance:+.1f} standard errors)'
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = parse(Command, arguments, default=Command(Flags()))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. Wrong usage and ``--help`` raise SystemExit."""
+    arguments = parse(EvaluateArguments, argv, default=EvaluateArguments(InputFlags()))
+    quiet_libraries()
     try:
-        subject = prepare(command.flags, command.hosts)
-        published = published_for(subject)
-        if command.check and published is None:
-            raise TrainingError(_nothing_to_check(subject))
-        accuracy = measure(subject, command.flags)
-    except ValueError as error:  # TrainingError, DataError, ConversionError, HubError: each one readable line
+        inputs = load_inputs(arguments.flags, arguments.hosts)
+        published = published_for(inputs)
+        if arguments.check and published is None:
+            raise TrainingError(_nothing_to_check(inputs))
+        result = measure(inputs, arguments.flags)
+    except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
-    top1 = figure(accuracy, accuracy.top1, published and published.top1)
-    top5 = figure(accuracy, accuracy.top5, published and published.top5)
+    top1 = figure(result, result.top1, published and published.top1)
+    top5 = figure(result, result.top5, published and published.top5)
     if jax.process_index() == 0:
-        print(_as_json(subject, accuracy, top1, top5) if command.json else _as_text(subject, accuracy, top1, top5))
-    agree = all(abs(f.distance) <= MOST_ERRORS for f in (top1, top5) if f.distance is not None)
-    return 1 if command.check and not agree else 0
+        print(_as_json(inputs, result, top1, top5) if arguments.json else _as_text(inputs, result, top1, top5))
+    agree = all(abs(f.distance) <= MAX_DISTANCE for f in (top1, top5) if f.distance is not None)
+    return 1 if arguments.check and not agree else 0
 
 
-def measure(subject: Subject, flags: Flags) -> EvalResult:
-    """Put all images through the model, on all devices and hosts; a progress bar shows on a terminal.
+def measure(inputs: Inputs, flags: InputFlags) -> EvalResult:
+    """Evaluate the model on all images, on all devices and hosts, and show progress.
 
     Raises:
-        DataError: the classes of the data are not the model's, or the data cannot be read.
+        DataError: the data cannot be read, or its classes are not the model's.
         TrainingError: the model has no classifier, or there is no image.
     """
-    if not subject.model.num_classes:
-        raise TrainingError(f'{subject.name}: has no classifier')
-    places = class_places(subject)
-    apply, *variables = functional(fold_batchnorm(subject.model))
-    mean, std = subject.data_config['mean'], subject.data_config['std']
-    step = make_eval_step(apply, mean=mean, std=std, dtype=subject.dtype)
-    silent = None if jax.process_index() == 0 else True  # None is: but on a terminal
-    with tqdm.tqdm(total=len(subject.source), unit=' images', disable=silent) as bar:
+    if not inputs.model.num_classes:
+        raise TrainingError(f'{inputs.name}: has no classifier')
+    places = class_places(inputs)
+    apply, *variables = functional(fold_batchnorm(inputs.model))
+    mean, std = inputs.data_config['mean'], inputs.data_config['std']
+    step = make_eval_step(apply, mean=mean, std=std, dtype=inputs.dtype)
+    with Progress(len(inputs.source), 'images', active=jax.process_index() == 0) as progress:
         return evaluate(
             over_devices(step if places is None else _with_places(step, places)),
-            replicate(tuple(variables), subject.devices),
-            batches_of(subject, flags),
-            tick=lambda done: bar.update(done - bar.n),
+            replicate(tuple(variables), inputs.devices),
+            input_batches(inputs, flags),
+            tick=progress.update,
         )
 
 
 def _with_places(step: Callable[[Any, Any], Any], places: np.ndarray) -> Callable[[Any, Any], Any]:
-    """A step whose labels are the data's, of one whose labels are the model's."""
+    """Return an evaluation step that first maps the labels of the data to the model's classes."""
     return lambda variables, batch: step(variables, batch | {'label': jnp.asarray(places)[batch['label']]})
 
 
-def published_for(subject: Subject) -> PublishedAccuracy | None:
-    """What is published for these weights at this size and crop on all classes; None where nothing is."""
-    row = subject.model.pretrained_cfg
-    if not subject.named or row is None or subject.source.num_classes != subject.model.num_classes:
+def published_for(inputs: Inputs) -> PublishedAccuracy | None:
+    """Return the published accuracy of these weights at this size and crop on all classes, or None."""
+    row = inputs.model.pretrained_cfg
+    if not inputs.named or row is None or inputs.source.num_classes != inputs.model.num_classes:
         return None
-    if subject.data_config not in (resolve_data_config(row), resolve_data_config(row, use_test_size=True)):
+    if inputs.data_config not in (resolve_data_config(row), resolve_data_config(row, use_test_size=True)):
         return None
-    return next((a for a in row.accuracies if subject.data_config['input_size'][1:] == (a.size, a.size)), None)
+    return next((a for a in row.accuracies if inputs.data_config['input_size'][1:] == (a.size, a.size)), None)
 
 
-def figure(accuracy: EvalResult, share: float, published: float | None) -> Figure:
-    """One of the shares of an accuracy beside the published one, which is in percent."""
-    error = 100 * accuracy.standard_error(share)
+def figure(result: EvalResult, share: float, published: float | None) -> Figure:
+    """Compare a share of the images of `result` with the published accuracy, which is in percent."""
+    error = 100 * result.standard_error(share)
     if published is None:
         return Figure(100 * share, error, None, None)
-    distance = (100 * share - published) / (100 * accuracy.standard_error(published / 100))
+    distance = (100 * share - published) / (100 * result.standard_error(published / 100))
     return Figure(100 * share, error, published, distance)
 
 
-def _nothing_to_check(subject: Subject) -> str:
-    row, source = subject.model.pretrained_cfg, subject.source
-    what = f'--check: nothing is published for {subject.name}'
-    if not subject.named or row is None or not row.accuracies:
-        return f'{what}; name a tag of timm that has published figures'
-    if source.num_classes != subject.model.num_classes:
-        return f'{what} on {source.num_classes} of its {subject.model.num_classes} classes'
+def _nothing_to_check(inputs: Inputs) -> str:
+    """Return the message that says why --check has no published accuracy, and which flags would have one."""
+    row, source = inputs.model.pretrained_cfg, inputs.source
+    what = f'--check: nothing is published for {inputs.name}'
+    if not inputs.named or row is None or not row.accuracies:
+        return f'{what}; give a timm tag with published accuracies'
+    if source.num_classes != inputs.model.num_classes:
+        return f'{what} on {source.num_classes} of its {inputs.model.num_classes} classes'
     size, test = row.input_size[1], row.test_input_size and row.test_input_size[1]
-    there = [
-        f'{a.top1} % at {a.size} pixels' + {size: ' as it is', test: ' with --test-size'}.get(a.size, '')
+    published = [
+        f'{a.top1} % at {a.size} pixels' + {size: ' by default', test: ' with --test-size'}.get(a.size, '')
         for a in row.accuracies
     ]
-    return f'{what} at {describe_images(subject.data_config)}; published: {", ".join(there)}'
+    return f'{what} at {describe_images(inputs.data_config)}; published: {", ".join(published)}'
 
 
-def _as_text(subject: Subject, accuracy: EvalResult, top1: Figure, top5: Figure) -> str:
-    left_out = len(subject.source) - accuracy.count
+def _as_text(inputs: Inputs, result: EvalResult, top1: Figure, top5: Figure) -> str:
+    skipped = len(inputs.source) - result.count
     return '\n'.join(
         [
-            f'{subject.name} on {subject.source.name}: {accuracy.count:,} images'
-            + (f'; {left_out:,} cannot be read and are not counted' if left_out else ''),
-            f'images  {describe_images(subject.data_config)}',
+            f'{inputs.name} on {inputs.source.name}: {result.count:,} images'
+            + (f'; {skipped:,} unreadable images are not counted' if skipped else ''),
+            f'images    {describe_images(inputs.data_config)}',
             f'top-1     {top1}',
             f'top-5     {top5}',
-            f'loss      {accuracy.loss:.4f}',
+            f'loss      {result.loss:.4f}',
         ]
     )
 
 
-def _as_json(subject: Subject, accuracy: EvalResult, top1: Figure, top5: Figure) -> str:
+def _as_json(inputs: Inputs, result: EvalResult, top1: Figure, top5: Figure) -> str:
     document = {
-        'model': subject.name,
-        'data': subject.source.name,
-        'pictures': len(subject.source),
-        'count': accuracy.count,
-        'data_config': subject.data_config,
-        'loss': accuracy.loss,
+        'model': inputs.name,
+        'data': inputs.source.name,
+        'pictures': len(inputs.source),
+        'count': result.count,
+        'data_config': inputs.data_config,
+        'loss': result.loss,
         'top1': dataclasses.asdict(top1),
         'top5': dataclasses.asdict(top5),
     }

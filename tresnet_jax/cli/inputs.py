@@ -1,4 +1,4 @@
-"""A trained model and the images to put through it: what evaluating and embedding have in common."""
+"""Inputs of evaluate and embed: load a model and the images to run it on."""
 
 import dataclasses
 from pathlib import Path
@@ -25,54 +25,54 @@ from tresnet_jax.variants import split_name
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """Which model, which images, and how they go through it."""
+class InputFlags:
+    """The model, the images, and how they are processed."""
 
     model: Annotated[str | None, tyro.conf.arg(metavar='NAME')] = None
-    """Architecture, with a tag if its weights are wanted; not needed for a run."""
+    """Architecture, with a tag to select pretrained weights. Not needed with --checkpoint RUN."""
     pretrained: bool = False
-    """Take the weights of the tag."""
+    """Load the pretrained weights of the tag."""
     checkpoint: Path | None = None
-    """Take the weights of this file, or of the folder of a training run."""
+    """Load the weights of this file or training run."""
     data: str | None = None
-    """tfds:NAME, folder:DIR, npz:FILE or embedded:fashion_mnist; of a run its own when left out."""
+    """tfds:NAME, folder:DIR, npz:FILE or embedded:fashion_mnist. Default: the data of the run."""
     data_dir: Path | None = None
-    """Where TensorFlow Datasets keeps its data; None is its own default."""
+    """Folder of TensorFlow Datasets. Default: that of the run, or TFDS's own."""
     split: str | None = None
-    """A split, or a part of it: 'validation[:1000]'."""
+    """Split, or a part of one: 'validation[:1000]'."""
     test_size: bool = False
-    """Take the size and crop that the best published accuracy was measured with."""
+    """Use the image size and crop of the best published accuracy."""
     image_size: int | None = None
-    """Edge of the square images in pixels; None is the tag's or the run's."""
+    """Edge of the square images in pixels. Default: that of the tag or the run."""
     crop_pct: float | None = None
-    """Edge of the crop over the edge of the resized image; None is the tag's or the run's."""
+    """Edge of the crop over the edge of the resized image. Default: that of the tag or the run."""
     batch_size: int = 256
-    """Images in a step, over all devices and hosts."""
+    """Images per step, over all devices and hosts."""
     dtype: Literal['float32', 'bfloat16', 'float64'] | None = None
-    """Of the computation; None is float32, or the run's."""
+    """Compute dtype. Default: that of the run, or float32."""
     threads: int = 8
-    """Threads that decode, in each process."""
+    """Decoding threads in each process."""
     workers: int = 0
-    """Processes that decode; 0 leaves it to the threads."""
+    """Decoding processes; 0: decode in threads of this process."""
     max_unreadable: float = 0.01
-    """The share of images that may be unreadable; they are left out."""
+    """Largest share of unreadable images, which are skipped."""
     devices: int | None = None
-    """How many devices of this host; None is all. On the CPU, that many virtual ones."""
+    """Devices of this host to use; on a CPU, the number of virtual devices. Default: all."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """What `Flags` come to.
+class Inputs:
+    """The model and the images that `InputFlags` select.
 
     Attributes:
-        name: of the model, for people.
-        named: whether its weights are those of the tag in `model.pretrained_cfg`.
+        name: the model, for people.
+        named: whether the weights are those of the tag in `model.pretrained_cfg`.
         model: in evaluation mode.
         source: the images.
-        own: whether they are of the data that the run was trained on.
-        data_config: how the images are prepared, as `resolve_data_config` says it.
-        devices: of this host.
-        dtype: of what lies around the network: float64, or float32.
+        own: whether the images are from the data set that the run was trained on.
+        data_config: how images are preprocessed, as `resolve_data_config` returns it.
+        devices: the devices of this host that take part.
+        dtype: dtype of everything around the network: float64 for a float64 model, else float32.
     """
 
     name: str
@@ -85,40 +85,33 @@ class Subject:
     dtype: Any
 
 
-def prepare(
-    flags: Flags, hosts: Hosts, *, split: str | None = None, num_classes: int | None = None, flat: bool = False
-) -> Subject:
-    """Settle devices and hosts, open the data, load the model. To be called before JAX is used.
+def load_inputs(
+    flags: InputFlags, hosts: Hosts, *, split: str | None = None, num_classes: int | None = None, flat: bool = False
+) -> Inputs:
+    """Configure devices and hosts, open the data and load the model. Call this before JAX is used.
 
     Args:
         flags, hosts: from the command line.
-        split: which one where nobody says; None is validation, or test.
-        num_classes: None keeps the classifier, 0 takes it away.
-        flat: take a folder of images without class folders too; all labels are 0 then.
+        split: the split if neither the flags nor the run name one; None: validation, or test.
+        num_classes: None: keep the classifier; 0: remove it.
+        flat: also accept a folder of images without class folders; all labels are 0 then.
 
     Raises:
-        TrainingError: flags that are missing or contradict each other.
-        DataError, ValueError: what `open_source` and `create_model` raise.
+        TrainingError: a flag is missing or contradicts another.
+        DataError, ValueError: as `open_source` and `create_model`.
     """
     run = load_config(flags.checkpoint) if flags.checkpoint is not None and flags.checkpoint.is_dir() else None
     name = flags.model or (_name_of(run) if run else None)
     if name is None:
         raise TrainingError('which model? give --model NAME, or --checkpoint RUN')
-    if flags.pretrained == (flags.checkpoint is not None):
-        raise TrainingError(f'which weights of {name}? give either --pretrained or --checkpoint')
-    if flags.data is None and run is None:
-        raise TrainingError('which images? give --data')
-    for flag in ('image_size', 'crop_pct', 'batch_size', 'threads', 'devices'):
-        value = getattr(flags, flag)
-        if value is not None and value <= 0:
-            raise TrainingError(f'--{flag.replace("_", "-")} must be positive, got {value}')
+    _check(flags, name, run)
 
     dtype = flags.dtype or (run.dtype if run else 'float32')
     set_up(hosts, devices=flags.devices, x64=dtype == 'float64')
     devices = local_devices(flags.devices)
-    everywhere = len(devices) * jax.process_count()
-    if flags.batch_size % everywhere:
-        raise TrainingError(f'--batch-size {flags.batch_size} must be a multiple of {everywhere} devices')
+    device_count = len(devices) * jax.process_count()
+    if flags.batch_size % device_count:
+        raise TrainingError(f'--batch-size {flags.batch_size} must be a multiple of {device_count} devices')
     source = _open(flags, run, split, flat)
     model = create_model(
         name, pretrained=flags.pretrained, checkpoint=flags.checkpoint, num_classes=num_classes, dtype=jnp.dtype(dtype)
@@ -131,7 +124,7 @@ def prepare(
     if flags.crop_pct is not None:
         data_config['crop_pct'] = flags.crop_pct
     assert model.pretrained_cfg is not None
-    return Subject(
+    return Inputs(
         name=model.pretrained_cfg.name if flags.pretrained else name,
         named=run is None and (flags.pretrained or (not split_source(name) and split_name(name)[1] is not None)),
         model=model,
@@ -143,14 +136,16 @@ def prepare(
     )
 
 
-def batches_of(subject: Subject, flags: Flags, log: Path | None = None) -> Any:
-    """The images once, in order, as batches on the devices; what was added to the last one has mask 0.
+def input_batches(inputs: Inputs, flags: InputFlags, log: Path | None = None) -> Any:
+    """Return every image once, in order, as batches on the devices; padding of the last batch has mask 0.
 
-    Images that cannot be read are named in `log`.
+    Args:
+        inputs, flags: of `load_inputs`.
+        log: file that lists unreadable images.
     """
     dataset = eval_dataset(
-        subject.source,
-        create_transform(**subject.data_config),
+        inputs.source,
+        create_transform(**inputs.data_config),
         batch_size=flags.batch_size,
         shard=(jax.process_index(), jax.process_count()),
         threads=flags.threads,
@@ -158,20 +153,20 @@ def batches_of(subject: Subject, flags: Flags, log: Path | None = None) -> Any:
         max_unreadable=flags.max_unreadable,
         log=log,
     )
-    return to_devices(dataset, subject.devices)
+    return to_devices(dataset, inputs.devices)
 
 
-def class_places(subject: Subject) -> np.ndarray | None:
-    """For each class of the data its place among the model's; None where both have the same in the same order.
+def class_places(inputs: Inputs) -> np.ndarray | None:
+    """Return the model's class index of each class of the data, or None if both have the same classes in order.
 
-    Classes that are called by WordNet synsets, such as 'n02111889', are found by their names among the model's, so
-    that part of ImageNet is enough. ImageNet of TFDS has the model's order, which that confirms.
+    Classes named by WordNet synsets, such as 'n02111889', are looked up among the model's classes, so a part of
+    ImageNet can be evaluated. ImageNet of TFDS lists its synsets in the model's order.
 
     Raises:
-        DataError: the data has classes that the model does not know, or another number of them.
+        DataError: the model does not know a class of the data, or has a different number of classes.
     """
-    source, model = subject.source, subject.model
-    if subject.own:
+    source, model = inputs.source, inputs.model
+    if inputs.own:
         return None
     synsets = class_synsets(model)
     if synsets and all(map(SYNSET.fullmatch, source.class_names)):
@@ -179,25 +174,37 @@ def class_places(subject: Subject) -> np.ndarray | None:
         unknown = [name for name in source.class_names if name not in places]
         if unknown:
             raise DataError(
-                f'{source.name}: {subject.name} does not know {len(unknown)} of {source.num_classes} classes: '
+                f'{source.name}: {inputs.name} does not know {len(unknown)} of {source.num_classes} classes: '
                 f'{", ".join(unknown[:5])}'
             )
         return np.asarray([places[name] for name in source.class_names], np.int32)
     if source.num_classes != model.num_classes:
         raise DataError(
-            f'{source.name}: has {source.num_classes} classes, {subject.name} {model.num_classes}. Some of the '
-            'classes of ImageNet will do if they are called by their synsets: folders n02111889 and so on'
+            f'{source.name}: has {source.num_classes} classes, {inputs.name} {model.num_classes}. To evaluate a part '
+            'of ImageNet, name its class folders by synset: n02111889 and so on'
         )
     return None
 
 
+def _check(flags: InputFlags, name: str, run: TrainConfig | None) -> None:
+    """Raises TrainingError if a flag is missing, contradicts another or is out of range."""
+    if flags.pretrained == (flags.checkpoint is not None):
+        raise TrainingError(f'which weights of {name}? give either --pretrained or --checkpoint')
+    if flags.data is None and run is None:
+        raise TrainingError('which images? give --data')
+    for flag in ('image_size', 'crop_pct', 'batch_size', 'threads', 'devices'):
+        value = getattr(flags, flag)
+        if value is not None and value <= 0:
+            raise TrainingError(f'--{flag.replace("_", "-")} must be positive, got {value}')
+
+
 def _name_of(run: TrainConfig) -> str:
-    """The architecture: a tag stood for the weights before training."""
+    """Return the model of a run without its tag, which only named the weights that training started from."""
     return run.model if split_source(run.model) else split_name(run.model)[0]
 
 
-def _open(flags: Flags, run: TrainConfig | None, split: str | None, flat: bool) -> Source:
-    """The split that is asked for: a run's own is the one it was evaluated on, and a folder without splits is whole."""
+def _open(flags: InputFlags, run: TrainConfig | None, split: str | None, flat: bool) -> Source:
+    """Open the selected split. Default: the split a run was evaluated on; all of a folder without splits."""
     data_dir = flags.data_dir or (run.data_dir if run else None)
     if run is not None and flags.data in (None, run.data):
         asked = flags.split or split or run.val_split
@@ -207,14 +214,14 @@ def _open(flags: Flags, run: TrainConfig | None, split: str | None, flat: bool) 
     root = (data_dir or Path()) / Path(folder).expanduser()
     whole = kind == 'folder' and not any((root / name).is_dir() for name in SPLITS)
     if whole and flat and root.is_dir() and not any(path.is_dir() for path in root.iterdir()):
-        return _flat(root, flags.data)
+        return _open_flat(root, flags.data)
     asked = flags.split or split or ('train' if whole else None)
     return open_source(flags.data, asked, data_dir=data_dir, val_fraction=0.0 if whole else 0.1)
 
 
-def _flat(root: Path, where: str) -> FolderSource:
-    """A folder with nothing but images in it."""
+def _open_flat(root: Path, name: str) -> FolderSource:
+    """Open a folder that contains nothing but images, as one class."""
     files = tuple(path.name for path in find_images([root]))
     if not files:
-        raise DataError(f'{where}: no images in {root}')
-    return FolderSource(where, ('',), root, files, np.zeros(len(files), np.int32))
+        raise DataError(f'{name}: no images in {root}')
+    return FolderSource(name, ('',), root, files, np.zeros(len(files), np.int32))

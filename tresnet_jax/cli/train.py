@@ -1,4 +1,4 @@
-"""`train.py`: from the command line to a run."""
+"""`train.py`: start or resume a training run."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from tresnet_jax.cli.common import fail
+from tresnet_jax.cli.common import fail, parse, quiet_libraries
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.training.config import CHANGEABLE, CONFIG_FILE, RESOLVED, TrainConfig, load_config
 from tresnet_jax.training.devices import Hosts, set_up
@@ -17,67 +17,73 @@ from tresnet_jax.training.recipes import RECIPES, recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """Train a TResNet or ResNet-D, or go on with a run."""
+class TrainArguments:
+    """Train or fine-tune a TResNet or ResNet-D, or resume a run.
+
+    Exit codes: 0, the run finished, or it was interrupted and saved a checkpoint; 2, an error in the flags, the data
+    or the folder; 130, interrupted twice or before the first step.
+    """
 
     workdir: Path
-    """Folder of the run. One that holds a run is gone on with, from its last checkpoint."""
+    """Folder of the run. If it already holds a run, training resumes from its last checkpoint."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
     recipe: str | None = None
-    """Defaults by name."""
+    """Recipe that sets the defaults of the other flags."""
     print_config: bool = False
-    """Show the configuration that all this makes, and stop."""
+    """Print the resulting configuration as JSON and exit."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 also when interrupted and saved, 2 for what the user can mend."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. Wrong usage and ``--help`` raise SystemExit."""
     try:
-        command = parse(arguments)
-        if command.print_config:
-            print(json.dumps(dataclasses.asdict(command.config), indent=2, default=str))
+        arguments = resolve_arguments(sys.argv[1:] if argv is None else argv)
+        config = arguments.config
+        if arguments.print_config:
+            print(json.dumps(dataclasses.asdict(config), indent=2, default=str))
             return 0
-        config = command.config
-        set_up(command.hosts, devices=config.devices, deterministic=config.deterministic, x64=config.dtype == 'float64')
-        from tresnet_jax.training.loop import train
+        x64 = config.dtype == 'float64'
+        set_up(arguments.hosts, devices=config.devices, deterministic=config.deterministic, x64=x64)
+        from tresnet_jax.training.loop import train  # slow to import, and not needed for --help
 
-        result = train(config, command.workdir)
-    except ValueError as error:  # TrainingError, DataError, ConversionError, HubError: each one readable line
+        quiet_libraries()
+        result = train(config, arguments.workdir)
+    except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
     if result.finished:
-        print(f'done: {command.workdir}; python -m convert {command.workdir} model.safetensors --to torch')
+        print(f'done: {arguments.workdir}; python -m convert {arguments.workdir} model.safetensors --to torch')
     return 0
 
 
-def parse(arguments: Sequence[str]) -> Command:
-    """The command line over the run's own configuration, or the recipe's, or plain defaults.
+def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
+    """Parse a command line whose defaults are the configuration of the run, or else the recipe, or TrainConfig's.
 
     Raises:
-        TrainingError: an unknown recipe, or a flag that would make another run of this one.
+        TrainingError: the recipe is unknown, the configuration of the run is damaged, or a flag contradicts it.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument('--recipe')
     early.add_argument('--workdir', type=Path)
-    known, _ = early.parse_known_args(arguments)
+    known, _ = early.parse_known_args(argv)
     saved = load_config(known.workdir) if known.workdir and (known.workdir / CONFIG_FILE).exists() else None
     base = recipe(known.recipe) if known.recipe else saved or TrainConfig()
-    command = tyro.cli(
-        Command,
-        args=arguments,
-        default=Command(workdir=tyro.MISSING, config=base),
-        description=f'{Command.__doc__}\n\nRecipes: {", ".join(RECIPES)}.',
+    arguments = parse(
+        TrainArguments,
+        argv,
+        default=TrainArguments(workdir=tyro.MISSING, config=base),
+        description=f'{TrainArguments.__doc__}\n\nRecipes: {", ".join(RECIPES)}.',
+        pairs=True,
     )
-    return command if saved is None else dataclasses.replace(command, config=_gone_on(command, saved))
+    return arguments if saved is None else dataclasses.replace(arguments, config=_resumed_config(arguments, saved))
 
 
-def _gone_on(command: Command, saved: TrainConfig) -> TrainConfig:
-    """The configuration that a run goes on with.
+def _resumed_config(arguments: TrainArguments, saved: TrainConfig) -> TrainConfig:
+    """Return the configuration used to resume a run: the saved one with the CHANGEABLE options of the command line.
 
     Raises:
-        TrainingError: a flag that would make another run of this one.
+        TrainingError: a flag contradicts the saved configuration.
     """
-    before, asked = dataclasses.asdict(saved), dataclasses.asdict(command.config)
+    before, asked = dataclasses.asdict(saved), dataclasses.asdict(arguments.config)
     changed = [
         name
         for name, value in before.items()
@@ -86,7 +92,7 @@ def _gone_on(command: Command, saved: TrainConfig) -> TrainConfig:
     if changed:
         flags = ', '.join(f'--{name.replace("_", "-")} {before[name]}' for name in changed)
         raise TrainingError(
-            f'{command.workdir} holds a run with {flags}; to go on with it: python scripts/train.py --workdir '
-            f'{command.workdir}; to train anew, give another --workdir'
+            f'{arguments.workdir} holds a run with {flags}; to resume it, give --workdir alone; '
+            'to start another run, give another --workdir'
         )
     return dataclasses.replace(saved, **{name: asked[name] for name in CHANGEABLE})

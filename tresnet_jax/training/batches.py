@@ -1,4 +1,4 @@
-"""A run's batches, on its devices, as its configuration says."""
+"""The batches of a run, on its devices, and how its images are preprocessed: the data part of a configuration."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ from tresnet_jax.variants import IMAGENET
 
 
 def train_transform(config: TrainConfig) -> TrainTransform:
-    """The host's part of the augmentation of a resolved configuration."""
+    """Return the host's part of the augmentation. `config.mean` must be set."""
     assert config.mean is not None
     return create_train_transform(
         config.image_size,
@@ -35,7 +35,10 @@ def train_transform(config: TrainConfig) -> TrainTransform:
 
 
 def eval_data_config(config: TrainConfig) -> dict[str, Any]:
-    """How a resolved configuration prepares images for evaluation: the arguments of `create_transform`."""
+    """Return how images are preprocessed for evaluation: the arguments of `create_transform`.
+
+    `config.mean` and `config.std` must be set.
+    """
     assert config.mean is not None and config.std is not None
     return {
         'input_size': (3, config.image_size, config.image_size),
@@ -48,12 +51,12 @@ def eval_data_config(config: TrainConfig) -> dict[str, Any]:
 
 
 def eval_transform(config: TrainConfig) -> EvalTransform:
-    """The evaluation transform of a resolved configuration."""
+    """Return the evaluation transform. `config.mean` and `config.std` must be set."""
     return create_transform(**eval_data_config(config))
 
 
 def check_transforms(config: TrainConfig) -> None:
-    """Raises TrainingError where images cannot be augmented or prepared so, before a run has begun."""
+    """Raises TrainingError if an option of the augmentation or the preprocessing is invalid, before a run starts."""
     resolved = dataclasses.replace(config, mean=config.mean or IMAGENET['mean'], std=config.std or IMAGENET['std'])
     for what, create in (('training', train_transform), ('evaluation', eval_transform)):
         try:
@@ -63,7 +66,10 @@ def check_transforms(config: TrainConfig) -> None:
 
 
 def train_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:
-    """This process' share of endless batches; unreadable images are named in `workdir`/unreadable.log."""
+    """Return the endless training batches of this process, on its devices.
+
+    The batch contract is in step.py. Unreadable images are listed in `workdir`/unreadable.log.
+    """
     dataset = train_dataset(
         source,
         train_transform(config),
@@ -79,7 +85,10 @@ def train_batches(config: TrainConfig, source: Source, devices: list[Any], workd
 
 
 def eval_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:
-    """This process' share of every image once."""
+    """Return the evaluation batches of this process, on its devices: over all processes, every image once.
+
+    The batch contract is in step.py. Unreadable images are listed in `workdir`/unreadable.log.
+    """
     dataset = eval_dataset(
         source,
         eval_transform(config),

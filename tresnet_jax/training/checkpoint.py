@@ -1,6 +1,5 @@
-"""The checkpoints of a run: Orbax, written in the background, with the position in the data."""
+"""Checkpoints of a run, written by Orbax in the background: the training state and the position in the data."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ from tresnet_jax.training.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints below RUN/checkpoints, one folder a step, each whole or not there.
+    """The checkpoints in RUN/checkpoints, one folder per step. A checkpoint is complete or absent.
 
     Args:
-        workdir: the run's folder.
-        keep_last: how many of the latest are kept.
-        keep_best: how many of the best are kept beside them, by the top-1 they were saved with.
+        workdir: folder of the run.
+        keep_last: number of latest checkpoints to keep.
+        keep_best: number of checkpoints with the best top-1 to keep in addition.
     """
 
     def __init__(self, workdir: Path, *, keep_last: int, keep_best: int):
-        logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax tells of every step of a save
         policies: Any = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics[BEST], n=keep_best, keep_checkpoints_without_metrics=False
@@ -32,27 +30,33 @@ class Checkpoints:
         self._writing = 0
         self._checkpointer = ocp.training.Checkpointer(
             str(self._folder.absolute()),
-            save_decision_policy=_Always(),
+            save_decision_policy=_SaveAlways(),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_last), best]),
-            cleanup_tmp_directories=True,  # of a save that was killed
+            cleanup_tmp_directories=True,  # left by a process that was killed while saving
         )
 
     @property
     def latest(self) -> int | None:
-        """The last step that was saved; None before the first."""
+        """The step of the latest checkpoint; None if there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     @property
     def is_rated(self) -> bool:
-        """Whether the last one was saved with an evaluation."""
+        """Whether the latest checkpoint was saved with the metrics of an evaluation."""
         return BEST in (getattr(self._checkpointer.latest, 'metrics', None) or {})
 
     def save(self, step: int, state: TrainState, data: Any, metrics: dict[str, Any] | None = None) -> None:
-        """Begin to write state and data position; what is still being written of an earlier one is waited for.
+        """Wait until the previous checkpoint is written, then start to write this one.
+
+        Args:
+            step: number of the step.
+            state: on every device.
+            data: the batch iterator; its position is saved.
+            metrics: {BEST: top-1} if the step was evaluated.
 
         Raises:
-            TrainingError: this one, or the one before, cannot be written.
+            TrainingError: this checkpoint, or the previous one, cannot be written.
         """
         try:
             self._checkpointer.wait()
@@ -60,11 +64,11 @@ class Checkpoints:
             self._checkpointer.save_checkpointables_async(
                 step, {'state': to_global(state), 'data': data}, overwrite=True, metrics=metrics
             )
-        except Exception as error:  # the file system's errors come wrapped in many classes
-            raise self._failed(error) from error
+        except Exception as error:  # Orbax wraps the errors of the file system in many classes
+            raise self._write_error(error) from error
 
     def wait(self) -> None:
-        """Until what was begun is written.
+        """Wait until the last checkpoint is written.
 
         Raises:
             TrainingError: it cannot be written.
@@ -72,45 +76,47 @@ class Checkpoints:
         try:
             self._checkpointer.wait()
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._write_error(error) from error
 
     def restore(self, state: TrainState, data: Any) -> TrainState:
-        """The latest state, as the given one is laid out; `data`, an iterator, is set to its position.
+        """Return the state of the latest checkpoint, and set `data` to its position.
+
+        Args:
+            state: a state with the same structure, shapes and dtypes.
+            data: the batch iterator.
 
         Raises:
-            TrainingError: it does not fit the configuration, or cannot be read.
+            TrainingError: the checkpoint cannot be read, or does not fit the configuration.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere()), state)
         try:
             loaded = self._checkpointer.load_checkpointables(self.latest, {'state': abstract, 'data': data})
         except Exception as error:
-            raise TrainingError(
-                f'{self._folder / str(self.latest)}: cannot be resumed from: {reason(error)}'
-            ) from error
+            raise TrainingError(f'{self._folder / str(self.latest)}: cannot be resumed: {reason(error)}') from error
         return to_local(loaded['state'])
 
     def close(self) -> None:
-        """Wait, and let go of the folder.
+        """Wait until the last checkpoint is written, and release the folder.
 
         Raises:
-            TrainingError: what was begun cannot be written.
+            TrainingError: it cannot be written.
         """
         try:
             self._checkpointer.close()
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._write_error(error) from error
 
-    def _failed(self, error: Exception) -> TrainingError:
-        whole = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
-        good = f'the last good checkpoint is step {whole[-1]}' if whole else 'there is no earlier one'
+    def _write_error(self, error: Exception) -> TrainingError:
+        complete = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        last = f'the last good checkpoint is step {complete[-1]}' if complete else 'there is no earlier one'
         return TrainingError(
-            f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({reason(error)}); {good}. '
-            'Make room or mend the folder, then start the run again: it goes on from there'
+            f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({reason(error)}); {last}. '
+            'Free disk space or fix permissions, then start the run again; it resumes from there'
         )
 
 
-class _Always:
-    """Save whenever asked: when that is, the loop says."""
+class _SaveAlways:
+    """Save on every call of `save`; the loop decides when to call it."""
 
     def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         del step, previous_steps, context

@@ -1,4 +1,4 @@
-"""The configuration of a training run: one frozen dataclass, saved with the run; every field is a flag."""
+"""The configuration of a training run: one frozen dataclass. It is saved with the run, and every field is a flag."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, reason
 from tresnet_jax.files import save_text
 
 CONFIG_FILE = 'config.json'
@@ -14,164 +14,182 @@ CONFIG_FILE = 'config.json'
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What is trained, on what, and how. Names and defaults are those of timm's train.py where it has them."""
+    """The configuration of a training run. Names and defaults are those of timm's train.py where it has them."""
 
     # Model
     model: str = 'resnet50d'
-    """An architecture, with a tag if its weights are wanted."""
+    """Architecture, with a tag to select pretrained weights."""
     pretrained: bool = False
-    """Start from the weights of the tag."""
+    """Start from the pretrained weights of the tag."""
     checkpoint: Path | None = None
-    """Start from the weights of this file, or of this folder of an earlier run."""
+    """Start from the weights of this file or training run."""
     num_classes: int | None = None
-    """Classes of the classifier; None is as many as the data has."""
+    """Number of classes. Default: that of the data."""
     new_head: bool = False
-    """Draw a new classifier even where the weights have one for as many classes."""
+    """Draw a new classifier even if the weights have one with the right number of classes."""
     abn_slope: float | None = None
-    """Of TResNet's leaky ReLUs; None is what the weights were trained with, or timm's 1e-3."""
+    """Slope of TResNet's leaky ReLUs. Default: that of the weights, or timm's 1e-3."""
     drop: float = 0.0
-    """Dropout before the classifier."""
+    """Dropout rate before the classifier."""
     drop_path: float = 0.0
-    """Stochastic depth of the last block."""
+    """Stochastic depth rate of the last block."""
     sync_bn: bool = True
-    """Share the statistics of batch norm over all devices."""
+    """Synchronise batch norm statistics over all devices."""
     dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
-    """Of the computation; parameters are float32 (float64 for float64)."""
+    """Compute dtype. Parameters are float32, or float64 with float64."""
     abn_memory: Literal['plain', 'inplace', 'lean', 'recompute'] = 'plain'
-    """What is kept for the backward pass, from most to least for TResNet: plain, inplace, lean; recompute for all."""
+    """What the backward pass keeps, from most to least: plain, inplace, lean for a TResNet; recompute for any model."""
     remat: bool = False
-    """Compute each block again in the backward pass: least memory, about a third more work."""
+    """Recompute each block in the backward pass: least memory, about a third more work."""
 
     # Data
     data: str = 'embedded:fashion_mnist'
     """tfds:NAME, folder:DIR, npz:FILE or embedded:fashion_mnist."""
     data_dir: Path | None = None
-    """Where TensorFlow Datasets keeps its data; None is its own default."""
+    """Folder of TensorFlow Datasets. Default: TFDS's own."""
     train_split: str = 'train'
+    """Training split, or a part of one: 'train[:500]'."""
     val_split: str | None = None
-    """None is the split that the data has for it: validation, val or test."""
+    """Evaluation split. Default: the first of validation, val and test that the data has."""
     val_fraction: float = 0.1
-    """Share of a folder without splits that is for validation."""
+    """Share of a folder without splits that is set aside for validation."""
     image_size: int = 224
     """Edge of the square images in pixels."""
     mean: tuple[float, float, float] | None = None
-    """Of each channel, for values in [0, 1]; None is what the model's weights expect."""
+    """Mean of each channel, for values in [0, 1]. Default: that of the model."""
     std: tuple[float, float, float] | None = None
+    """Standard deviation of each channel, for values in [0, 1]. Default: that of the model."""
     threads: int = 8
-    """Threads that decode, in each process."""
+    """Decoding threads in each process."""
     workers: int = 0
-    """Processes that decode; 0 leaves it to the threads."""
+    """Decoding processes; 0: decode in threads of this process."""
     max_unreadable: float = 0.01
-    """The share of images that may be unreadable; they are skipped and named in unreadable.log."""
+    """Largest share of unreadable images, which are skipped and listed in unreadable.log."""
 
     # Augmentation
     crop: Literal['resized', 'pad', 'none'] = 'resized'
-    """A random part resized, a shift by up to `padding` pixels, or their middle, always."""
+    """resized: resize a random part; pad: shift by up to `padding` pixels; none: the centre."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a random part, as a share of the image's."""
+    """Range of the area of the random part, as a share of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a random part."""
+    """Range of the width of the random part over its height."""
     padding: int = 4
+    """Pixels of border on each side for crop 'pad'."""
     train_interpolation: str = 'random'
-    """A filter's name; 'random' is bilinear or bicubic."""
+    """Filter for resizing; 'random' is bilinear or bicubic."""
     draft: bool = True
-    """Decode a JPEG only as finely as its random part needs: faster, and a little different."""
+    """Decode a JPEG only as finely as its random part needs: faster, with slightly different pixels."""
     hflip: float = 0.5
+    """Probability of a horizontal flip."""
     vflip: float = 0.0
+    """Probability of a vertical flip."""
     color_jitter: float = 0.4
-    """Brightness, contrast and saturation; not used beside `aa`."""
+    """Strength of brightness, contrast and saturation jitter; ignored with `aa`."""
     aa: str | None = None
     """'original' (AutoAugment for ImageNet) or a RandAugment string such as 'rand-m9-mstd0.5-inc1'."""
     reprob: float = 0.0
     """Probability of random erasing."""
     remode: Literal['const', 'rand', 'pixel'] = 'pixel'
+    """Fill of random erasing: the mean colour, one random colour, or a random colour per pixel."""
     cutout: float = 0.0
-    """Edge of the square that Cutout blanks, as a share of the image's edge."""
+    """Edge of the Cutout square, as a share of the image's edge; 0: no Cutout."""
     mixup: float = 0.0
-    """Alpha of mixup."""
+    """Alpha of mixup; 0: no mixup."""
     cutmix: float = 0.0
-    """Alpha of CutMix; with both, each batch has one of the two."""
+    """Alpha of CutMix; 0: no CutMix. With mixup too, each batch gets one of the two."""
     smoothing: float = 0.1
-    """Of the labels."""
+    """Label smoothing."""
 
     # Evaluation
     interpolation: str = 'bicubic'
-    """Filter that images are resized with for evaluation."""
+    """Filter for resizing images for evaluation."""
     crop_pct: float = 0.875
     """Edge of the crop over the edge of the resized image."""
 
     # Optimisation
     opt: Literal['sgd', 'momentum', 'adamw'] = 'sgd'
-    """'sgd' is with Nesterov's momentum and 'momentum' without, as in timm."""
+    """Optimiser, named as in timm: 'sgd' has Nesterov momentum, 'momentum' has plain momentum."""
     lr: float | None = None
-    """The largest learning rate; None is lr_base * batch_size / 256 (its square root for adamw)."""
+    """Peak learning rate. Default: lr_base * batch_size / 256, with the square root of the ratio for adamw."""
     lr_base: float = 0.1
+    """Learning rate for a batch of 256."""
     momentum: float = 0.9
+    """Momentum of 'sgd' and 'momentum'."""
     weight_decay: float = 2e-5
-    """Of kernels alone, not of biases and norms."""
+    """Weight decay of kernels; biases and norms have none."""
     sched: Literal['cosine', 'one_cycle', 'step', 'constant'] = 'cosine'
+    """Schedule of the learning rate."""
     warmup_epochs: float = 5.0
+    """Epochs of linear warm-up; not used by 'one_cycle'."""
     warmup_lr: float = 1e-5
+    """Learning rate at the start of the warm-up."""
     min_lr: float = 0.0
+    """Learning rate at the end of 'cosine'."""
     decay_epochs: float = 90.0
-    """Length of a step of 'step'."""
+    """Epochs between the decays of 'step'."""
     decay_rate: float = 0.1
+    """Factor of each decay of 'step'."""
     pct_start: float = 0.1
-    """Share of 'one_cycle' in which the rate rises."""
+    """Share of the steps of 'one_cycle' in which the learning rate rises."""
     div_factor: float = 20.0
     """'one_cycle' starts at lr / div_factor."""
     final_div_factor: float = 1e4
     """'one_cycle' ends at its start / final_div_factor."""
     clip_grad: float | None = None
-    """Largest norm of all gradients together."""
+    """Clip the norm of all gradients together to this value. Default: no clipping."""
     accumulate: int = 1
-    """Parts that each batch is computed in, one after the other."""
+    """Compute each batch in this many parts, one after the other."""
     model_ema: bool = False
     """Keep a moving average of parameters and statistics, and evaluate it too."""
     model_ema_decay: float = 0.9998
+    """Decay of the moving average."""
     model_ema_warmup: bool = False
-    """Let the decay rise with the steps, for short runs."""
+    """Increase the decay over the first steps, for short runs."""
     freeze: tuple[str, ...] = ()
-    """Parts that stay as they are, their batch norm in evaluation mode: backbone, stem, layer1 to layer4, head."""
+    """Parts to freeze, with their batch norm in evaluation mode: backbone, stem, layer1 to layer4, head."""
     layer_decay: float | None = None
-    """Factor on the learning rate from each block to the one before it."""
+    """Factor on the learning rate from each block to the one before it. Default: one rate for all blocks."""
 
     # Run
     epochs: float = 300.0
+    """Length of the run in epochs."""
     steps: int | None = None
-    """Instead of `epochs`."""
+    """Length of the run in steps. Default: `epochs` determines it."""
     batch_size: int = 256
-    """Images in a step, over all devices and hosts."""
+    """Images per step, over all devices and hosts."""
     seed: int = 0
+    """Seed of all random numbers."""
     eval_every: float = 1.0
-    """Epochs between evaluations; there is one at the end too."""
+    """Epochs between evaluations; there is always one at the end."""
     eval_at_start: bool = False
-    """Evaluate before the first step too."""
+    """Also evaluate before the first step."""
     val_batch_size: int | None = None
-    """Images in a step of evaluation, over all devices and hosts; None is `batch_size`."""
+    """Images per evaluation step, over all devices and hosts. Default: batch_size."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints; there is one after each evaluation too."""
+    """Steps between checkpoints; there is also one after each evaluation."""
     keep_last: int = 2
+    """Number of latest checkpoints to keep."""
     keep_best: int = 1
+    """Number of checkpoints with the best top-1 to keep."""
     log_every: int = 50
-    """Steps between lines."""
+    """Steps between log lines."""
     devices: int | None = None
-    """How many devices of this host; None is all. On the CPU, that many virtual ones."""
+    """Devices of this host to use; on a CPU, the number of virtual devices. Default: all."""
     deterministic: bool = False
-    """The same bits from run to run on GPUs too, where the compiler would choose faster programs."""
+    """Return the same bits on every run on GPUs too, where the compiler might choose faster programs."""
     skip_nonfinite: int = 0
-    """How many steps with a loss that is not a number may be left out before the run stops."""
+    """Number of steps with a non-finite loss or gradient to skip before the run stops."""
 
     @property
     def peak_lr(self) -> float:
-        """The largest learning rate, by timm's rule where none is given."""
+        """The peak learning rate: `lr`, or timm's rule if it is None."""
         if self.lr is not None:
             return self.lr
         ratio = self.batch_size / 256
         return self.lr_base * (ratio if self.opt in ('sgd', 'momentum') else ratio**0.5)
 
     def check(self) -> None:
-        """Raises TrainingError for a value that cannot work."""
+        """Raises TrainingError if a value is out of range."""
         positive = ('image_size', 'batch_size', 'accumulate', 'log_every', 'checkpoint_every', 'threads', 'keep_last')
         for name in positive:
             self._require(getattr(self, name) >= 1, name, 'at least 1')
@@ -191,30 +209,35 @@ class TrainConfig:
             raise TrainingError(f'--{name.replace("_", "-")} must be {what}, got {getattr(self, name)!r}')
 
 
-# Where None is filled in from the data and the model at the beginning of a run.
+# Options whose None is replaced by the value of the data or the model when a run starts.
 RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
-# What may be changed when a run goes on, since the weights that come out do not depend on it.
+# Options that may change when a run resumes. All but `devices` leave the weights unchanged; each device draws its own
+# random numbers.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
 CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable')
 
 
 def save_config(config: TrainConfig, workdir: Path) -> None:
-    """Write config.json below the run's folder."""
+    """Write config.json to the folder of a run.
+
+    Raises:
+        ConversionError: the file cannot be written.
+    """
     text = json.dumps(dataclasses.asdict(config), indent=2, default=str) + '\n'
     save_text(workdir / CONFIG_FILE, text)
 
 
 def load_config(workdir: Path) -> TrainConfig:
-    """The configuration of a run.
+    """Read config.json from the folder of a run.
 
     Raises:
-        TrainingError: there is none, it has keys that are not ours, or values of another type.
+        TrainingError: the file is missing or not JSON, or has an unknown key or a value of the wrong type.
     """
     path = workdir / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
-        raise TrainingError(f'{path}: not the configuration of a run ({error})') from error
+        raise TrainingError(f'{path}: not the configuration of a run ({reason(error)})') from error
     if not isinstance(values, dict):
         raise TrainingError(f'{path}: expected a JSON object, got {type(values).__name__}')
     types = typing.get_type_hints(TrainConfig)
@@ -225,7 +248,7 @@ def load_config(workdir: Path) -> TrainConfig:
 
 
 def _from_json(path: Path, name: str, value: Any, kind: Any) -> Any:
-    """A JSON value as the field's type: lists are tuples there, and paths are strings."""
+    """Convert a JSON value to the type of its field: a list to a tuple, a string to a Path."""
     if value is None or typing.get_origin(kind) is Literal:
         allowed = typing.get_args(kind)
         if (value is None and type(None) in allowed) or value in allowed:

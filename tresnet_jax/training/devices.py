@@ -1,4 +1,4 @@
-"""Devices and hosts: what has to be settled before JAX starts, and who this process is."""
+"""Devices and hosts of a run: setup before JAX starts, replication over devices, and graceful shutdown."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tresnet_jax.compilation_cache import use_compilation_cache
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, reason
 
 AXIS = 'batch'  # the mapped axis of `jax.pmap`
 
-# Variables of a launcher: processes of the job, this one's number in it, and one that JAX finds the first host by.
+# Environment variables of each launcher: the number of processes, the number of this process, and the variable from
+# which JAX derives the address of the first host.
 LAUNCHERS = {
     'SLURM': ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_STEP_NODELIST'),
     'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_MCA_orte_hnp_uri'),
@@ -26,34 +27,36 @@ LAUNCHERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """How the processes of a run over several hosts find each other."""
+    """The processes of a run over several hosts. Default: one process, or those that SLURM or Open MPI started."""
 
     coordinator: str | None = None
-    """host:port of the first process. Not needed under SLURM, and Open MPI up to 4, which say it."""
+    """host:port of the first process. Not needed under SLURM, or under Open MPI up to version 4."""
     num_processes: int | None = None
-    """Processes of the run. Not needed under SLURM or Open MPI."""
+    """Number of processes. Not needed under SLURM or Open MPI."""
     process_id: int | None = None
-    """Which of them this is, from 0. Not needed under SLURM or Open MPI."""
+    """Number of this process, from 0. Not needed under SLURM or Open MPI."""
 
 
 def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = False, x64: bool = False) -> None:
-    """Settle devices, determinism and hosts. To be called before JAX is used.
+    """Configure JAX for a program: devices, determinism, float64, compilation cache and hosts.
+
+    Changes settings of the whole process, so only command lines call it, before JAX is used.
 
     Args:
         hosts: from the command line.
-        devices: virtual devices on the CPU.
-        deterministic: ask XLA for programs that give the same bits each time on GPUs.
-        x64: switch float64 on.
+        devices: number of virtual devices on a CPU; None: JAX's default.
+        deterministic: make XLA compile programs for GPUs that return the same bits on every run.
+        x64: enable float64.
 
     Raises:
-        TrainingError: the hosts are given in part, or cannot be reached.
+        TrainingError: the description of the hosts is incomplete, or they cannot be reached.
     """
     if deterministic:
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'.strip()
     if x64:
         jax.config.update('jax_enable_x64', True)
     if devices is not None:
-        with contextlib.suppress(RuntimeError):  # JAX is in use already: `local_devices` tells if there are too few
+        with contextlib.suppress(RuntimeError):  # JAX is already in use; `local_devices` reports missing devices
             jax.config.update('jax_num_cpu_devices', devices)
     use_compilation_cache()
     arguments = resolve(hosts, os.environ)
@@ -62,69 +65,73 @@ def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = Fa
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
-        raise TrainingError(f'the processes of the run do not find each other: {error}') from error
+        raise TrainingError(f'the processes of the run cannot connect: {reason(error)}') from error
 
 
 def resolve(hosts: Hosts, environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """The arguments of jax.distributed.initialize; None where there is one process.
+    """Return the arguments of jax.distributed.initialize, or None for a run of one process.
+
+    Args:
+        hosts: from the command line; they override the launcher.
+        environment: environment variables.
 
     Raises:
-        TrainingError: a part of them is missing.
+        TrainingError: an argument is missing.
     """
     given = {key: value for key, value in dataclasses.asdict(hosts).items() if value is not None}
     for size, rank, address in LAUNCHERS.values():
         if int(environment.get(size, '1')) > 1 and rank in environment:
             if not given and address in environment:
-                return {}  # JAX reads the rest itself
+                return {}  # JAX reads the variables itself
             given = {'num_processes': int(environment[size]), 'process_id': int(environment[rank])} | given
     if not given:
         return None
     missing = [f.name for f in dataclasses.fields(hosts) if f.name not in given]
     if missing:
         flags = ', '.join('--' + name.replace('_', '-') for name in missing)
-        raise TrainingError(f'a run over several hosts needs {flags} too')
+        raise TrainingError(f'a run over several hosts also needs {flags}')
     return {'coordinator_address' if key == 'coordinator' else key: value for key, value in given.items()}
 
 
 def local_devices(count: int | None) -> list[Any]:
-    """The devices of this host that take part.
+    """Return the first `count` devices of this host, or all if None.
 
     Raises:
-        TrainingError: there are fewer, or not all of them are to take part in a run over several hosts.
+        TrainingError: the host has fewer devices, or `count` leaves some idle in a run over several hosts.
     """
     devices = jax.local_devices()
     if count is None or count == len(devices):
         return devices
     if count > len(devices):
-        raise TrainingError(f'--devices {count}: there are {len(devices)} on this host')
+        raise TrainingError(f'--devices {count}: this host has {len(devices)}')
     if jax.process_count() > 1:
-        raise TrainingError(f'--devices {count}: a run over several hosts uses all {len(devices)} of each')
+        raise TrainingError(f'--devices {count}: a run over several hosts uses all {len(devices)} of every host')
     return devices[:count]
 
 
 def replicate(tree: Any, devices: list[Any]) -> Any:
-    """A tree on every device of this host."""
+    """Copy a tree to every device of this host."""
     sharding = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec())
-    # Through NumPy: the copy on the first device must not share memory with the source, which a step would donate.
+    # Through NumPy, so that the copy on the first device does not share memory with `tree`: a step donates it.
     return jax.device_put(jax.tree.map(np.asarray, tree), sharding)
 
 
 def to_global(tree: Any) -> Any:
-    """Arrays of this process -> arrays of the whole run, which is what Orbax writes. Nothing happens on one host."""
+    """Turn replicated arrays of this process into arrays of the whole run, for Orbax. One process: return `tree`."""
     if jax.process_count() == 1:
         return tree
     return multihost_utils.host_local_array_to_global_array(tree, _mesh(), PartitionSpec())
 
 
 def to_local(tree: Any) -> Any:
-    """The way back."""
+    """Turn arrays of the whole run into arrays of this process: the inverse of `to_global`."""
     if jax.process_count() == 1:
         return tree
     return multihost_utils.global_array_to_host_local_array(tree, _mesh(), PartitionSpec())
 
 
 def everywhere() -> NamedSharding:
-    """Replicated over all devices of the run."""
+    """Return the sharding of an array that is replicated over all devices of the run."""
     return NamedSharding(_mesh(), PartitionSpec())
 
 
@@ -134,23 +141,24 @@ def _mesh() -> Mesh:
 
 @contextlib.contextmanager
 def interruption() -> Iterator[Callable[[int], bool]]:
-    """A function that tells, at a step, whether the run was asked to stop: SIGTERM, or Ctrl-C (twice is at once).
+    """Graceful shutdown: catch SIGTERM and Ctrl-C while the context is open.
 
-    Over several hosts JAX's own service listens, and all processes stop at the same step.
+    Yields a function of the step that returns whether the run was asked to stop. A second Ctrl-C raises
+    KeyboardInterrupt. Over several hosts JAX's preemption service listens, and all processes stop at the same step.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    asked: list[int] = []
+    received: list[int] = []
 
-    def note(signum: int, frame: Any) -> None:
+    def handle(signum: int, frame: Any) -> None:
         del frame
-        asked.append(signum)
+        received.append(signum)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda step: bool(asked)
+        yield lambda step: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

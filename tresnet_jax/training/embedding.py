@@ -1,11 +1,11 @@
-"""Pooled features of a large data set in a folder of shards, which can be gone on with after anything."""
+"""Pooled features of a large data set, written to a folder of shards. Resumable after any interruption."""
 
 import contextlib
 import dataclasses
 import hashlib
 import json
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tresnet_jax.checkpoints.write import save_safetensors
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.models.base import Tree
 from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.evaluate import one_behind
 from tresnet_jax.training.step import Batch, normalise
 
 INDEX_FILE, NAMES_FILE = 'index.json', 'names.json'
@@ -26,36 +27,44 @@ INDEX_FILE, NAMES_FILE = 'index.json', 'names.json'
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The folder: index.json says what it is of, names.json lists the images, and shards hold the features.
+    """A folder of features: index.json describes them, names.json lists the images, and shards hold the features.
 
-    ``features-00003-of-00079.safetensors`` holds `features` (n, F) float32, `labels` (n,) int32 and `indices` (n,)
-    int32, places in names.json, rising. A shard is whole or not there. Images that cannot be read are left out.
+    A shard ``features-00003-of-00079.safetensors`` holds `features` (n, F) float32, `labels` (n,) int32 and `indices`
+    (n,) int32: positions in names.json, ascending. Unreadable images have no features. A shard is complete or absent.
 
     Attributes:
-        folder: where all this is.
-        identity: what makes features comparable: model, weights, data, size; what goes on must agree.
-        batches: how many there are.
-        batches_each: of a shard.
+        folder: the folder.
+        identity: what makes features comparable: model, weights, data, size. Resuming requires the same values.
+        batches: number of batches in all.
+        batches_per_shard: number of batches in each shard but the last.
     """
 
     folder: Path
     identity: dict[str, Any]
     batches: int
-    batches_each: int
+    batches_per_shard: int
 
     @property
     def count(self) -> int:
-        return -(-self.batches // self.batches_each)
+        """The number of shards."""
+        return -(-self.batches // self.batches_per_shard)
 
     def path(self, number: int) -> Path:
+        """Return the file of a shard."""
         return self.folder / f'features-{number:05d}-of-{self.count:05d}.safetensors'
 
     def open(self, names: list[str]) -> list[bool]:
-        """Make the folder, or go on with it: which shards are there, on any host. Every process calls this.
+        """Make the folder, or check that it holds features of the same identity. Every process calls this.
+
+        Args:
+            names: one per image.
+
+        Returns:
+            For each shard, whether it is finished, on any host.
 
         Raises:
-            TrainingError: the folder holds features of something else.
-            ConversionError: it cannot be written.
+            TrainingError: the folder holds features of another identity, or cannot be made.
+            ConversionError: a file cannot be written.
         """
         text = json.dumps(names, indent=0)
         identity = json.loads(json.dumps(self.identity | {'names_sha256': hashlib.sha256(text.encode()).hexdigest()}))
@@ -64,48 +73,57 @@ class Shards:
             self._check_same(index, identity)
         elif any(self.folder.glob('features-*')):
             raise TrainingError(f'{self.folder}: holds features but no {INDEX_FILE}; give another --out')
-        first = jax.process_index() == 0
-        if first:
+        is_first_process = jax.process_index() == 0
+        if is_first_process:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise TrainingError(f'{self.folder}: cannot be made: {error}') from error
-            for left in self.folder.glob('.features-*.part'):  # of a process that was killed while it wrote
-                left.unlink()
-        there = [self.path(number).exists() for number in range(self.count)]
-        if jax.process_count() > 1:  # all must begin with the same batch; and no process writes before this
-            everywhere = np.asarray(multihost_utils.process_allgather(np.array(there)))
-            there = [bool(column.any()) for column in everywhere.T]
-        if first and not index.exists():
-            for name, content in ((NAMES_FILE, text), (INDEX_FILE, json.dumps(identity, indent=2) + '\n')):
-                save_text(self.folder / name, content)
-        return there
+                raise TrainingError(f'{self.folder}: cannot be made: {reason(error)}') from error
+            for partial in self.folder.glob('.features-*.part'):  # left by a process that was killed while writing
+                partial.unlink()
+        finished = [self.path(number).exists() for number in range(self.count)]
+        if jax.process_count() > 1:
+            # All processes must start at the same batch. Also, no process writes before all have looked.
+            everywhere = np.asarray(multihost_utils.process_allgather(np.array(finished)))
+            finished = [bool(column.any()) for column in everywhere.T]
+        if is_first_process and not index.exists():
+            save_text(self.folder / NAMES_FILE, text)
+            save_text(index, json.dumps(identity, indent=2) + '\n')
+        return finished
 
     def _check_same(self, index: Path, identity: dict[str, Any]) -> None:
+        """Raises TrainingError if the folder holds features of another identity."""
         try:
             saved = json.loads(index.read_text(encoding='utf-8'))
         except (OSError, ValueError) as error:
-            raise TrainingError(f'{index}: cannot be read as JSON ({error}); give another --out') from error
+            raise TrainingError(f'{index}: cannot be read as JSON ({reason(error)}); give another --out') from error
         if not isinstance(saved, dict):
             raise TrainingError(f'{index}: expected a JSON object; give another --out')
         changed = [name for name in identity if saved.get(name) != identity[name]]
         if changed:
             what = '; '.join(f'{n} was {reprlib.repr(saved.get(n))}, is {reprlib.repr(identity[n])}' for n in changed)
-            raise TrainingError(f'{self.folder}: holds features of something else: {what}. Give another --out')
+            raise TrainingError(f'{self.folder}: holds other features: {what}. Give another --out')
 
 
 def make_feature_step(
     apply: Callable[..., Any], *, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any = jnp.float32
 ) -> Callable[[tuple[Tree, Tree], Batch], Batch]:
-    """The step for `over_devices`: (params, batch_stats) of a model without classifier, and a batch of `eval_dataset`.
+    """Return the step for `over_devices` that computes the features of a batch.
 
-    Returns features (B, F) float32, labels, indices and mask (B,) of the whole batch, over all devices and hosts.
+    Args:
+        apply: `functional` of a model without classifier.
+        mean, std: normalisation of each channel, for values in [0, 1].
+        dtype: dtype of the normalised images.
+
+    Returns:
+        A function of (params, batch_stats) and a batch of `eval_dataset`. It returns features (B, F) float32, labels,
+        indices and mask (B,) of the whole batch, over all devices and hosts.
     """
 
     def step(variables: tuple[Tree, Tree], batch: Batch) -> Batch:
         features = apply(*variables, normalise(batch['image'], mean, std, dtype)).astype(jnp.float32)
         found = {'features': features, 'labels': batch['label'], 'indices': batch['index'], 'mask': batch['mask']}
-        # What leaves a step must be the same on every device.
+        # The results of a step must be the same on every device.
         return jax.lax.all_gather(found, AXIS, tiled=True)
 
     return step
@@ -116,35 +134,36 @@ def embed(
     variables: Any,
     batches: Any,
     shards: Shards,
-    there: list[bool],
-    tick: Callable[[int], object] = lambda count: None,
+    finished: list[bool],
+    tick: Callable[[int], object] = lambda batches: None,
 ) -> int:
-    """Write the shards that are missing; returns how many images this process wrote features of.
+    """Write the missing shards. Return the number of images whose features this process wrote.
 
-    Reading begins with the first missing shard. Of several hosts each writes every so-many-th shard.
+    Reading starts at the first missing shard. With P processes, each writes every P-th shard.
 
     Args:
-        step: of `make_feature_step`, over devices.
-        variables: (params, batch_stats) on every device.
-        batches: of `to_devices`.
-        shards, there: the folder, and what `Shards.open` found in it.
-        tick: told how many batches are done, for progress.
+        step: `make_feature_step`, over devices.
+        variables: (params, batch_stats), on every device.
+        batches: an `eval_dataset`, on the devices.
+        shards: the folder.
+        finished: which shards are finished, as `Shards.open` returns it.
+        tick: called after each batch with the number of batches done so far, to show progress.
 
     Raises:
         DataError: the images cannot be read.
-        ConversionError: a shard cannot be written; those before it stay.
+        ConversionError: a shard cannot be written; the finished ones stay.
     """
-    if all(there):
+    if all(finished):
         return 0
     written, rows = 0, []
-    first = there.index(False) * shards.batches_each
+    first = finished.index(False) * shards.batches_per_shard
     with contextlib.closing(iter(batches)) as iterator:
         iterator.set_state({'batches': first})
-        for done, found in enumerate(_one_behind(step(variables, batch) for batch in iterator), first + 1):
-            shard = (done - 1) // shards.batches_each
-            if not there[shard] and shard % jax.process_count() == jax.process_index():
+        for done, found in enumerate(one_behind(step(variables, batch) for batch in iterator), first + 1):
+            shard = (done - 1) // shards.batches_per_shard
+            if not finished[shard] and shard % jax.process_count() == jax.process_index():
                 rows.append({name: np.asarray(value) for name, value in found.items()})
-                if done == shards.batches or done % shards.batches_each == 0:
+                if done == shards.batches or done % shards.batches_per_shard == 0:
                     written += _write(shards.path(shard), rows)
                     rows = []
             tick(done)
@@ -152,7 +171,7 @@ def embed(
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of all names and values of a pytree, in hexadecimal."""
+    """Return the SHA-256 of all names and values of a pytree, in hexadecimal."""
     sha256 = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         sha256.update(jax.tree_util.keystr(path).encode())
@@ -160,17 +179,8 @@ def digest(tree: Any) -> str:
     return sha256.hexdigest()
 
 
-def _one_behind(items: Iterable[Any]) -> Iterable[Any]:
-    """The same items, each when the next one is begun, so that the devices always have work."""
-    waiting: list[Any] = []
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.pop(0)
-    yield from waiting
-
-
 def _write(path: Path, rows: list[dict[str, np.ndarray]]) -> int:
+    """Write a shard from the results of its batches, without padding. Return the number of its images."""
     found = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     order = np.argsort(found['indices'], kind='stable')
     order = order[found.pop('mask')[order] > 0]

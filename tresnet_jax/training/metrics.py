@@ -1,4 +1,4 @@
-"""What a run says of itself: lines or a bar, metrics.jsonl, TensorBoard, and curves.png."""
+"""Run logging: console, metrics.jsonl, TensorBoard and curves.png; and the metrics of steps in flight."""
 
 import collections
 import json
@@ -11,21 +11,24 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, missing_extra
 from tresnet_jax.files import save_text
 from tresnet_jax.plotting import new_figure, save_figure
 
-FILE = 'metrics.jsonl'
+METRICS_FILE = 'metrics.jsonl'
 
 
 class RunLog:
-    """Writes the metrics of a run below its folder. Only the first process of a run has one that writes.
+    """Prints the metrics of a run and writes them to its folder.
 
     Args:
-        workdir: the run's folder.
-        start: the step the run goes on from; what was written of later ones is dropped.
-        steps: of the whole run.
-        active: False for the other processes, which say nothing.
+        workdir: folder of the run.
+        start: the step the run starts or resumes from; records of later steps are dropped.
+        steps: number of steps of the whole run.
+        active: False makes every method do nothing, for all processes of a run but the first.
+
+    Raises:
+        MissingExtraError: tensorboardX or Matplotlib is not installed.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, active: bool):
@@ -34,26 +37,35 @@ class RunLog:
         self._workdir = workdir
         if not active:
             return
-        from tensorboardX import SummaryWriter
+        try:
+            import matplotlib.figure  # noqa: F401  not needed before the first evaluation; report its absence now
+            from tensorboardX import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) or error from None
 
-        _drop_after(workdir / FILE, start)
-        self._file = (workdir / FILE).open('a', encoding='utf-8')
+        _drop_after(workdir / METRICS_FILE, start)
+        self._file = (workdir / METRICS_FILE).open('a', encoding='utf-8')
         self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start + 1)
         self._bar = tqdm.tqdm(initial=start, total=steps, unit='step', disable=not sys.stderr.isatty())
 
     def advance(self) -> None:
-        """One step more for the bar."""
+        """Advance the progress bar by one step."""
         if self._active:
             self._bar.update()
 
     def say(self, line: str) -> None:
-        """Print a line, above the bar where there is one."""
+        """Print a line, above the progress bar if there is one."""
         if self._active:
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def train(self, values: dict[str, float], seconds_left: float) -> None:
-        """The metrics of an interval: step, epoch, loss, lr, top1, images_per_second, wait (a share of the time)."""
+        """Log the metrics of an interval.
+
+        Args:
+            values: `Interval.summary`: step, epoch, loss, lr, top1, images_per_second, wait (share of the time).
+            seconds_left: estimated seconds to the end of the run.
+        """
         self._write('train', values)
         self.say(
             f'step {values["step"]:,}/{self._steps:,}  epoch {values["epoch"]:.2f}  loss {values["loss"]:.4f}  '
@@ -62,7 +74,7 @@ class RunLog:
         )
 
     def evaluation(self, values: dict[str, float]) -> None:
-        """Those of an evaluation: step, top1, top5, loss, count, and with a moving average ema_top1, ..."""
+        """Log the metrics of an evaluation: step, top1, top5, loss, count; with a moving average, ema_top1 etc."""
         self._write('eval', values)
         average = f'  (average: {100 * values["ema_top1"]:.2f} %)' if 'ema_top1' in values else ''
         self.say(
@@ -84,70 +96,21 @@ class RunLog:
                 self._board.add_scalar(f'{kind}/{name}', value, int(values['step']))
 
     def close(self) -> None:
+        """Close the progress bar and the files."""
         if self._active:
             self._bar.close()
             self._board.close()
             self._file.close()
 
 
-def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl in order; a last line that was cut off is left out."""
-    path = workdir / FILE
-    lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Keep the records up to a step: a run that goes on makes the later ones again."""
-    if path.exists():
-        kept = [json.dumps(record) + '\n' for record in read_records(path.parent) if record['step'] <= step]
-        save_text(path, ''.join(kept))
-
-
-def plot_curves(workdir: Path) -> None:
-    """Draw loss, accuracy and learning rate of a run over its steps: curves.png."""
-    records = read_records(workdir)
-    figure = new_figure(12, 3.6)
-    axes = figure.subplots(1, 3)
-    for axis, names, scale, title in (
-        (axes[0], {'loss': 'loss'}, 1, 'loss'),
-        (axes[1], {'top1': 'top-1', 'ema_top1': 'top-1 of the average'}, 100, 'accuracy in percent'),
-        (axes[2], {'lr': 'learning rate'}, 1, 'learning rate'),
-    ):
-        for kind, label in (('train', 'training'), ('eval', 'evaluation')):
-            for name, what in names.items():
-                of_kind = [r for r in records if r['kind'] == kind and r.get(name) is not None]
-                points = [(r['step'], scale * r[name]) for r in of_kind]
-                if points:
-                    axis.plot(*zip(*points, strict=True), '.-' if kind == 'eval' else '-', label=f'{what}, {label}')
-        axis.set_title(title)
-        axis.set_xlabel('step')
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=8)
-    save_figure(figure, workdir / 'curves.png', dpi=120)
-
-
-def _time(seconds: float) -> str:
-    """12 s, 3:05 min, 2:03 h or 1 d 4 h."""
-    if not math.isfinite(seconds):
-        return 'unknown'
-    minutes, hours = divmod(int(seconds), 60)[0], int(seconds) // 3600
-    if seconds < 60:
-        return f'{seconds:.0f} s'
-    if hours == 0:
-        return f'{minutes}:{int(seconds) % 60:02} min'
-    return f'{hours}:{minutes % 60:02} h' if hours < 48 else f'{hours // 24} d {hours % 24} h'
-
-
 class Interval:
-    """Sums between two lines of metrics.
+    """Mean metrics, throughput and waiting time of the steps between two log lines.
 
     Args:
-        batch_size: images in a step.
+        batch_size: images per step.
 
     Attributes:
-        last: the metrics of the last finite step.
+        last: metrics of the last finite step.
         waited: seconds spent waiting for data.
     """
 
@@ -158,22 +121,23 @@ class Interval:
         self.restart()
 
     def restart(self) -> None:
+        """Begin a new interval."""
         self._values: list[dict[str, float]] = []
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave what has been done out of the rate, though not out of the means."""
+        """Exclude the steps so far from the throughput, but not from the mean metrics."""
         self.waited = 0.0
         self._began = time.perf_counter()
         self._untimed = len(self._values)
 
     def add(self, values: dict[str, float]) -> None:
-        """The metrics of one more step."""
+        """Add the metrics of one step."""
         self.last = values
         self._values.append(values)
 
     def summary(self, step: int, epoch: float, lr: float) -> dict[str, float]:
-        """Means over the interval; without a finite step in it, not a number."""
+        """Return the mean metrics of the interval; loss and top1 are NaN if it has no finite step."""
         seconds = time.perf_counter() - self._began
         self._rate = (len(self._values) - self._untimed) / seconds
         means = {name: float(np.mean([v[name] for v in self._values])) for name in self.last if self._values}
@@ -189,17 +153,18 @@ class Interval:
         }
 
     def seconds_left(self, steps: int) -> float:
+        """Return the time that `steps` more steps take at the rate of the last summary; infinity if it is 0."""
         return steps / self._rate if self._rate > 0 else math.inf
 
 
 class PendingSteps:
-    """Metrics of steps in flight: fetched late, so that the devices never wait for the host.
+    """Metrics of steps in flight. They are fetched late, so that the devices never wait for the host.
 
     Args:
         log: reports skipped steps.
         interval: gets the metrics of finite steps.
-        skip_nonfinite: how many steps with a loss or gradient that is not finite the run may skip.
-        nonfinite: how many it has skipped so far.
+        skip_nonfinite: number of steps with a non-finite loss or gradient that the run may skip.
+        nonfinite: number of steps it has skipped so far.
     """
 
     def __init__(self, log: RunLog, interval: Interval, skip_nonfinite: int, nonfinite: int):
@@ -210,14 +175,14 @@ class PendingSteps:
         self._steps: collections.deque[tuple[int, dict[str, Any], Any]] = collections.deque()
 
     def add(self, step: int, values: dict[str, Any], indices: Any) -> None:
-        """Add a step that has started: its number, its metrics, and the indices of its images."""
+        """Add a step that was dispatched: its number, its metrics, and the indices of its images in the source."""
         self._steps.append((step, values, indices))
 
     def fetch(self, keep: int = 0) -> None:
-        """Fetch the metrics of all but the last `keep` steps.
+        """Fetch the metrics of pending steps until only the last `keep` remain.
 
         Raises:
-            TrainingError: more steps than allowed had a loss or gradient that is not finite.
+            TrainingError: more than `skip_nonfinite` steps had a non-finite loss or gradient.
         """
         while len(self._steps) > keep:
             step, values, indices = self._steps.popleft()
@@ -235,7 +200,58 @@ class PendingSteps:
         allowed = self._skip_nonfinite
         if self._nonfinite > allowed:
             raise TrainingError(
-                f'{what}. The weights are those before this step. Lower --lr, clip with --clip-grad, '
+                f'{what}. The weights are as they were before this step. Lower --lr, clip with --clip-grad, '
                 f'or skip such steps with --skip-nonfinite N (now {allowed})'
             )
         self._log.say(f'skipped {what} ({self._nonfinite} of at most {allowed})')
+
+
+def read_records(workdir: Path) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl in order, without a truncated last line; [] if there is no file."""
+    path = workdir / METRICS_FILE
+    lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Drop records after `step`; a resumed run writes them again."""
+    if path.exists():
+        kept = [json.dumps(record) + '\n' for record in read_records(path.parent) if record['step'] <= step]
+        save_text(path, ''.join(kept))
+
+
+def plot_curves(workdir: Path) -> None:
+    """Plot loss, accuracy and learning rate of a run over its steps to curves.png."""
+    records = read_records(workdir)
+    figure = new_figure(12, 3.6)
+    axes = figure.subplots(1, 3)
+    for axis, names, scale, title in (
+        (axes[0], {'loss': 'loss'}, 1, 'loss'),
+        (axes[1], {'top1': 'top-1', 'ema_top1': 'top-1 of the average'}, 100, 'accuracy in percent'),
+        (axes[2], {'lr': 'learning rate'}, 1, 'learning rate'),
+    ):
+        for kind, label in (('train', 'training'), ('eval', 'evaluation')):
+            for name, what in names.items():
+                found = [record for record in records if record['kind'] == kind and record.get(name) is not None]
+                points = [(record['step'], scale * record[name]) for record in found]
+                if points:
+                    axis.plot(*zip(*points, strict=True), '.-' if kind == 'eval' else '-', label=f'{what}, {label}')
+        axis.set_title(title)
+        axis.set_xlabel('step')
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    save_figure(figure, workdir / 'curves.png', dpi=120)
+
+
+def _time(seconds: float) -> str:
+    """Format a duration: 12 s, 3:05 min, 2:03 h or 1 d 4 h."""
+    if not math.isfinite(seconds):
+        return 'unknown'
+    minutes = int(seconds) // 60
+    hours = minutes // 60
+    if minutes == 0:
+        return f'{int(seconds)} s'
+    if hours == 0:
+        return f'{minutes}:{int(seconds) % 60:02} min'
+    return f'{hours}:{minutes % 60:02} h' if hours < 48 else f'{hours // 24} d {hours % 24} h'

@@ -1,6 +1,6 @@
-"""Recipes: configurations by name. Each says its command, where it is from, and what came of it.
+"""Recipes: named configurations, each with its command, its source and its result.
 
-A flag on the command line goes before what the recipe says.
+Flags on the command line override the recipe.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from tresnet_jax.training.config import TrainConfig
 
 
 def tresnet_m_imagenet() -> TrainConfig:
-    """TResNet-M on ImageNet as its paper and model card say.
+    """TResNet-M on ImageNet, from its paper and model card.
 
     python scripts/train.py --recipe tresnet_m_imagenet --data tfds:imagenet2012 --data-dir DIR --workdir RUN
 
-    Ridnik et al., arXiv:2003.13630: 300 epochs, SGD, one-cycle, weight decay 1e-4 on kernels alone, label smoothing,
-    AutoAugment, Cutout, moving average; images scaled to [0, 1] and no more. Batch size and learning rate were
-    never published: here 1024 and, by timm's linear rule (0.1 at 256), 0.4. One-cycle's shape is that of the
-    authors' later code.
-    Published, not reproduced here: 80.8 % top-1 at 224 pixels.
+    Ridnik et al., arXiv:2003.13630: 300 epochs, SGD, one-cycle, weight decay 1e-4 of kernels only, label smoothing,
+    AutoAugment, Cutout, moving average; images are scaled to [0, 1] without further normalisation. The batch size and
+    the learning rate were never published: this recipe uses 1024 and, by timm's linear rule (0.1 at 256), 0.4. The
+    shape of the one-cycle schedule is that of the authors' later code.
+    Result: 80.8 % top-1 at 224 pixels, published, not reproduced here.
     """
     return TrainConfig(
         model='tresnet_m', data='tfds:imagenet2012', epochs=300, batch_size=1024, opt='momentum', weight_decay=1e-4,
@@ -28,13 +28,13 @@ def tresnet_m_imagenet() -> TrainConfig:
 
 
 def tresnet_m_imagenet_timm() -> TrainConfig:
-    """TResNet-M on ImageNet by the command in the original repository's README, which runs timm's train.py.
+    """TResNet-M on ImageNet, from the command in the original repository's README, which runs timm's train.py.
 
     python scripts/train.py --recipe tresnet_m_imagenet_timm --data tfds:imagenet2012 --data-dir DIR --workdir RUN
 
     github.com/Alibaba-MIIL/TResNet: eight GPUs with 190 images each, learning rate 0.6, RandAugment, mixup, random
-    erasing, cosine, moving average. What the command leaves open has timm's defaults of today.
-    Published, not reproduced here: 80.5 % top-1 at 224 pixels.
+    erasing, cosine, moving average. Options that the command does not set have timm's current defaults.
+    Result: 80.5 % top-1 at 224 pixels, published, not reproduced here.
     """
     return TrainConfig(
         model='tresnet_m', data='tfds:imagenet2012', epochs=300, batch_size=1520, lr=0.6, aa='rand-m9-mstd0.5-inc1',
@@ -43,13 +43,13 @@ def tresnet_m_imagenet_timm() -> TrainConfig:
 
 
 def resnet50d_imagenet() -> TrainConfig:
-    """ResNet-50-D on ImageNet by Bag of Tricks.
+    """ResNet-50-D on ImageNet, from Bag of Tricks.
 
     python scripts/train.py --recipe resnet50d_imagenet --data tfds:imagenet2012 --data-dir DIR --workdir RUN
 
     He et al., arXiv:1812.01187: 120 epochs, batch 1024 at learning rate 0.4, five epochs of warm-up, cosine, label
-    smoothing, mixup, no decay of biases and norms; every residual branch starts at zero, as all our models do.
-    Published, not reproduced here: 79.1 % top-1 (resnet50d.gluon_in1k in timm's table).
+    smoothing, mixup, no weight decay of biases and norms. Every residual branch starts at zero, as in all our models.
+    Result: 79.1 % top-1 (resnet50d.gluon_in1k in timm's table), published, not reproduced here.
     """
     return TrainConfig(
         model='resnet50d', data='tfds:imagenet2012', epochs=120, batch_size=1024, weight_decay=1e-4, warmup_epochs=5,
@@ -58,12 +58,12 @@ def resnet50d_imagenet() -> TrainConfig:
 
 
 def finetune() -> TrainConfig:
-    """Fine-tune pretrained weights on images of one's own, at 224 pixels.
+    """Fine-tune pretrained weights on your own images, at 224 pixels.
 
     python scripts/train.py --recipe finetune --model resnet50d --pretrained --data folder:photos --workdir RUN
 
-    A start for data sets of some thousand images: 20 epochs, a tenth of the usual learning rate, gentle crops. Add
-    `--freeze backbone` for very few images, `--layer-decay 0.75` to move early layers less.
+    A starting point for some thousand images: 20 epochs, learning rate 0.01, crops of at least 35 % of an image. Add
+    `--freeze backbone` for very few images, or `--layer-decay 0.75` to change early layers less.
     """
     return TrainConfig(
         epochs=20, batch_size=64, lr_base=0.04, weight_decay=1e-4, warmup_epochs=1, warmup_lr=1e-4, scale=(0.35, 1.0),
@@ -72,11 +72,12 @@ def finetune() -> TrainConfig:
 
 
 def finetune_448() -> TrainConfig:
-    """Fine-tune at 448 pixels, the size of TResNet's `_448` tags.
+    """Fine-tune pretrained weights at 448 pixels, the size of TResNet's `_448` tags.
 
     python scripts/train.py --recipe finetune_448 --model tresnet_m --pretrained --data folder:photos --workdir RUN
 
-    As `finetune`, four times the pixels and half the batch; whole images for evaluation. `--remat` saves memory.
+    As `finetune`, with four times the pixels, half the batch, and a `crop_pct` of 1 for evaluation. `--remat` saves
+    memory.
     """
     return TrainConfig(
         image_size=448, crop_pct=1.0, epochs=20, batch_size=32, lr_base=0.04, weight_decay=1e-4, warmup_epochs=1,
@@ -86,11 +87,11 @@ def finetune_448() -> TrainConfig:
 
 
 def imagenette() -> TrainConfig:
-    """ResNet-18-D from nothing on Imagenette (ten classes of ImageNet) at 64 pixels, in minutes on a CPU.
+    """ResNet-18-D from scratch on Imagenette (ten classes of ImageNet) at 64 pixels, in minutes on a CPU.
 
     python scripts/train.py --recipe imagenette --data folder:imagenette2-160 --workdir RUN
 
-    docs/training.md has what came of it, beside timm in PyTorch.
+    Result: docs/training.md, compared with timm in PyTorch.
     """
     return TrainConfig(
         model='resnet18d', data='folder:imagenette2-160', image_size=64, epochs=8, batch_size=64, lr=0.1,
@@ -100,13 +101,14 @@ def imagenette() -> TrainConfig:
 
 
 def fashion_mnist() -> TrainConfig:
-    """Tiny networks on Fashion-MNIST at 32 pixels: how the weights in this package were made.
+    """Tiny networks on Fashion-MNIST at 32 pixels: the recipe of the weights in this package.
 
     python scripts/train.py --recipe fashion_mnist --data tfds:fashion_mnist --workdir RUN
     python scripts/train.py --recipe fashion_mnist --data embedded:fashion_mnist --workdir RUN
 
-    Xiao et al., arXiv:1708.07747. The second command takes the 2,000 images that come with the package. Any
-    Fashion-MNIST as one .npz file does too (`--data npz:FILE`). docs/training.md has what came of it.
+    Xiao et al., arXiv:1708.07747. The second command uses the 2,000 images in the package. Fashion-MNIST as one .npz
+    file also works (`--data npz:FILE`).
+    Result: docs/training.md.
     """
     return TrainConfig(
         model='test_resnet', data='embedded:fashion_mnist', image_size=32, epochs=8, batch_size=128, lr=0.2,
@@ -130,11 +132,11 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 
 def recipe(name: str) -> TrainConfig:
-    """The configuration of that name.
+    """Return the configuration of a recipe.
 
     Raises:
-        TrainingError: there is none.
+        TrainingError: the recipe is unknown.
     """
     if name not in RECIPES:
-        raise TrainingError(f'unknown recipe {name!r}; there are {", ".join(RECIPES)}')
+        raise TrainingError(f'unknown recipe {name!r}; expected one of {", ".join(RECIPES)}')
     return RECIPES[name]()
