@@ -1,11 +1,8 @@
-"""Folded models compute what they were made from, and nothing but that; half precision says the same as float32."""
+"""Folded batch norm: the same outputs as the model it was made from, also in half precision."""
 
 import functools
-import importlib.resources
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,39 +11,19 @@ from PIL import Image
 import convert
 import tresnet_jax
 from convert.verify import compare_with_stored
+from tests.helpers.closeness import assert_close, assert_identical
+from tests.helpers.images import normal_images
+from tests.helpers.models import EMBEDDED_TAGS, SMALL, as_trained
+from tests.helpers.paths import EMBEDDED
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.variants import ARCHITECTURES
 
-EMBEDDED = Path(str(importlib.resources.files('tresnet_jax') / 'embedded'))
-NAMES = ('test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist')
-SMALL = ('test_resnet', 'test_tresnet')
 QUICK = (*SMALL, 'resnet50d')
 
 
-def as_trained(name: str, seed: int = 0, **options) -> ImageModel:
-    """A model with statistics, scales of both signs and shifts as after training, where a fresh one has 0 and 1."""
-    model = tresnet_jax.create_model(name, **{'num_classes': 10, **options})
-    rng = np.random.default_rng(seed)
-    for _, norm in nnx.iter_modules(model):
-        if isinstance(norm, BatchNormAct):
-            n, dtype = norm.scale.shape, norm.scale.dtype
-            for variable, value in (
-                (norm.scale, rng.uniform(0.4, 1.2, n) * rng.choice([-1, 1], n)),
-                (norm.bias, rng.uniform(-0.3, 0.3, n)),
-                (norm.mean, rng.uniform(-0.3, 0.3, n)),
-                (norm.var, rng.uniform(0.5, 1.5, n)),
-            ):
-                variable[...] = jax.device_put(value.astype(dtype))
-    return model
-
-
-def images(batch: int = 2, height: int = 32, width: int = 32, channels: int = 3) -> jax.Array:
-    return jax.device_put(np.random.default_rng(1).standard_normal((batch, height, width, channels)))
-
-
 def outputs(model: ImageModel, x: jax.Array) -> list[np.ndarray]:
-    """Every stage's map and what a call gives."""
+    """Return every stage's map, and the logits unless the model is a backbone."""
 
     @jax.jit
     def run(model: ImageModel, x: jax.Array) -> list[jax.Array]:
@@ -56,14 +33,9 @@ def outputs(model: ImageModel, x: jax.Array) -> list[np.ndarray]:
     return [np.asarray(y) for y in run(model, x)]
 
 
-def assert_close(got, expected, tolerance: float = 1e-12) -> None:
-    assert len(got) == len(expected)
-    for a, b in zip(got, expected, strict=True):
-        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
-
-
-def state(model: ImageModel) -> list[np.ndarray]:
-    return [np.array(leaf) for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model)))]
+def state(model: ImageModel) -> dict:
+    """Return a copy of the model's state."""
+    return jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model)))
 
 
 @pytest.mark.usefixtures('x64')
@@ -76,12 +48,10 @@ def test_every_architecture(name, record_error):
     layers = [layer for _, layer in nnx.iter_modules(folded)]
     assert not any(isinstance(layer, BatchNormAct) for layer in layers)
     assert all(layer.use_bias for layer in layers if isinstance(layer, nnx.Conv))
-    x = images(1, 48, 64)
+    x = normal_images(1, 48, 64, dtype='float64')
     got, expected = outputs(folded, x), outputs(model, x)
     assert len(got) == 6
-    assert_close(got, expected)
-    errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(got, expected, strict=True)]
-    record_error(name, 'folded, f64', max(errors))
+    record_error(name, 'folded, f64', assert_close(got, expected, 1e-12))
     jax.clear_caches()
 
 
@@ -100,55 +70,55 @@ def test_every_architecture(name, record_error):
         ('test_tresnet', {'global_pool': 'catavgmax', 'axis_name': 'batch'}),
     ],
 )
-def test_options(name, options):
+def test_every_option(name, options):
     model = as_trained(name, dtype='float64', **options)
     folded = tresnet_jax.fold_batchnorm(model)
-    x = images(channels=options.get('in_chans', 3))
-    assert_close(outputs(folded, x), outputs(model, x))
+    x = normal_images(channels=options.get('in_chans', 3), dtype='float64')
+    assert_close(outputs(folded, x), outputs(model, x), 1e-12)
     assert folded.feature_info.channels() == model.feature_info.channels()
 
 
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('name', SMALL)
-def test_functional(name):
+def test_the_functional_form(name):
     model = as_trained(name, dtype='float64')
     apply, params, batch_stats = tresnet_jax.functional(tresnet_jax.fold_batchnorm(model))
     assert batch_stats == {}
-    x = images()
+    x = normal_images(dtype='float64')
 
     @jax.jit
     def run(params, batch_stats, x):
-        return apply(params, batch_stats, x, method='forward_features'), apply(params, batch_stats, x)
+        return [apply(params, batch_stats, x, method='forward_features'), apply(params, batch_stats, x)]
 
-    assert_close(run(params, batch_stats, x), outputs(model, x)[-2:])
+    assert_close(run(params, batch_stats, x), outputs(model, x)[-2:], 1e-12)
     with pytest.raises(ValueError, match='no batch norm to train'):
         apply(params, batch_stats, x, train=True)
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_the_given_model_is_left_as_it_is(name):
+def test_the_given_model_does_not_change(name):
     model = as_trained(name).train()
     before = state(model)
     folded = tresnet_jax.fold_batchnorm(model)
     for _, variable in nnx.to_flat_state(nnx.state(folded)):
         variable[...] = jax.device_put(np.zeros(variable.shape, np.float32))
-    assert_close(state(model), before, 0)
+    assert_identical(state(model), before)
     assert not any(norm.use_running_average for _, norm in nnx.iter_modules(model) if isinstance(norm, BatchNormAct))
 
 
 def test_a_model_in_training_mode_is_folded_for_evaluation():
     model = as_trained('test_resnet', drop_rate=0.5, drop_path_rate=0.5)
-    x = jnp.float32(images())
+    x = normal_images()
     expected = outputs(model, x)
     assert_close(outputs(tresnet_jax.fold_batchnorm(model.train()), x), expected, 1e-5)
 
 
-def test_folding_twice_is_folding_once():
+def test_folding_twice_equals_folding_once():
     folded = tresnet_jax.fold_batchnorm(as_trained('test_tresnet'))
-    assert_close(state(tresnet_jax.fold_batchnorm(folded)), state(folded), 0)
+    assert_identical(state(tresnet_jax.fold_batchnorm(folded)), state(folded))
 
 
-def test_a_folded_model_is_neither_trained_nor_converted(tmp_path):
+def test_a_folded_model_cannot_be_trained_or_converted(tmp_path):
     folded = tresnet_jax.fold_batchnorm(as_trained('test_resnet'))
     with pytest.raises(ValueError, match='no batch norm to train'):
         folded.train()
@@ -163,12 +133,12 @@ def test_a_folded_model_is_neither_trained_nor_converted(tmp_path):
 
 def test_a_folded_model_gets_a_new_classifier():
     folded = tresnet_jax.fold_batchnorm(as_trained('test_resnet')).reset_classifier(3)
-    assert jax.eval_shape(folded, jnp.float32(images())).shape == (2, 3)
+    assert jax.eval_shape(folded, normal_images()).shape == (2, 3)
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_float32_stays_at_its_noise(name):
-    """Folded, every stage is as near to timm's stored outputs as `test_embedded` asks of the plain model."""
+@pytest.mark.parametrize('name', EMBEDDED_TAGS)
+def test_every_stage_agrees_with_timm_in_float32(name):
+    """The folded model meets the tolerance that `test_embedded` sets for the plain one."""
     model = tresnet_jax.fold_batchnorm(tresnet_jax.create_model(name, pretrained=True))
     comparisons = compare_with_stored(model, EMBEDDED / f'{name}.golden.safetensors')
     assert len(comparisons) == 6
@@ -194,9 +164,9 @@ def logits(name: str, dtype: str, fold: bool) -> np.ndarray:
 
 @pytest.mark.parametrize('fold', [False, True], ids=['plain', 'folded'])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EMBEDDED_TAGS)
 def test_half_precision_gives_the_same_classes(name, dtype, fold):
-    """On at least 99 % of the 500 embedded test images; and the logits are not float32's own."""
+    """The classes agree for at least 99 % of the 500 embedded test images, and the logits are not float32's."""
     single, half = logits(name, 'float32', False), logits(name, dtype, fold)
     assert len(single) == 500
     assert (single.argmax(1) == half.argmax(1)).mean() >= 0.99
@@ -204,10 +174,9 @@ def test_half_precision_gives_the_same_classes(name, dtype, fold):
 
 
 @pytest.mark.parametrize('size', [200, 224])
-def test_bfloat16_of_one_wide_image(size):
-    """Nothing but the logits: XLA took the last convolutions into one fusion with the mean, and gave NaN."""
-    x = images(1, size, size)
+def test_one_large_image_in_bfloat16(size):
+    """Only the logits are an output: XLA once fused the last convolutions with the mean and returned NaN."""
+    x = normal_images(1, size, size)
     call = jax.jit(lambda model, x: model(x))
-    single = np.asarray(call(as_trained('test_resnet'), x))
-    half = np.asarray(call(tresnet_jax.fold_batchnorm(as_trained('test_resnet', dtype='bfloat16')), x), np.float32)
-    assert np.abs(half - single).max() <= 0.05 * np.abs(single).max()
+    half = tresnet_jax.fold_batchnorm(as_trained('test_resnet', dtype='bfloat16'))
+    assert_close(call(half, x), call(as_trained('test_resnet'), x), 0.05)

@@ -462,7 +462,7 @@ def drop_path_rates() -> float:
         options = {'num_classes': 0, 'drop_path_rate': rate, 'rngs': ShapesOnly()}
         narrow = variants.TResNetConfig((3, 4, 11, 3), width_factor=0.125)
         models = {
-            'tresnet': tresnet_jax.tresnet.TResNet(narrow, **options),
+            'tresnet': tresnet_jax.models.tresnet.TResNet(narrow, **options),
             'resnet': ResNetD(variants.ARCHITECTURES['resnet18d'], **options),
         }
         for name, mine in models.items():

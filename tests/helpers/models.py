@@ -9,6 +9,7 @@ from tresnet_jax.models.base import ImageModel, Tree, functional
 from tresnet_jax.models.batch_norm import BatchNormAct
 
 SMALL = ('test_resnet', 'test_tresnet')
+EMBEDDED_TAGS = ('test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist')
 
 
 def as_trained(name: str, *, seed: int = 0, **options) -> ImageModel:
