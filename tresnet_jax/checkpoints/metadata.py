@@ -84,7 +84,7 @@ def _entries(checkpoint: Checkpoint, field: str, valid: Callable[[Any], bool], e
     entries = _object(checkpoint, field)
     for key, value in entries.items():
         if not valid(value):
-            raise _error(checkpoint, field, f'has {reprlib.repr(value)} for {reprlib.repr(key)}; expected {expected}')
+            raise _error(checkpoint, field, f'has {reprlib.repr(value)} for {key[:200]!r}; expected {expected}')
     return entries
 
 
