@@ -124,6 +124,20 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys):
     assert 'torch cannot load it as plain weights' in capsys.readouterr().err
 
 
+def test_a_full_disk_under_a_torch_file(tmp_path, monkeypatch):
+    """torch raises RuntimeError then."""
+
+    def fail(state, path):
+        path.write_bytes(b'half')
+        raise RuntimeError('[enforce fail at inline_container.cc:626] .\nunexpected pos 64 vs 0')
+
+    (tmp_path / 'a.pth').write_bytes(b'was here')
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(convert.ConversionError, match='a.pth: cannot be written: .*unexpected pos 64 vs 0$'):
+        convert.save_torch(tmp_path / 'a.pth', {'a': np.zeros(3)})
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [('a.pth', b'was here')]
+
+
 @pytest.mark.usefixtures('x64')
 def test_nothing_is_shared_with_the_source():
     """In float64 nothing is cast, and JAX and torch both reuse NumPy's memory where they can."""

@@ -29,6 +29,16 @@ def test_verify_prints_every_stage_and_draws_it(name, layout, tmp_path, capsys):
     assert main([str(out), str(tmp_path / 'back.pth'), '--verify']) == 0
 
 
+@pytest.mark.parametrize('slope', ['0', '0.01', '1e-6'])
+def test_verify_sets_every_slope_of_timms_model(slope, tmp_path, capsys):
+    """0 is a slope like any other, and 0.01, timm's slope in the stem, holds for the blocks too."""
+    torch.save(float32_state('test_tresnet'), tmp_path / 'a.pth')
+    assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors'), '--verify', '--abn-slope', slope]) == 0
+    assert 'differs' not in capsys.readouterr().out
+    assert main([str(tmp_path / 'out.safetensors'), str(tmp_path / 'back.safetensors'), '--verify']) == 0
+    assert 'differs' not in capsys.readouterr().out
+
+
 def test_verify_with_another_slope_and_without_a_head(tmp_path, capsys):
     torch.save(inplace_abn_state('test_tresnet', False), tmp_path / 'a.pth')
     options = ['--verify', '--abn-slope', '1e-6', '--drop-head']
