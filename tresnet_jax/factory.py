@@ -81,14 +81,15 @@ def create_model(
         convert.ConversionError: (a ValueError) the checkpoint cannot be read or does not fit.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax
         >>> import tresnet_jax
+        >>> images = jax.ShapeDtypeStruct((8, 32, 32, 3), 'float32')
         >>> model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
-        >>> model(jnp.zeros((1, 32, 32, 3))).shape
-        (1, 10)
-        >>> backbone = tresnet_jax.create_model('test_tresnet', features_only=True)
-        >>> [x.shape for x in backbone(jnp.zeros((1, 32, 32, 3)))]
-        [(1, 8, 8, 16), (1, 4, 4, 32), (1, 2, 2, 256), (1, 1, 1, 512)]
+        >>> jax.eval_shape(model, images).shape
+        (8, 10)
+        >>> backbone = tresnet_jax.create_model('test_tresnet.fashion_mnist', pretrained=True, features_only=True)
+        >>> [x.shape for x in jax.eval_shape(backbone, images)]
+        [(8, 8, 8, 16), (8, 4, 4, 32), (8, 2, 2, 256), (8, 1, 1, 512)]
     """
     saved = read_config(name) if split_source(name) else None
     architecture, tagged = (saved.architecture, saved) if saved else split_name(name)

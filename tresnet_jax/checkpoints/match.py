@@ -330,7 +330,7 @@ def to_torch(
         >>> model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
         >>> state_dict = convert.to_torch(model)
         >>> state_dict['fc.weight'].shape, state_dict['bn1.num_batches_tracked'].dtype
-        ((10, 160), dtype('int64'))
+        ((10, 96), dtype('int64'))
     """
     if isinstance(model, nnx.Module):
         if getattr(model, 'folded', False):

@@ -41,7 +41,7 @@ def read(path: str | Path, *, ema: bool = True, step: int | Literal['best', 'lat
         >>> checkpoint.container, len(checkpoint.tensors)
         ('safetensors', 92)
         >>> checkpoint.tensors['fc.weight'].dtype, checkpoint.tensors['fc.weight'].shape
-        (dtype('float16'), (10, 160))
+        (dtype('float16'), (10, 96))
     """
     path = Path(path)
     if not path.exists():
