@@ -1,0 +1,298 @@
+"""Pickle streams -> plain values and inert records. Nothing that a stream names is imported, and none of its code runs.
+
+`pickletools.genops` of the standard library decodes the instructions; `Unpickler` executes those that checkpoints need
+and refuses the others. A class or a function of the stream is a name here (`Global`). A call of it gives a `Record` of
+the name and the arguments, unless the table of functions that `Unpickler` receives has an entry for that name.
+"""
+
+import dataclasses
+import pickle
+import pickletools
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tresnet_jax.checkpoints.records import PLAIN_CONTAINERS, Global, Leaf, Record, Unreadable, printable, walk
+from tresnet_jax.errors import reason
+
+MOST_INSTRUCTIONS = 5_000_000  # a checkpoint of ResNet-200-D with its optimizer has 70,000
+MOST_NESTED = 500  # containers within containers; Python's own recursion limit is 1000
+MOST_IN_A_KEY = 64  # values in a tuple that is a key of a dictionary: the hash of a shared, nested one takes 2 ** depth
+
+# A name with dots; brackets are those of '<locals>', a hyphen is one of a file's name.
+NAME = re.compile(r'[\w<>-]+(\.[\w<>-]+)+')
+LONGEST_NAME = 500
+# Old names of modules, by Python 2 and NumPy 1.
+RENAMED = (
+    ('__builtin__', 'builtins'),
+    ('copy_reg', 'copyreg'),
+    ('numpy.core', 'numpy._core'),
+)
+# Instructions whose argument is the value itself.
+VALUES = frozenset(
+    'INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE '
+    'SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8'.split()
+)
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Pending:
+    """An object that the next BUILD instruction completes.
+
+    Attributes:
+        finish: from the state in that instruction to the object.
+        places: where the memo of the stream refers to it.
+    """
+
+    finish: Callable[[Any], Any]
+    places: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(slots=True)
+class Budget:
+    """What the streams of one file may still cost, streams within streams included.
+
+    Attributes:
+        size: number of bytes that may be copied; a stream can copy one string of its own again and again.
+        instructions: number of instructions, and of elements that calls copy.
+    """
+
+    size: int
+    instructions: int = MOST_INSTRUCTIONS
+
+    def spend(self, instructions: int = 0, size: int = 0) -> None:
+        self.instructions -= instructions
+        self.size -= size
+        if self.instructions < 0:
+            raise Unreadable(f'its pickle has more than {MOST_INSTRUCTIONS:,} instructions; save the state_dict alone')
+        if self.size < 0:
+            raise Unreadable('its pickle copies more bytes than the file has')
+
+
+class Unpickler:
+    """The reader of one stream.
+
+    Args:
+        stream: a binary file with `read` and `readline`, at the beginning of the pickle.
+        functions: name -> function that is called instead of the named one; a `Pending` may be its result. It raises
+            `Unreadable`, or TypeError for another number of arguments.
+        persistent_load: from the persistent id, any value of the stream, to the object.
+        budget: the costs that are left for this stream.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        functions: Mapping[str, Callable[..., Any]],
+        persistent_load: Callable[[Any], Any] | None,
+        budget: Budget,
+    ) -> None:
+        self._stream = stream
+        self._functions = functions
+        self._persistent_load = persistent_load
+        self._budget = budget
+        self._stack: list[Any] = []
+        self._below_marks: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._globals: dict[str, Global] = {}
+
+    def load(self) -> Any:
+        """Return the object of the stream, and leave the stream behind it.
+
+        Raises:
+            Unreadable: the stream is damaged, has an instruction that is not allowed, or costs too much.
+        """
+        try:
+            value = self._run()
+            if any(len(path) > MOST_NESTED for path, _ in walk(value)):
+                raise Unreadable(f'its pickle nests containers more than {MOST_NESTED} deep')
+            return value
+        except Unreadable:
+            raise
+        except IndexError:
+            raise Unreadable('its pickle is damaged: a value is missing') from None
+        except KeyError:
+            raise Unreadable('its pickle is damaged: it refers to a value that it does not store') from None
+        except (ValueError, TypeError, AttributeError, ArithmeticError, struct.error, EOFError, MemoryError) as error:
+            raise Unreadable(f'its pickle is damaged: {printable(reason(error))}') from error
+
+    def _run(self) -> Any:
+        memo = self._memo
+        argument: Any
+        for opcode, argument, _ in pickletools.genops(self._stream):
+            self._budget.spend(instructions=1)
+            stack = self._stack
+            name = opcode.name
+            if name in VALUES:
+                stack.append(argument)
+                continue
+            match name:
+                case 'BINPUT' | 'MEMOIZE' | 'LONG_BINPUT' | 'PUT':
+                    place = len(memo) if name == 'MEMOIZE' else argument
+                    memo[place] = stack[-1]
+                    if type(stack[-1]) is Pending:
+                        stack[-1].places.append(place)
+                case 'BINGET' | 'LONG_BINGET' | 'GET':
+                    stack.append(memo[argument])
+                case 'MARK':
+                    self._below_marks.append(stack)
+                    self._stack = []
+                case 'TUPLE':
+                    self._push(tuple(self._since_mark()))
+                case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+                    count = int(name[-1])
+                    if len(stack) < count:
+                        raise IndexError
+                    stack[-count:] = [tuple(stack[-count:])]
+                case 'REDUCE' | 'NEWOBJ':
+                    arguments = stack.pop()
+                    self._call(stack.pop(), arguments, None)
+                case 'NEWOBJ_EX':
+                    keywords, arguments = stack.pop(), stack.pop()
+                    self._call(stack.pop(), arguments, keywords)
+                case 'BUILD':
+                    self._build(stack.pop())
+                case 'BINPERSID':
+                    if self._persistent_load is None:
+                        raise Unreadable('its pickle refers to data outside of it')
+                    self._push(self._persistent_load(stack.pop()))
+                case 'GLOBAL':
+                    self._push(self._global(*argument.split(' ', 1)))
+                case 'STACK_GLOBAL':
+                    class_name = stack.pop()
+                    self._push(self._global(stack.pop(), class_name))
+                case 'SETITEMS':
+                    self._set_items(self._since_mark())
+                case 'SETITEM':
+                    value, key = stack.pop(), stack.pop()
+                    self._set_items([key, value])
+                case 'APPENDS':
+                    self._append(self._since_mark())
+                case 'APPEND':
+                    self._append([stack.pop()])
+                case 'ADDITEMS':
+                    self._add_items(self._since_mark())
+                case 'NONE':
+                    stack.append(None)
+                case 'NEWTRUE' | 'NEWFALSE':
+                    stack.append(name == 'NEWTRUE')
+                case 'EMPTY_TUPLE':
+                    stack.append(())
+                case 'EMPTY_LIST':
+                    stack.append([])
+                case 'EMPTY_DICT':
+                    stack.append({})
+                case 'EMPTY_SET':
+                    stack.append(set())
+                case 'LIST':
+                    self._push(self._since_mark())
+                case 'DICT':
+                    items = self._since_mark()
+                    self._push({})
+                    self._set_items(items)
+                case 'FROZENSET':
+                    self._push(frozenset(map(checked_key, self._since_mark())))
+                case 'POP' if stack:
+                    stack.pop()
+                case 'POP' | 'POP_MARK':
+                    self._since_mark()
+                case 'PROTO' if argument <= pickle.HIGHEST_PROTOCOL:
+                    pass
+                case 'PROTO':
+                    raise Unreadable(f'its pickle has the unknown protocol {argument}')
+                case 'FRAME':
+                    pass  # the length of what a reader may fetch at once
+                case 'STOP':
+                    return stack.pop()
+                case _:
+                    raise Unreadable(f'its pickle has the instruction {name}, which no checkpoint needs')
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _since_mark(self) -> list[Any]:
+        """Remove and return the values since the last MARK."""
+        items = self._stack
+        self._stack = self._below_marks.pop()
+        return items
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is Record:
+            target.elements = target.elements or []
+            target.elements.extend(items)
+        elif type(target) is list:
+            target.extend(items)
+        else:
+            raise Unreadable(f'its pickle appends to a {type(target).__name__}')
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is Record:
+            target.mapping = target.mapping or {}
+            target = target.mapping
+        if type(target) is not dict:
+            raise Unreadable(f'its pickle sets an item of a {type(target).__name__}')
+        target.update(zip(map(checked_key, items[::2]), items[1::2], strict=True))
+
+    def _add_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not set:
+            raise Unreadable(f'its pickle adds to a {type(target).__name__}')
+        target.update(map(checked_key, items))
+
+    def _global(self, module: Any, name: Any) -> Global:
+        if type(module) is not str or type(name) is not str:
+            raise Unreadable('its pickle names a class by something other than text')
+        for old, new in RENAMED:
+            if module == old or module.startswith(f'{old}.'):
+                module = new + module[len(old) :]
+        full_name = f'{module}.{name}'
+        if len(full_name) > LONGEST_NAME or not NAME.fullmatch(full_name):
+            raise Unreadable(f'its pickle names a class with odd characters: {printable(full_name, 80)}')
+        return self._globals.setdefault(full_name, Global(full_name))
+
+    def _call(self, function: Any, arguments: Any, keywords: Any) -> None:
+        if type(function) is not Global:
+            raise Unreadable(f'its pickle calls a {type(function).__name__}')
+        if type(arguments) is not tuple or type(keywords) not in (dict, type(None)):
+            raise Unreadable(f'its pickle calls {function.name} without a tuple of arguments')
+        known = None if keywords else self._functions.get(function.name)
+        if known is None:
+            return self._push(Record(function.name, arguments, keywords or None))
+        self._budget.spend(sum(len(a) for a in arguments if isinstance(a, PLAIN_CONTAINERS)))
+        try:
+            self._push(known(*arguments))
+        except TypeError:
+            raise Unreadable(f'its pickle calls {function.name} with arguments that do not fit') from None
+
+    def _build(self, state: Any) -> None:
+        target = self._stack[-1]
+        if type(target) is Pending:
+            value = self._stack[-1] = target.finish(state)
+            self._memo.update(dict.fromkeys(target.places, value))
+        elif type(target) is Record:
+            target.state = state
+        elif not isinstance(target, Leaf | dict):  # attributes of a tensor or of an OrderedDict are dropped
+            raise Unreadable(f'its pickle sets attributes of a {type(target).__name__}')
+
+
+def checked_key(value: Any) -> Any:
+    """Return a value that is a key of a dictionary or a member of a set, unchanged.
+
+    Raises:
+        Unreadable: the value is mutable, or its hash may take very long.
+    """
+    if type(value) is tuple and len(value) <= MOST_IN_A_KEY and all(map(_is_plain_key, value)):
+        return value
+    if not _is_plain_key(value):
+        raise Unreadable(f'its pickle has a key that is a {type(value).__name__}, or a large one')
+    return value
+
+
+def _is_plain_key(value: Any) -> bool:
+    if isinstance(value, int):
+        # Any number of integers beyond 64 bits can share one hash, and a dictionary of them takes quadratic time.
+        return -(2**63) <= value < 2**64
+    return not isinstance(value, (*PLAIN_CONTAINERS, bytearray))
