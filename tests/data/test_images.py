@@ -1,4 +1,4 @@
-"""Reading images of every mode and every sort of damage, finding them, and the contact sheet."""
+"""Decoding images of every mode and with every kind of damage, from files and from bytes, and finding them."""
 
 import struct
 import warnings
@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tresnet_jax.data import images as images
+from tests.helpers.images import encode, noise_image
+from tresnet_jax.data.images import decode, find_images, finish_decoding, load_image
+from tresnet_jax.errors import ImageError
+
+ORIENTATION = 0x0112
 
 
 @pytest.fixture(autouse=True)
@@ -19,20 +23,21 @@ def no_warnings():
 
 @pytest.fixture
 def noise() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8))
+    return noise_image(36, 24)
 
 
 def pixels(path) -> np.ndarray:
-    image = images.load_image(path)
-    assert image.mode == 'RGB'
+    """Return the pixels of an image file, after checking that its bytes decode to the same ones."""
+    image, decoded = load_image(path), decode(path.read_bytes())
+    assert image.mode == decoded.mode == 'RGB' and np.array_equal(np.asarray(image), np.asarray(decoded))
     return np.asarray(image)
 
 
 @pytest.mark.parametrize(
     ('mode', 'suffix'),
-    [('1', 'png'), ('L', 'png'), ('LA', 'png'), ('P', 'png'), ('P', 'gif'), ('RGB', 'png'), ('RGB', 'jpg'),
-     ('RGB', 'bmp'), ('RGB', 'webp'), ('RGBA', 'png'), ('RGBA', 'webp'), ('CMYK', 'jpg'), ('CMYK', 'tiff'),
-     ('LAB', 'tiff')],  # and no YCbCr, which Pillow before 13 writes but does not read
+    [('1', 'png'), ('L', 'png'), ('L', 'jpg'), ('LA', 'png'), ('P', 'png'), ('P', 'gif'), ('RGB', 'png'),
+     ('RGB', 'jpg'), ('RGB', 'bmp'), ('RGB', 'webp'), ('RGBA', 'png'), ('RGBA', 'webp'), ('CMYK', 'jpg'),
+     ('CMYK', 'tiff'), ('LAB', 'tiff')],  # not YCbCr, which Pillow before 13 writes but does not read
 )  # fmt: skip
 def test_modes_are_converted_as_pillow_does(tmp_path, noise, mode, suffix):
     path = tmp_path / f'image.{suffix}'
@@ -59,7 +64,7 @@ def test_palettes_with_transparency(tmp_path):
 
 
 def grey(path, values, dtype) -> list[int]:
-    """What an image of one row with these values is read as."""
+    """Write an image of one row with these values and return the grey levels that are read."""
     Image.fromarray(np.array([values], dtype)).save(path)
     x = pixels(path)
     assert (x == x[..., :1]).all()
@@ -93,31 +98,45 @@ def test_floats(tmp_path):
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-def test_floats_that_are_no_numbers(tmp_path, bad):
+def test_floats_that_are_not_finite(tmp_path, bad):
     Image.fromarray(np.array([[0, bad]], np.float32)).save(tmp_path / 'float.tiff')
-    with pytest.raises(images.ImageError, match='float.tiff: some pixels are not finite'):
-        images.load_image(tmp_path / 'float.tiff')
+    assert refuse(tmp_path / 'float.tiff') == 'some pixels are not finite numbers'
 
 
 @pytest.mark.parametrize(('orientation', 'turns'), [(1, 0), (3, 2), (6, 3), (8, 1)])
 @pytest.mark.parametrize('suffix', ['png', 'tiff', 'webp'])
 def test_exif_orientation(tmp_path, noise, suffix, orientation, turns):
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[ORIENTATION] = orientation
     noise.save(tmp_path / f'turned.{suffix}', exif=exif, lossless=True)
     assert np.array_equal(pixels(tmp_path / f'turned.{suffix}'), np.rot90(np.asarray(noise), turns))
 
 
-def test_16_bits_are_turned_too(tmp_path):
+def test_exif_orientation_of_jpegs(tmp_path, noise):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[ORIENTATION] = 6
+    noise.save(tmp_path / 'turned.jpg', exif=exif)
+    noise.save(tmp_path / 'plain.jpg')
+    assert np.array_equal(pixels(tmp_path / 'turned.jpg'), np.rot90(pixels(tmp_path / 'plain.jpg'), 3))
+
+
+def test_16_bit_images_are_rotated_too(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
     Image.fromarray(np.array([[0, 65535]], np.uint16)).save(tmp_path / 'turned.png', exif=exif)
     assert pixels(tmp_path / 'turned.png')[..., 0].tolist() == [[0], [255]]
 
 
-def test_broken_exif_does_not_matter(tmp_path, noise):
-    noise.save(tmp_path / 'image.png', exif=b'Exif\0\0garbage')
-    assert np.array_equal(pixels(tmp_path / 'image.png'), np.asarray(noise))
+@pytest.mark.parametrize('suffix', ['png', 'jpg'])
+@pytest.mark.parametrize('exif', [b'garbage', b'II*\0\x08', b'XX*\0\x08\0\0\0\1\0'])
+def test_damaged_exif_data_is_ignored(tmp_path, noise, suffix, exif):
+    path = tmp_path / f'image.{suffix}'
+    noise.save(path, dpi=(72, 72))  # so that Pillow does not look for the resolution in the EXIF data of a JPEG
+    expected = pixels(path)
+    noise.save(path, dpi=(72, 72), exif=b'Exif\0\0' + exif)
+    with Image.open(path) as image, pytest.raises(Exception):  # noqa: B017, which exception depends on Pillow's version
+        image.getexif()
+    assert np.array_equal(pixels(path), expected)
 
 
 @pytest.mark.parametrize('suffix', ['gif', 'png', 'webp', 'tiff'])
@@ -129,9 +148,9 @@ def test_the_first_frame_of_an_animation(tmp_path, suffix):
 
 
 def refuse(path) -> str:
-    """The reason, from the one line that names the file."""
-    with pytest.raises(images.ImageError) as caught:
-        images.load_image(path)
+    """Return the reason of the error, after checking that it is one line that begins with the file."""
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
     file, _, reason = str(caught.value).partition(': ')
     assert file == str(path) and '\n' not in reason
     return reason
@@ -144,16 +163,23 @@ def test_truncated_files(tmp_path, noise, suffix):
     whole = path.read_bytes()
     for length in (len(whole) // 2, len(whole) * 9 // 10):
         path.write_bytes(whole[:length])
-        assert refuse(path)
+        reason = refuse(path)
+        with pytest.raises(ImageError) as caught:  # a JPEG fails when its pixels are first accessed
+            finish_decoding(decode(whole[:length]))
+        assert str(caught.value) == reason != ''
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_files_that_are_not_images(tmp_path):
     path = tmp_path / 'a.jpg'
     assert refuse(path) == 'No such file or directory'
-    path.write_bytes(b'')
-    assert refuse(path) == 'the file is empty'
-    path.write_text('not an image\n')
-    assert refuse(path) == 'not an image, or of a kind that Pillow cannot read'
+    for content, reason in (
+        (b'', 'the file is empty'),
+        (b'not an image\n', 'not an image, or of a kind that Pillow cannot read'),
+    ):
+        path.write_bytes(content)
+        assert refuse(path) == reason
+        with pytest.raises(ImageError, match=f'^{reason}$'):
+            decode(content)
     assert refuse(tmp_path) == 'a folder, not an image'
     assert refuse(path / 'b.jpg') == 'Not a directory'
 
@@ -175,5 +201,28 @@ def test_find_images(tmp_path):
         (tmp_path / name).touch()
     given = [tmp_path / 'a.xyz', str(tmp_path / 'b'), tmp_path / 'missing.png', tmp_path / 'b/1.png']
     expected = ['a.xyz', *found, 'missing.png', 'b/1.png']
-    assert images.find_images(given) == [tmp_path / name for name in expected]
-    assert images.find_images([]) == []
+    assert find_images(given) == [tmp_path / name for name in expected]
+    assert find_images([]) == []
+
+
+@pytest.mark.parametrize('shape', [(3, 4), (3, 4, 1), (3, 4, 3), (3, 4, 4)])
+def test_arrays_are_decoded_too(shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    decoded = decode(array)
+    expected = np.broadcast_to(array.reshape(3, 4, -1)[..., :3], (3, 4, 3))
+    assert decoded.mode == 'RGB' and np.array_equal(np.asarray(decoded), expected)
+
+
+def test_only_upright_rgb_jpegs_stay_undecoded(noise):
+    """A transform can have the others only in full size."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    for data, undecoded in (
+        (encode(noise, 'JPEG'), True),
+        (encode(noise.convert('L'), 'JPEG'), False),
+        (encode(noise, 'JPEG', exif=exif), False),
+        (encode(noise), False),
+    ):
+        image = decode(data)
+        assert (image.draft('RGB', (9, 6)) is not None) == undecoded
+        assert image.size == ((9, 6) if undecoded else (36, 24))

@@ -1,38 +1,26 @@
-"""Where images come from: folders, arrays, TensorFlow Datasets; their splits, parts of them, and what is wrong."""
+"""Sources of images: folders, arrays, TensorFlow Datasets; splits, slices of splits, and errors."""
 
-import importlib.util
 import io
 import json
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tresnet_jax.data import tfds as tfds_source
-from tresnet_jax.data.sources import StreamedSource, open_source
+from tests.helpers.images import encode, noise_image, write_classes
+from tresnet_jax.data.sources import open_source
 from tresnet_jax.errors import DataError
 
 
 def png(seed: int, mode: str = 'RGB') -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), np.uint8)
-    Image.fromarray(pixels).convert(mode).save(file, 'PNG')
-    return file.getvalue()
-
-
-def write(folder, classes: dict[str, int], seed: int = 0):
-    """Folders of so many images each."""
-    for name, count in classes.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            (folder / name / f'{i:02}.png').write_bytes(png(seed + i))
-    return folder
+    return encode(noise_image(10, 8, mode=mode, seed=seed))
 
 
 def refuse(data: str, split: str | None = 'train', **options) -> str:
+    """Return the error of opening a source, after checking that it is one line that names the data."""
     with pytest.raises(DataError) as caught:
         open_source(data, split, **options)
     message = str(caught.value)
@@ -50,8 +38,8 @@ def test_unknown_kinds():
 
 @pytest.fixture
 def folder(tmp_path):
-    write(tmp_path / 'train', {'b': 3, 'a': 2, 'c d': 4})
-    write(tmp_path / 'val', {'a': 1, 'b': 1, 'c d': 2}, seed=50)
+    write_classes(tmp_path / 'train', {'a': 2, 'b': 3, 'c d': 4})  # 00.png to 08.png
+    write_classes(tmp_path / 'val', {'c d': 2, 'a': 1, 'b': 1}, seed=50)
     return tmp_path
 
 
@@ -59,11 +47,11 @@ def test_folder_with_splits(folder):
     source = open_source(f'folder:{folder}', 'train')
     assert source.class_names == ('a', 'b', 'c d') and source.num_classes == 3 and len(source) == 9
     assert [source[i]['label'] for i in range(9)] == [0, 0, 1, 1, 1, 2, 2, 2, 2]
-    assert source[3]['image'] == (folder / 'train' / 'b' / '01.png').read_bytes()
-    assert source.describe(3) == str(folder / 'train' / 'b' / '01.png')
+    assert source[3]['image'] == (folder / 'train' / 'b' / '03.png').read_bytes()
+    assert source.describe(3) == str(folder / 'train' / 'b' / '03.png')
     for split in (None, 'val', 'validation'):
         val = open_source(f'folder:{folder}', split)
-        assert len(val) == 4 and val[0]['image'] == png(50)
+        assert len(val) == 4 and val[0]['image'] == (folder / 'val' / 'a' / '02.png').read_bytes()
 
 
 def test_folder_relative_to_data_dir(folder):
@@ -71,7 +59,7 @@ def test_folder_relative_to_data_dir(folder):
     assert len(source) == 9 and source[0]['label'] == 0
 
 
-def test_folder_takes_images_at_any_depth_and_nothing_else(folder):
+def test_folder_has_images_at_any_depth_and_no_other_files(folder):
     deep = folder / 'train' / 'a' / 'deep' / 'er'
     deep.mkdir(parents=True)
     (deep / '9.JPEG').write_bytes(b'x')
@@ -84,8 +72,8 @@ def test_folder_takes_images_at_any_depth_and_nothing_else(folder):
     assert source[2] == {'image': b'x', 'label': 0}
 
 
-def test_a_folder_without_splits_is_shared_out(tmp_path):
-    write(tmp_path, {'a': 10, 'b': 20, 'train': 1})  # a class may be called so
+def test_a_folder_without_splits_is_divided(tmp_path):
+    write_classes(tmp_path, {'a': 10, 'b': 20, 'train': 1})  # a class may have the name of a split
     train = open_source(f'folder:{tmp_path}', 'train', val_fraction=0.3)
     val = open_source(f'folder:{tmp_path}', None, val_fraction=0.3)
     assert train.class_names == val.class_names == ('a', 'b', 'train')
@@ -100,8 +88,8 @@ def test_a_folder_without_splits_is_shared_out(tmp_path):
     assert 'no images for validation' in refuse(f'folder:{tmp_path}', 'validation', val_fraction=0)
 
 
-def test_parts_of_folders_are_of_all_classes(tmp_path):
-    write(tmp_path / 'train', {'a': 40, 'b': 40})
+def test_slices_of_folders_contain_all_classes(tmp_path):
+    write_classes(tmp_path / 'train', {'a': 40, 'b': 40})
     parts = [open_source(f'folder:{tmp_path}', f'train[{part}]') for part in (':25%', '25%:60', '60:')]
     assert [len(part) for part in parts] == [20, 40, 20]
     names = [part.describe(i) for part in parts for i in range(len(part))]
@@ -110,13 +98,13 @@ def test_parts_of_folders_are_of_all_classes(tmp_path):
         assert 0.25 < np.mean([part[i]['label'] for i in range(len(part))]) < 0.75
 
 
-def test_what_is_wrong_with_folders(folder):
+def test_wrong_folders(folder):
     data = f'folder:{folder}'
-    assert 'there is no folder' in refuse(f'{data}/missing')
-    assert "no split 'test'; there is train, val" in refuse(data, 'test')
+    assert f'the folder {folder}/missing does not exist' in refuse(f'{data}/missing')
+    assert "no split 'test'; it has train, val" in refuse(data, 'test')
     for split in ('train[', 'train[:5', 'train[5]', ''):
         assert 'not a split' in refuse(data, split)
-    assert 'none of the 9 images' in refuse(data, 'train[9:]')
+    assert 'train[9:] has no images; train has 9' in refuse(data, 'train[9:]')
     assert 'val_fraction must be' in str(pytest.raises(DataError, open_source, data, None, val_fraction=1.0).value)
     (folder / 'val' / 'z').mkdir()
     assert 'different class folders; 1 only in val: z' in refuse(data, 'val')
@@ -170,41 +158,41 @@ def test_npz(tmp_path):
         ({'x_train': np.zeros((6, 5, 4), np.float32)}, '(6, 5, 4) float32'),
         ({'x_train': np.zeros((6, 5, 4, 2), np.uint8)}, '(6, 5, 4, 2) uint8'),
         ({'x_train': np.zeros((0, 5, 4), np.uint8)}, 'no images'),
-        ({'x_train': None}, "no split 'train'; there is test"),
+        ({'x_train': None}, "no split 'train'; it has test"),
         ({'x_train': np.array([{}] * 6)}, 'cannot be read'),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_npz(tmp_path, change, message):
+def test_wrong_npz(tmp_path, change, message):
     save(tmp_path / 'a.npz', **change)
     assert message in refuse(f'npz:{tmp_path}/a.npz')
 
 
-def test_npz_whose_test_has_other_classes(tmp_path):
+def test_npz_with_other_classes_in_test(tmp_path):
     save(tmp_path / 'a.npz', y_test=np.array([0, 3, 9]))
-    assert 'test has classes that train has not: 3, 9' in refuse(f'npz:{tmp_path}/a.npz', 'test')
+    assert 'test has classes that train does not have: 3, 9' in refuse(f'npz:{tmp_path}/a.npz', 'test')
 
 
-def test_files_that_are_no_npz(tmp_path):
-    assert 'there is no file' in refuse(f'npz:{tmp_path}/a.npz')
+def test_files_that_are_not_npz(tmp_path):
+    assert f'the file {tmp_path}/a.npz does not exist' in refuse(f'npz:{tmp_path}/a.npz')
     (tmp_path / 'a.npz').write_bytes(b'PK\3\4 and no more')
     assert 'cannot be read as a .npz' in refuse(f'npz:{tmp_path}/a.npz')
     np.save(tmp_path / 'b.npy', np.zeros(3))
-    assert 'one array' in refuse(f'npz:{tmp_path}/b.npy')
+    assert 'expected a .npz file, got a single array' in refuse(f'npz:{tmp_path}/b.npy')
 
 
 def test_embedded():
     train, test = (open_source('embedded:fashion_mnist', split) for split in ('train', None))
     assert (len(train), len(test), train.num_classes) == (2000, 500, 10)
     assert train.class_names[9] == 'Ankle boot' and train[0]['label'] == 9
-    assert "no split 'val'; there is train, test" in refuse('embedded:fashion_mnist', 'val')
+    assert "no split 'val'; it has train, test" in refuse('embedded:fashion_mnist', 'val')
 
 
 # TensorFlow Datasets
 
 
 @pytest.fixture(scope='session')
-def prepare(tmp_path_factory):
-    """prepare(file_format) -> the data_dir of a data set 'tiny' of 23 and 7 images, in several files."""
+def array_record(tmp_path_factory) -> Path:
+    """Return the data_dir of a data set 'tiny' of 23 and 7 images, in 3 array_record files each."""
     import tensorflow_datasets as tfds
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
@@ -213,7 +201,7 @@ def prepare(tmp_path_factory):
         def _info(self):
             features = {
                 'image': tfds.features.Image(),
-                'mask': tfds.features.Image(shape=(None, None, 1)),  # this and the next are not for us
+                'mask': tfds.features.Image(shape=(None, None, 1)),  # this feature and the next are not read
                 'objects': tfds.features.Sequence({'name': tfds.features.Text()}),
                 'kind': tfds.features.ClassLabel(names=['cat', 'dog', 'elk']),
             }
@@ -228,18 +216,35 @@ def prepare(tmp_path_factory):
                 images = {'image': io.BytesIO(png(seed + i)), 'mask': io.BytesIO(png(i, 'L'))}
                 yield i, {**images, 'kind': i % 3, 'objects': [{'name': 'tail'}] * (i % 2)}
 
-    def build(file_format):
-        data_dir = tmp_path_factory.mktemp(file_format)
-        config = tfds.download.DownloadConfig(num_shards=3)
-        Tiny(data_dir=str(data_dir), file_format=file_format).download_and_prepare(download_config=config)
-        return data_dir
-
-    return build
+    data_dir = tmp_path_factory.mktemp('array_record')
+    config = tfds.download.DownloadConfig(num_shards=3)
+    Tiny(data_dir=str(data_dir), file_format='array_record').download_and_prepare(download_config=config)
+    return data_dir
 
 
-@pytest.fixture(scope='session')
-def array_record(prepare):
-    return prepare('array_record')
+@pytest.fixture
+def tfrecord(array_record, tmp_path) -> Path:
+    """Return the data_dir of 'tiny' in TFRecord files of the same records, as TFDS would have written them."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tensorboardX.record_writer import RecordWriter
+
+    data_dir = described(array_record, tmp_path, lambda info: info | {'fileFormat': 'tfrecord'})
+    for file in sorted((data_dir / 'tiny' / '1.0.0').glob('*.array_record-*')):
+        writer = RecordWriter(str(file).replace('array_record', 'tfrecord'))
+        with ArrayRecordDataSource([str(file)]) as records:
+            for index in range(len(records)):
+                writer.write(records[index])
+        writer.close()
+        file.unlink()
+    return data_dir
+
+
+def described(array_record: Path, tmp_path: Path, change) -> Path:
+    """Copy the data set 'tiny', change its dataset_info.json, and return the new data_dir."""
+    shutil.copytree(array_record / 'tiny', tmp_path / 'tiny')
+    path = tmp_path / 'tiny' / '1.0.0' / 'dataset_info.json'
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return tmp_path
 
 
 def contents(source) -> list[tuple[bytes, int]]:
@@ -249,17 +254,34 @@ def contents(source) -> list[tuple[bytes, int]]:
 def test_tfds(array_record):
     train = open_source('tfds:tiny', 'train', data_dir=array_record)
     assert train.class_names == ('cat', 'dog', 'elk') and len(train) == 23 and train.name == 'tfds:tiny train'
-    assert sorted(contents(train)) == sorted((png(i), i % 3) for i in range(23)), 'encoded as they were written'
+    assert sorted(contents(train)) == sorted((png(i), i % 3) for i in range(23)), 'images keep their encoding'
     for split in (None, 'validation'):
         val = open_source('tfds:tiny', split, data_dir=str(array_record))
         assert sorted(contents(val)) == sorted((png(100 + i), i % 3) for i in range(7))
     part = open_source('tfds:tiny:1.0.0', 'train[20:]+validation[:2]', data_dir=array_record)
     assert contents(part) == contents(train)[20:] + contents(val)[:2]
-    if importlib.util.find_spec('tensorflow') is None:
-        assert 'tensorflow' not in sys.modules
+    assert 'tensorflow' not in sys.modules
 
 
-def test_what_is_wrong_with_tfds(array_record, tmp_path):
+@pytest.mark.parametrize('split', ['train', 'train[3:]', 'train[5:9]', 'validation[:50%]+train[20:]', None])
+def test_tfrecord(array_record, tfrecord, split):
+    expected = open_source('tfds:tiny', split, data_dir=array_record)
+    source = open_source('tfds:tiny', split, data_dir=tfrecord)
+    assert (source.name, source.class_names) == (expected.name, expected.class_names)
+    assert contents(source) == contents(expected)
+    assert 'tensorflow' not in sys.modules
+
+
+def test_damaged_tfrecord(tfrecord):
+    path = tfrecord / 'tiny' / '1.0.0' / 'tiny-train.tfrecord-00001-of-00003'
+    path.write_bytes(path.read_bytes()[:-1])
+    message = refuse('tfds:tiny', data_dir=tfrecord)
+    assert f'{path}: truncated or damaged at byte' in message and 'copy or prepare it again' in message
+    path.unlink()
+    assert f'{path}: No such file or directory' in refuse('tfds:tiny', data_dir=tfrecord)
+
+
+def test_wrong_tfds(array_record):
     def refuse_tfds(data, split):
         return refuse(data, split, data_dir=array_record)
 
@@ -269,65 +291,38 @@ def test_what_is_wrong_with_tfds(array_record, tmp_path):
     assert 'not found' in refuse_tfds('tfds:tiny:2.0.0', 'train')
     assert 'not found' in refuse_tfds('tfds:../x y', 'train')
     assert "no split 'test'" in refuse_tfds('tfds:tiny', 'test')
-    assert 'there is train, validation' in refuse_tfds('tfds:tiny', 'test')
+    assert 'it has train, validation' in refuse_tfds('tfds:tiny', 'test')
     assert "no split 'train[50:]'" in refuse_tfds('tfds:tiny', 'train[50:]')
     assert 'no split' in refuse_tfds('tfds:tiny', 'train[')
 
 
-def relabelled(array_record, tmp_path, file: str, change):
-    """A copy of the prepared data set with another description."""
-    shutil.copytree(array_record / 'tiny', tmp_path / 'tiny')
-    path = tmp_path / 'tiny' / '1.0.0' / file
-    text = json.dumps(change(json.loads(path.read_text())))
-    path.write_text(text)
-    return tmp_path
-
-
-def test_tfds_without_tensorflow(array_record, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_source.importlib.util, 'find_spec', lambda name: None)
-    data_dir = relabelled(array_record, tmp_path, 'dataset_info.json', lambda info: info | {'fileFormat': 'tfrecord'})
+def test_tfds_of_an_unknown_format(array_record, tmp_path):
+    data_dir = described(array_record, tmp_path, lambda info: info | {'fileFormat': 'riegeli'})
     message = refuse('tfds:tiny', 'train', data_dir=data_dir)
-    assert "pip install 'tresnet_jax[tf]'" in message and '--file_format=array_record' in message
+    assert 'prepared as riegeli' in message and '--file_format=array_record' in message
 
 
-def test_tfds_of_something_else(array_record, tmp_path):
+def test_tfds_with_other_features(array_record, tmp_path):
     def swap(info):
         return info | {'supervisedKeys': {'tuple': {'items': [{'featureKey': 'kind'}, {'featureKey': 'image'}]}}}
 
-    data_dir = relabelled(array_record, tmp_path, 'dataset_info.json', swap)
-    assert 'not images with one label each; its features are' in refuse('tfds:tiny', 'train', data_dir=data_dir)
+    data_dir = described(array_record, tmp_path, swap)
+    assert 'expected images with one label each; its features are' in refuse('tfds:tiny', 'train', data_dir=data_dir)
 
 
-def test_tfrecord(prepare, array_record):
-    pytest.importorskip('tensorflow')  # extra `tf`: nothing else reads TFRecord, and the other formats do without it
-    data_dir = prepare('tfrecord')
-    for split in ('train', 'train[3:]', 'validation[:50%]+train[20:]'):
-        expected = open_source('tfds:tiny', split, data_dir=array_record)
-        source = open_source('tfds:tiny', split, data_dir=data_dir)
-        assert isinstance(source, StreamedSource) and not isinstance(expected, StreamedSource)
-        assert source.class_names == expected.class_names and len(source) == len(expected)
-        size = len(source)
-        in_order = source.stream(None, 4)
-        assert [in_order[i] for i in range(size + 2)] == [(i % size, expected[i % size]) for i in range(size + 2)]
-        assert source[size - 1] == expected[size - 1]
-        shuffled = source.stream(5, 4)
-        first = [shuffled[i] for i in range(2 * size)]
-        assert all(record == expected[index] for index, record in first)
-        passes = [[index for index, _ in part] for part in (first[:size], first[size:])]
-        assert sorted(passes[0]) == sorted(passes[1]) == list(range(size)) and passes[0] != passes[1]
-        again = pickle.loads(pickle.dumps(shuffled))
-        for position in (size + 3, size + 2, 0, 9, 2 * size - 1, 8):  # any order, back and forth
-            assert again[position] == first[position]
-        assert source.stream(6, 4)[0] != first[0] or source.stream(6, 4)[1] != first[1]
+# All sources
 
 
-# All of them
-
-
-def test_sources_can_be_pickled(folder, array_record):
+def test_sources_can_be_pickled(folder, array_record, tfrecord):
     np.savez(folder / 'a.npz', x_train=np.zeros((4, 2, 2), np.uint8), y_train=np.arange(4))
-    for data in (f'folder:{folder}', f'npz:{folder}/a.npz', 'tfds:tiny', 'embedded:fashion_mnist'):
-        source = open_source(data, 'train', data_dir=array_record if data == 'tfds:tiny' else None)
+    for data, data_dir in (
+        (f'folder:{folder}', None),
+        (f'npz:{folder}/a.npz', None),
+        ('tfds:tiny', array_record),
+        ('tfds:tiny', tfrecord),
+        ('embedded:fashion_mnist', None),
+    ):
+        source = open_source(data, 'train', data_dir=data_dir)
         again = pickle.loads(pickle.dumps(source))
         assert len(again) == len(source) and again.class_names == source.class_names
         assert again[2]['label'] == source[2]['label'] and np.array_equal(again[2]['image'], source[2]['image'])

@@ -1,4 +1,4 @@
-"""Images in arrays: NumPy's .npz files as Keras keeps its data sets, with x_train, y_train, x_test, y_test."""
+"""Images in arrays: .npz files in the layout of Keras' data sets, x_train, y_train, x_test, y_test."""
 
 import dataclasses
 import zipfile
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from tresnet_jax.data.splits import choose_split
-from tresnet_jax.errors import DataError
+from tresnet_jax.errors import DataError, reason
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images in memory: (N, H, W) or (N, H, W, C) uint8, and (N,) labels."""
+    """Images in memory: (N, H, W) or (N, H, W, C) uint8, and (N,) integer labels."""
 
     name: str
     class_names: tuple[str, ...]
@@ -31,28 +31,29 @@ class ArraySource:
         return {'image': image if image.ndim == 3 else image[..., None], 'label': int(self.labels[index])}
 
     def describe(self, index: int) -> str:
-        """An image's name in logs."""
+        """Return the name of an image in logs."""
         return f'{self.name} {index}'
 
 
 def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, ...] | None = None) -> ArraySource:
-    """One split of a .npz file: its x_NAME, (N, H, W) or (N, H, W, 1 to 4) uint8, and y_NAME, (N,) or (N, 1) integers.
+    """Open one split of a .npz file.
+
+    The split NAME consists of x_NAME, (N, H, W) or (N, H, W, 1, 3 or 4) uint8, and y_NAME, (N,) or (N, 1) integers.
 
     Args:
-        path: of the file.
+        path: the file.
         split: as in `choose_split`.
         where: the data set, for errors.
-        class_names: one a class; without them classes are called by their number, and there are as many as the
-            labels of all splits use.
+        class_names: the name of each class. None: numbers, up to the highest label of any split.
 
     Raises:
-        DataError: the file cannot be read, has no such split, or holds something else.
+        DataError: the file cannot be read, has no such split, or has arrays of other shapes, dtypes or labels.
     """
     try:
         with path.open('rb') as opened:
             file = np.load(opened, allow_pickle=False)
             if isinstance(file, np.ndarray):
-                raise DataError(f'{where}: one array, not a .npz file')
+                raise DataError(f'{where}: expected a .npz file, got a single array')
             available = [key[2:] for key in file.files if key.startswith('x_') and f'y_{key[2:]}' in file.files]
             chosen = choose_split(split, available, where)
             labels = {name: _labels(file[f'y_{name}'], f'{where} y_{name}') for name in available}
@@ -60,9 +61,9 @@ def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, 
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f'{where}: there is no file {path}') from None
+        raise DataError(f'{where}: the file {path} does not exist') from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f'{where}: cannot be read as a .npz file of plain arrays ({error})') from error
+        raise DataError(f'{where}: cannot be read as a .npz file of plain arrays ({reason(error)})') from error
     _check_images(images, len(labels[chosen.name]), f'{where} x_{chosen.name}')
     highest = max(int(y.max()) for y in labels.values() if len(y))
     if class_names is None:
@@ -70,16 +71,17 @@ def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, 
     elif highest >= len(class_names):
         raise DataError(f'{where}: labels go up to {highest}, but there are {len(class_names)} classes')
     if len(class_names) < 2:
-        raise DataError(f'{where}: only one class, nothing to tell apart')
+        raise DataError(f'{where}: only one class; expected at least two')
     new = sorted(set(labels[chosen.name].tolist()) - set(labels.get('train', labels[chosen.name]).tolist()))
     if new:
-        raise DataError(f'{where}: {chosen.name} has classes that train has not: {", ".join(map(str, new[:10]))}')
+        raise DataError(f'{where}: {chosen.name} has classes that train does not have: {", ".join(map(str, new[:10]))}')
     part = chosen.part(len(images))
     return ArraySource(f'{where} {chosen.text}', class_names, images[part], labels[chosen.name][part])
 
 
 def _labels(labels: np.ndarray, where: str) -> np.ndarray:
-    if labels.ndim == 2 and labels.shape[1] == 1:  # Keras' CIFAR
+    """Check labels and return them as (N,)."""
+    if labels.ndim == 2 and labels.shape[1] == 1:  # as in Keras' CIFAR
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f'{where}: expected (N,) integers, got {labels.shape} {labels.dtype}')

@@ -1,4 +1,4 @@
-"""One example: from a position in the endless order of images, or in one pass, to pixels and a label."""
+"""Examples by position: read, decode and transform an image; count and log unreadable images."""
 
 import collections
 import dataclasses
@@ -12,49 +12,79 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tresnet_jax.data.images import decode
-from tresnet_jax.data.sources import Source, StreamedSource
+from tresnet_jax.data.images import decode, finish_decoding
+from tresnet_jax.data.sources import Source
 from tresnet_jax.errors import DataError, ImageError, reason
 
-KEPT_EPOCHS = 2  # orders in memory: of the epoch that ends and of the one that begins
+KEPT_EPOCHS = 2  # orders in memory: those of the epoch that ends and of the epoch that begins
 
 
 class Example(NamedTuple):
-    """Of one image.
-
-    `index` is its place in the source, -1 for a blank. `wanted` is the index of the one that should have been
-    there, and `problem` says why it could not be read ('' where nothing is wrong).
-    """
+    """An image, its label, and what happened when it was read."""
 
     image: np.ndarray
+    """(H, W, 3) uint8."""
     label: int
     index: int
+    """Index of the image in the source; -1 for padding after the last image."""
     mask: bool
+    """False for a blank, which stands for an unreadable image or for padding."""
     wanted: int
+    """Index of the image at this position, which differs from `index` if it was unreadable and replaced."""
     problem: str
+    """Why the image `wanted` could not be read; '' if it could."""
+
+
+class EpochOrders:
+    """Endless shuffled indices: ``orders[position]``. Each epoch has every index once, in a new order.
+
+    Args:
+        size: number of images.
+        seed: determines the orders, at least 0.
+    """
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed = size, seed
+        self._lock = threading.Lock()
+        self._orders: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a lock cannot be pickled
+        return EpochOrders, (self.size, self.seed)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.size)
+        return int(self._order(epoch)[place])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        with self._lock:  # all threads need a new order at the same time
+            if epoch not in self._orders:
+                self._orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+                if len(self._orders) > KEPT_EPOCHS:
+                    self._orders.popitem(last=False)
+            return self._orders[epoch]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainExamples:
-    """Positions 0, 1, ... without end: the images shuffled anew each epoch, each with its own augmentation.
+    """Examples at positions 0, 1, ... without end: shuffled anew each epoch, each with its own augmentation.
 
-    An example depends on the seed and the position alone. In place of an image that cannot be read comes the next
-    one of the order that can, `patience` of them being tried.
+    An example depends only on the seed and the position. An unreadable image is replaced by the next readable one
+    of the order; `patience` images are tried.
     """
 
     source: Source
-    records: Any  # position -> (index, record)
+    orders: EpochOrders
     transform: Callable[[Image.Image, np.random.Generator], np.ndarray]
-    seed: int
     patience: int
 
     def __call__(self, position: int) -> Example:
         failed: list[tuple[int, str]] = []
         for at in range(position, position + self.patience):
-            index, record = self.records[at]
+            index = self.orders[at]
+            record = _read(self.source, index)
             try:
                 label = _label(self.source, index, record)
-                rng = np.random.default_rng((self.seed, position))
+                rng = np.random.default_rng((self.orders.seed, position))
                 pixels = _transformed(record['image'], lambda image, rng=rng: self.transform(image, rng))
             except ImageError as error:
                 failed.append((index, str(error)))
@@ -62,85 +92,48 @@ class TrainExamples:
             wanted, problem = failed[0] if failed else (index, '')
             return Example(pixels, label, index, True, wanted, problem)
         raise DataError(
-            f'{self.source.name}: {len(failed)} images in a row cannot be read, '
+            f'{self.source.name}: {len(failed)} images in a row cannot be read; '
             f'the first is {self.source.describe(failed[0][0])}: {failed[0][1]}'
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalExamples:
-    """Positions of one pass in the source's order. An image that cannot be read, and what lies beyond the last
-    one, is a blank with mask 0."""
+    """Examples of one pass in the source's order. Unreadable images and padding are blanks with mask False."""
 
     source: Source
-    records: Any
     crop: Callable[[Image.Image], np.ndarray]
-    blank: tuple[int, int]  # height and width
+    height: int
+    width: int
 
     def __call__(self, position: int) -> Example:
-        blank = np.zeros((*self.blank, 3), np.uint8)
+        blank = np.zeros((self.height, self.width, 3), np.uint8)
         if position >= len(self.source):
             return Example(blank, 0, -1, False, -1, '')
-        index, record = self.records[position]
+        record = _read(self.source, position)
         try:
-            label = _label(self.source, index, record)
-            return Example(_transformed(record['image'], self.crop), label, index, True, index, '')
+            label = _label(self.source, position, record)
+            return Example(_transformed(record['image'], self.crop), label, position, True, position, '')
         except ImageError as error:
-            return Example(blank, 0, index, False, index, str(error))
-
-
-def shuffled(source: Source, seed: int, chunk: int) -> Any:
-    """Endless records of a source, each epoch in a new order: position -> (index, record)."""
-    return source.stream(seed, chunk) if isinstance(source, StreamedSource) else _Shuffled(source, seed)
-
-
-def in_order(source: Source, chunk: int) -> Any:
-    """The records of a source as they come: position -> (index, record)."""
-    return source.stream(None, chunk) if isinstance(source, StreamedSource) else _InOrder(source)
-
-
-class _InOrder:
-    def __init__(self, source: Source):
-        self.source = source
-
-    def __getitem__(self, position: int) -> tuple[int, Any]:
-        return position, _read(self.source, position)
-
-
-class _Shuffled:
-    def __init__(self, source: Source, seed: int):
-        self.source, self.seed = source, seed
-        self._lock = threading.Lock()
-        self._orders: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
-
-    def __reduce__(self) -> tuple[Any, ...]:  # for pickle: locks cannot travel
-        return _Shuffled, (self.source, self.seed)
-
-    def __getitem__(self, position: int) -> tuple[int, Any]:
-        epoch, place = divmod(position, len(self.source))
-        index = int(self._order(epoch)[place])
-        return index, _read(self.source, index)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        with self._lock:  # all threads need a new order at the same time
-            if epoch not in self._orders:
-                self._orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(len(self.source))
-                if len(self._orders) > KEPT_EPOCHS:
-                    self._orders.popitem(last=False)
-            return self._orders[epoch]
+            return Example(blank, 0, position, False, position, str(error))
 
 
 def _read(source: Source, index: int) -> Any:
-    """A record; one whose file is gone, or damaged, is an unreadable image."""
+    """Return a record; if its file is missing or damaged, its 'image' is the exception."""
     try:
         return source[index]
     except DataError:
         raise
-    except Exception as error:  # OSError for files, errors of their own for array_record and others
+    except Exception as error:  # OSError for files; array_record and TFDS raise errors of their own
         return {'image': error, 'label': 0}
 
 
 def _label(source: Source, index: int, record: Any) -> int:
+    """Return the label of a record.
+
+    Raises:
+        DataError: it is not the number of a class.
+    """
     label = record['label']
     if not 0 <= label < source.num_classes:
         raise DataError(f'{source.describe(index)} has label {label}; expected 0 to {source.num_classes - 1}')
@@ -148,10 +141,10 @@ def _label(source: Source, index: int, record: Any) -> int:
 
 
 def _transformed(data: Any, transform: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Decode and transform.
+    """Decode and transform an image.
 
     Raises:
-        ImageError: the image cannot be read, or the transform refuses it by a ValueError.
+        ImageError: the image cannot be read, or the transform refuses it with a ValueError.
     """
     if isinstance(data, Exception):
         raise ImageError(reason(data))
@@ -162,24 +155,21 @@ def _transformed(data: Any, transform: Callable[[Image.Image], np.ndarray]) -> n
     except ValueError as error:
         raise ImageError(reason(error)) from error
     except Exception:
-        # Pillow may raise nearly anything. Where the image can be decoded it was the transform, which is broken.
-        image = decode(data)
-        try:
-            image.load()
-        except Exception as error:
-            raise ImageError(reason(error)) from error
+        # Pillow may raise nearly anything. If the image can be decoded, the error is the transform's.
+        finish_decoding(decode(data))
         raise
 
 
 class Unreadable:
-    """Takes what batches tell of unreadable images; names each once in a log file; stops where there are too many.
+    """Counts the unreadable images of batches, logs each once, and raises when there are too many.
 
-    It works in the process that takes the batches, whoever decoded them, so it counts what this process has met.
+    It runs in the process that consumes the batches, whichever process decoded them, and counts the images that this
+    process has met.
 
     Args:
-        source: what the images are from.
+        source: the source of the images.
         share: the largest share of the source's images that may be unreadable.
-        log: a file, made when it is needed, to which a line an image is added that is not there yet.
+        log: a file that lists the unreadable images, one a line, created when needed. None: no file.
     """
 
     def __init__(self, source: Source, share: float, log: Path | None):
@@ -188,30 +178,30 @@ class Unreadable:
         self.known: dict[int, str] = {}
 
     def check(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Remove 'wanted' and 'problem' from a batch, and take note.
+        """Remove 'wanted' and 'problem' from a batch and record the problems.
 
         Raises:
-            DataError: more than the share is unreadable.
+            DataError: more than the allowed share is unreadable.
         """
         wanted, problems = batch.pop('wanted'), batch.pop('problem')
         new = {int(i): str(p) for i, p in zip(wanted, problems, strict=True) if p and int(i) not in self.known}
         if new:
-            self._note(new)
+            self._record(new)
         return batch
 
-    def _note(self, new: dict[int, str]) -> None:
+    def _record(self, new: dict[int, str]) -> None:
         first = not self.known
         self.known |= new
         lines = [f'{self.source.describe(index)}: {problem}' for index, problem in new.items()]
         if self.log is not None:
-            there = set(self.log.read_text(encoding='utf-8').splitlines()) if self.log.exists() else set()
+            logged = set(self.log.read_text(encoding='utf-8').splitlines()) if self.log.exists() else set()
             with self.log.open('a', encoding='utf-8') as file:
-                file.writelines(f'{line}\n' for line in lines if line not in there)
-        where = '' if self.log is None else f'; all are named in {self.log}'
+                file.writelines(f'{line}\n' for line in lines if line not in logged)
+        where = '' if self.log is None else f'; {self.log} lists all of them'
         if len(self.known) > self.allowed:
             raise DataError(
                 f'{self.source.name}: {len(self.known)} of {len(self.source)} images cannot be read, more than the '
-                f'share of {self.share:g} that may be (max_unreadable); the last is {lines[-1]}{where}'
+                f'allowed share of {self.share:g} (max_unreadable); the last is {lines[-1]}{where}'
             )
         if first:
-            logging.getLogger(__name__).warning('an image that cannot be read is left out: %s%s', lines[0], where)
+            logging.getLogger(__name__).warning('an unreadable image is skipped: %s%s', lines[0], where)

@@ -1,4 +1,4 @@
-"""Images in class folders: DIR/train/cat/1.jpg, or DIR/cat/1.jpg and a share of them for validation."""
+"""Images in class folders: DIR/train/cat/1.jpg and DIR/val/cat/2.jpg, or DIR/cat/1.jpg without splits."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tresnet_jax.data.images import SUFFIXES
+from tresnet_jax.data.images import is_hidden, is_image
 from tresnet_jax.data.splits import EVALUATION, choose_split
 from tresnet_jax.errors import DataError
 
@@ -15,7 +15,7 @@ SPLITS = ('train', *EVALUATION)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Image files: paths below `root`, '/' between their parts, and (N,) labels."""
+    """Image files: N paths below `root`, in POSIX form, and (N,) integer labels."""
 
     name: str
     class_names: tuple[str, ...]
@@ -34,31 +34,37 @@ class FolderSource:
         return {'image': (self.root / self.files[index]).read_bytes(), 'label': int(self.labels[index])}
 
     def describe(self, index: int) -> str:
-        """An image's name in logs."""
+        """Return the name of an image in logs."""
         return str(self.root / self.files[index])
 
 
 def open_folder(root: Path, split: str | None, where: str, val_fraction: float) -> FolderSource:
-    """One split of a folder. Classes are its folders, sorted by name; images lie at any depth below them.
+    """Open one split of a folder. The classes are its subfolders, sorted by name, with images at any depth.
 
-    Splits are the folders train, validation, val and test, where they hold folders. Where there is none of these,
-    `root` holds the classes, and of each class a share, drawn with a fixed seed, is the split 'validation'.
-    A slice of a split is drawn likewise, since the files are in the order of their classes.
+    The splits are those of the folders train, validation, val and test that contain folders. If there are none,
+    `root` contains the classes, and a share of each class, drawn with a fixed seed, is the split 'validation'.
+    A slice of a split is drawn at random too, because the files are sorted by class.
+
+    Args:
+        root: the folder.
+        split: as in `choose_split`.
+        where: the data set, for errors.
+        val_fraction: the share of each class that is for validation if the folder has no splits.
 
     Raises:
-        DataError: no folder, no class, one class, a class without images, no such split, or classes that differ
-            between train and the split.
+        DataError: the folder or the split does not exist, there are fewer than two classes, a class has no images, or
+            train and the split have different classes.
     """
     if not root.is_dir():
-        raise DataError(f'{where}: there is no folder {root}')
+        raise DataError(f'{where}: the folder {root} does not exist')
     splits = [name for name in SPLITS if _folders(root / name)]
     chosen = choose_split(split, splits or ('train', 'validation'), where)
     base = root / chosen.name if splits else root
     classes = _folders(base)
     if not classes:
-        raise DataError(f'{where}: no class folders below {base}; expected {base}/CLASS/IMAGE')
+        raise DataError(f'{where}: no class folders in {base}; expected {base}/CLASS/IMAGE')
     if len(classes) == 1:
-        raise DataError(f'{where}: only one class folder, {base / classes[0]}; nothing to tell apart')
+        raise DataError(f'{where}: only one class folder, {base / classes[0]}; expected at least two')
     if 'train' in splits:
         _check_same(_folders(root / 'train'), classes, chosen.name, where)
     by_class = [_images(base, name) for name in classes]
@@ -79,39 +85,36 @@ def open_folder(root: Path, split: str | None, where: str, val_fraction: float) 
 
 
 def _folders(path: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones are left out."""
+    """Return the names of the folders in a folder, sorted; hidden folders are skipped."""
     if not path.is_dir():
         return []
     with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
 
 
 def _images(base: Path, name: str) -> list[str]:
-    """Paths below `base` of the images of a class, sorted; told by their suffix, hidden ones left out."""
+    """Return the paths of the images of a class, relative to `base`, sorted."""
     found = []
     for folder, _, files in os.walk(base / name, followlinks=True):
         below = Path(folder).relative_to(base).as_posix()
-        found += [
-            f'{below}/{file}'
-            for file in files
-            if not file.startswith('.') and os.path.splitext(file)[1].lower() in SUFFIXES
-        ]
+        found += [f'{below}/{file}' for file in files if is_image(file)]
     return sorted(found)
 
 
 def _order(size: int) -> np.ndarray:
-    """A fixed order in which any part is like the whole."""
+    """Return a fixed random order, in which every part resembles the whole."""
     return np.random.default_rng(0).permutation(size)
 
 
 def _share(files: list[str], validation: bool, fraction: float) -> list[str]:
-    """The share of a class that is for validation, or the rest; at least one image stays for training."""
+    """Return the validation or the training files of a class; at least one is for training."""
     count = min(max(1, round(len(files) * fraction)) if fraction else 0, len(files) - 1)
     order = _order(len(files))
     return [files[i] for i in sorted(order[:count] if validation else order[count:])]
 
 
 def _check_same(train: list[str], other: list[str], name: str, where: str) -> None:
+    """Raise DataError if the split `name` has other class folders than train."""
     extra, missing = sorted({*other} - {*train}), sorted({*train} - {*other})
     differences = [
         f'{len(names)} {what}: {", ".join(names[:5])}'

@@ -1,5 +1,7 @@
-"""From a source to batches on the devices: decoded and augmented on the host by Grain, the same for any number of
-processes, workers and threads, and exactly resumable."""
+"""Batches from a source: examples decoded on the host by threads and worker processes, then placed on the devices.
+
+The batches are the same for any number of hosts, worker processes and threads, and an iterator resumes exactly.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -18,142 +20,26 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from tresnet_jax.data.examples import EvalExamples, Example, TrainExamples, Unreadable, in_order, shuffled
+from tresnet_jax.data.examples import EpochOrders, EvalExamples, Example, TrainExamples, Unreadable
 from tresnet_jax.data.sources import Source
 from tresnet_jax.data.transforms import EvalTransform
 from tresnet_jax.errors import DataError
 
 ENDLESS = 2**62  # batches
-ON_HOST = 2  # batches that wait for the devices in memory
-ON_DEVICE = 2  # and on the devices
-
-
-def train_dataset(
-    source: Source,
-    transform: Callable[[Image.Image, np.random.Generator], np.ndarray],
-    *,
-    batch_size: int,
-    seed: int,
-    shard: tuple[int, int] = (0, 1),
-    threads: int = 8,
-    workers: int = 0,
-    max_unreadable: float = 0.01,
-    log: Path | None = None,
-) -> grain.IterDataset:
-    """Endless batches for training: all images, shuffled anew each epoch, each with new augmentation.
-
-    Batches go on over the end of an epoch: none is short, and none is left out. Batch number s of all processes
-    together is the same for any number of processes, workers and threads, of which process p has the p-th part.
-    An iterator's state is the number of batches taken from it; it can be set in an iterator with other numbers.
-
-    In place of an image that cannot be read comes the next one of the epoch's order.
-
-    Args:
-        source: labelled images.
-        transform: (image of mode 'RGB', random generator) -> (H, W, 3) uint8; it can be pickled. A JPEG may not
-            be decoded yet.
-        batch_size: images in a batch, over all processes.
-        seed: of order and augmentation, at least 0.
-        shard: number of this process, and how many there are.
-        threads: that decode, in this process, or in each worker.
-        workers: processes that decode; 0 is none. They are started afresh, so a program that uses them begins with
-            ``if __name__ == '__main__'``.
-        max_unreadable: the largest share of the images that may be unreadable.
-        log: a file in which unreadable images are named.
-
-    Returns:
-        A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, place in the source},
-        b being batch_size / processes.
-
-    Raises:
-        DataError: the batch size cannot be shared out; and while reading: too many unreadable images, or a label
-            that is out of range.
-    """
-    _check_shares(batch_size, shard)
-    unreadable = Unreadable(source, max_unreadable, log)
-    # So many may follow one another, at the end of an epoch and then again at the beginning of the next.
-    patience = 2 * unreadable.allowed + 1
-    examples = TrainExamples(source, shuffled(source, seed, batch_size), transform, seed, patience)
-    batches = _Batches(examples, ENDLESS, batch_size, shard, threads, masked=False)
-    return ResumableDataset(batches, workers, unreadable.check)
-
-
-def eval_dataset(
-    source: Source,
-    eval_transform: EvalTransform,
-    *,
-    batch_size: int,
-    shard: tuple[int, int] = (0, 1),
-    threads: int = 8,
-    workers: int = 0,
-    max_unreadable: float = 0.01,
-    log: Path | None = None,
-) -> grain.IterDataset:
-    """Batches for evaluation: each image once over all processes, in the source's order.
-
-    Every process has the same number of batches, all of full size. What is added to the last one, and images that
-    cannot be read, are black, and their mask is 0.
-
-    Args:
-        eval_transform: its `crop_image` is taken; normalising is left to the device.
-        source, batch_size, shard, threads, workers, max_unreadable, log: as for `train_dataset`.
-
-    Returns:
-        A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, -1 for what was added,
-        'mask': (b,) float32, 1 or 0}.
-
-    Raises:
-        DataError: as `train_dataset`.
-    """
-    _check_shares(batch_size, shard)
-    blank = eval_transform.height, eval_transform.width
-    examples = EvalExamples(source, in_order(source, batch_size), eval_transform.crop_image, blank)
-    count = -(-len(source) // batch_size)
-    batches = _Batches(examples, count, batch_size, shard, threads, masked=True)
-    return ResumableDataset(batches, workers, Unreadable(source, max_unreadable, log).check)
-
-
-def to_devices(dataset: grain.IterDataset, devices: Sequence[Any]) -> grain.IterDataset:
-    """Share each batch out over devices of this process, ahead of time.
-
-    Args:
-        dataset: of batches, dicts of (b, ...) arrays.
-        devices: of this process, `jax.local_devices()` or some of them.
-
-    Returns:
-        A dataset of dicts of (devices, b / devices, ...) arrays, a part on each device, as ``jax.pmap`` takes them.
-        An iterator's state is that of the batch taken last, not of what waits behind it.
-
-    Raises:
-        DataError: while reading: b is no multiple of the devices.
-    """
-    sharding = NamedSharding(Mesh(np.asarray(devices), ('batch',)), PartitionSpec('batch'))
-    parts = dataset.map(functools.partial(_divide, count=len(devices)))
-    return grain.experimental.device_put(parts, sharding, cpu_buffer_size=ON_HOST, device_buffer_size=ON_DEVICE)
-
-
-def _divide(batch: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    size = len(batch['label'])
-    if size % count:
-        raise DataError(f'{size} images of a batch cannot be shared out over {count} devices')
-    return {name: x.reshape(count, size // count, *x.shape[1:]) for name, x in batch.items()}
-
-
-def _check_shares(batch_size: int, shard: tuple[int, int]) -> None:
-    process, processes = shard
-    if not 0 <= process < processes:
-        raise DataError(f'process {process} of {processes}: the first is 0')
-    if batch_size < 1 or batch_size % processes:
-        raise DataError(f'a batch of {batch_size} images cannot be shared out over {processes} processes')
+CONCURRENT = 2  # batches built at a time, so that no thread idles while the last images of a batch are decoded
+ON_HOST = 2  # batches that wait in memory for the devices
+ON_DEVICE = 2  # batches that wait on the devices
 
 
 @dataclasses.dataclass
 class _Batches:
-    """One process's part of each batch, by number. Its threads work on the images of all batches asked for."""
+    """One process's part of each batch: ``batches[number]``. Its threads work on all batches that are being built."""
 
-    examples: Callable[[int], Example]  # by position
+    examples: Callable[[int], Example]
+    """Position in the order of all batches -> example."""
     count: int
     batch_size: int
+    """Images over all processes."""
     shard: tuple[int, int]
     threads: int
     masked: bool
@@ -161,7 +47,7 @@ class _Batches:
     def __post_init__(self) -> None:
         self._pool = concurrent.futures.ThreadPoolExecutor(self.threads, 'decode')
 
-    def __reduce__(self) -> tuple[Any, ...]:  # for pickle: threads cannot travel
+    def __reduce__(self) -> tuple[Any, ...]:  # threads cannot be pickled
         return _Batches, (self.examples, self.count, self.batch_size, self.shard, self.threads, self.masked)
 
     def __len__(self) -> int:
@@ -171,14 +57,14 @@ class _Batches:
         process, processes = self.shard
         part = self.batch_size // processes
         first = number * self.batch_size + process * part
-        several = max(1, part // (4 * self.threads))  # images to a task, since handing one over takes time too
+        several = max(1, part // (4 * self.threads))  # images in a task; smaller tasks cost more to hand over
         tasks = (range(at, min(at + several, first + part)) for at in range(first, first + part, several))
         examples = [example for made in self._pool.map(self._make, tasks) for example in made]
         batch = {
             'image': np.stack([example.image for example in examples]),
             'label': np.asarray([example.label for example in examples], np.int32),
             'index': np.asarray([example.index for example in examples], np.int32),
-            # For `Unreadable`, which takes them out.
+            # `Unreadable` removes these two.
             'wanted': np.asarray([example.wanted for example in examples], np.int32),
             'problem': np.asarray([example.problem for example in examples]),
         }
@@ -190,41 +76,35 @@ class _Batches:
         return [self.examples(position) for position in positions]
 
 
-IN_WORK = 2  # batches that are made at the same time, so that no thread waits for the last image of one
+def begin_worker(number: int, count: int) -> None:
+    """Tie a worker process to the process that started it.
 
-
-class ResumableDataset(grain.IterDataset):
-    """Batches 0, 1, ... made ahead of time, in this process or in workers.
-
-    The state of its iterators is the number of batches taken, whatever was made ahead. It can be set in an iterator
-    with other numbers of workers, which Grain's own states cannot.
-
-    Args:
-        batches: ``batches[number]`` and ``len``; it can be pickled.
-        workers: processes that make batches; 0 is none.
-        check: takes each batch, in this process, and gives what the iterator gives.
+    The worker ignores Ctrl-C, and the SIGTERM that a cluster sends to all processes of a run: the main process
+    decides when to stop, and needs batches until it has finished its step. When the main process ends, for any
+    reason, the worker ends too.
     """
+    del number, count
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
-    def __init__(self, batches: Any, workers: int, check: Callable[[Any], Any]):
-        super().__init__()
-        self._batches, self._workers, self._check = batches, workers, check
 
-    def __iter__(self) -> 'ResumableIterator':
-        return ResumableIterator(self._start, self._check)
+def _allow_workers() -> None:
+    """Make Grain's workers start in a program that does not parse absl's flags.
 
-    def _start(self, taken: int) -> grain.DatasetIterator:
-        """An iterator over all batches from number `taken` on."""
-        options = grain.ReadOptions(num_threads=IN_WORK, prefetch_buffer_size=IN_WORK)
-        dataset = grain.MapDataset.source(self._batches)[taken:].to_iter_dataset(options)
-        if self._workers:
-            if not absl.flags.FLAGS.is_parsed():
-                absl.flags.FLAGS.mark_as_parsed()  # Grain 0.2.18 reads a flag and fails where no main program did so
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self._workers), begin_worker)
-        return iter(dataset)
+    Grain 0.2.18 reads this flag when it starts workers, and fails if neither all flags were parsed nor this one is
+    marked as given (https://github.com/google/grain/issues/1355). Grain marks its other flags in the same way. The
+    flag keeps its default, and absl's other flags, such as those of the calling program, stay unparsed.
+    """
+    name = 'grain_enable_multiprocess_worker_profiling'
+    if name in absl.flags.FLAGS and not absl.flags.FLAGS.is_parsed():
+        absl.flags.FLAGS[name].present = 1
 
 
 class ResumableIterator(grain.DatasetIterator):
-    """Of a `ResumableDataset`. Nothing is made before the first batch is asked for."""
+    """An iterator over the batches of a `ResumableDataset`. No batch is built before the first is requested."""
 
     _iterator: grain.DatasetIterator | None = None
 
@@ -258,15 +138,151 @@ class ResumableIterator(grain.DatasetIterator):
             self._iterator = None
 
 
-def begin_worker(number: int, count: int) -> None:
-    """Tie a worker to the process that started it.
+class ResumableDataset(grain.IterDataset):
+    """Batches 0, 1, ..., built ahead of time in this process or in worker processes.
 
-    Ctrl-C, and a SIGTERM that a cluster sends to all processes of a run, are for that process to decide on, which
-    still needs batches while it ends its step. When it is gone, however it went, the worker goes too.
+    The state of an iterator is the number of batches taken from it, however many were built ahead. Unlike Grain's own
+    states, it can be set in an iterator with another number of workers.
+
+    Args:
+        batches: has ``batches[number]`` and ``len(batches)``, and can be pickled.
+        workers: processes that build batches; 0: this process does.
+        check: called in this process with each batch; the iterator returns its result.
     """
-    del number, count
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def __init__(self, batches: Any, workers: int, check: Callable[[Any], Any]):
+        super().__init__()
+        self._batches, self._workers, self._check = batches, workers, check
+
+    def __iter__(self) -> ResumableIterator:
+        return ResumableIterator(self._start, self._check)
+
+    def _start(self, taken: int) -> grain.DatasetIterator:
+        """Return an iterator over all batches from number `taken` on."""
+        options = grain.ReadOptions(num_threads=CONCURRENT, prefetch_buffer_size=CONCURRENT)
+        dataset = grain.MapDataset.source(self._batches)[taken:].to_iter_dataset(options)
+        if self._workers:
+            _allow_workers()
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self._workers), begin_worker)
+        return iter(dataset)
+
+
+def _check_shares(batch_size: int, shard: tuple[int, int]) -> None:
+    """Raise DataError if a batch cannot be divided among the processes."""
+    process, processes = shard
+    if not 0 <= process < processes:
+        raise DataError(f'process {process} of {processes}: expected 0 to {processes - 1}')
+    if batch_size < 1 or batch_size % processes:
+        raise DataError(f'a batch of {batch_size} images cannot be divided among {processes} processes')
+
+
+def train_dataset(
+    source: Source,
+    transform: Callable[[Image.Image, np.random.Generator], np.ndarray],
+    *,
+    batch_size: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 8,
+    workers: int = 0,
+    max_unreadable: float = 0.01,
+    log: Path | None = None,
+) -> grain.IterDataset:
+    """Return endless batches for training: all images, shuffled anew each epoch, each augmented anew.
+
+    Batches continue across the end of an epoch: all are of full size, and every image is used. The whole batch number
+    s, over all processes, does not depend on the number of processes, workers or threads; process p gets its p-th
+    part. The state of an iterator is the number of batches taken from it; it can be set in an iterator with another
+    number of processes, workers or threads.
+
+    An unreadable image is replaced by the next readable one of the epoch's order.
+
+    Args:
+        source: labelled images.
+        transform: (image of mode 'RGB', random generator) -> (H, W, 3) uint8; it can be pickled. The image may be a
+            JPEG that is not decoded yet.
+        batch_size: images in a batch, over all processes.
+        seed: determines the order and the augmentation, at least 0.
+        shard: the number of this process, from 0, and the number of processes.
+        threads: decoding threads, in this process or in each worker.
+        workers: decoding processes; 0: this process decodes. Workers import the main module, so a program that uses
+            them needs ``if __name__ == '__main__'``.
+        max_unreadable: the largest share of the images that may be unreadable.
+        log: a file that lists the unreadable images. None: no file.
+
+    Returns:
+        A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, index in the source},
+        where b is batch_size / processes.
+
+    Raises:
+        DataError: the batch size is not a multiple of the processes. While reading: too many images are unreadable,
+            or a label is out of range.
+    """
+    _check_shares(batch_size, shard)
+    unreadable = Unreadable(source, max_unreadable, log)
+    # Unreadable images may cluster: up to `allowed` at the end of an epoch and again at the start of the next.
+    patience = 2 * unreadable.allowed + 1
+    examples = TrainExamples(source, EpochOrders(len(source), seed), transform, patience)
+    batches = _Batches(examples, ENDLESS, batch_size, shard, threads, masked=False)
+    return ResumableDataset(batches, workers, unreadable.check)
+
+
+def eval_dataset(
+    source: Source,
+    eval_transform: EvalTransform,
+    *,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 8,
+    workers: int = 0,
+    max_unreadable: float = 0.01,
+    log: Path | None = None,
+) -> grain.IterDataset:
+    """Return batches for evaluation: each image once, over all processes, in the source's order.
+
+    Every process gets the same number of batches, all of full size. Unreadable images, and the padding of the last
+    batch, are black with mask 0.
+
+    Args:
+        eval_transform: only its `crop_image` is applied; the device normalises.
+        source, batch_size, shard, threads, workers, max_unreadable, log: as for `train_dataset`.
+
+    Returns:
+        A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, -1 for padding,
+        'mask': (b,) float32, 1 or 0}.
+
+    Raises:
+        DataError: as for `train_dataset`.
+    """
+    _check_shares(batch_size, shard)
+    examples = EvalExamples(source, eval_transform.crop_image, eval_transform.height, eval_transform.width)
+    count = -(-len(source) // batch_size)
+    batches = _Batches(examples, count, batch_size, shard, threads, masked=True)
+    return ResumableDataset(batches, workers, Unreadable(source, max_unreadable, log).check)
+
+
+def _divide(batch: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Reshape the arrays of a batch from (b, ...) to (count, b / count, ...)."""
+    size = len(batch['label'])
+    if size % count:
+        raise DataError(f'a batch of {size} images cannot be divided among {count} devices')
+    return {name: x.reshape(count, size // count, *x.shape[1:]) for name, x in batch.items()}
+
+
+def to_devices(dataset: grain.IterDataset, devices: Sequence[Any]) -> grain.IterDataset:
+    """Divide each batch among devices of this process, ahead of time.
+
+    Args:
+        dataset: batches, dicts of (b, ...) arrays.
+        devices: devices of this process, `jax.local_devices()` or some of them.
+
+    Returns:
+        A dataset of dicts of (devices, b / devices, ...) arrays, one part on each device, as ``jax.pmap`` expects.
+        The state of an iterator counts the batches taken, not those prepared ahead.
+
+    Raises:
+        DataError: while reading: b is not a multiple of the devices.
+    """
+    sharding = NamedSharding(Mesh(np.asarray(devices), ('batch',)), PartitionSpec('batch'))
+    parts = dataset.map(functools.partial(_divide, count=len(devices)))
+    return grain.experimental.device_put(parts, sharding, cpu_buffer_size=ON_HOST, device_buffer_size=ON_DEVICE)

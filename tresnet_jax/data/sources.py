@@ -1,8 +1,8 @@
-"""Where images and labels come from: 'tfds:NAME', 'folder:DIR', 'npz:FILE' or 'embedded:fashion_mnist'."""
+"""Sources of labelled images: 'tfds:NAME', 'folder:DIR', 'npz:FILE' or 'embedded:fashion_mnist'."""
 
 import importlib.resources
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from tresnet_jax.data.arrays import open_npz
 from tresnet_jax.data.folders import open_folder
@@ -12,20 +12,18 @@ from tresnet_jax.labels import FASHION_MNIST
 
 KINDS = 'tfds:NAME, folder:DIR, npz:FILE or embedded:fashion_mnist'
 
-__all__ = ['DataError', 'Source', 'StreamedSource', 'open_source']
-
 
 class Source(Protocol):
-    """Labelled images, by index; it can be pickled, for worker processes."""
+    """Labelled images by index. A source can be pickled, for worker processes."""
 
     @property
     def name(self) -> str:
-        """The data set and the split, for people."""
+        """The data set and the split, for messages."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One a class, in the order of the labels."""
+        """The name of each class, in the order of the labels."""
         ...
 
     @property
@@ -34,20 +32,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """'image': an encoded image as bytes, or (H, W, C) uint8; 'label': int."""
+        """Return {'image': an encoded image as bytes, or (H, W, C) uint8; 'label': int}."""
         ...
 
     def describe(self, index: int) -> str:
-        """What an image is called in logs: its file, or the data set and the index."""
-        ...
-
-
-@runtime_checkable
-class StreamedSource(Protocol):
-    """A source that is read from start to end, since reading by index would be slow."""
-
-    def stream(self, seed: int | None, chunk: int) -> Any:
-        """``stream[position]`` is (index, record), shuffled anew in each pass, or in order without a seed."""
+        """Return the name of an image in logs: its file, or the data set and the index."""
         ...
 
 
@@ -56,22 +45,22 @@ def open_source(
 ) -> Source:
     """Open one split of a data set.
 
-    - ``tfds:NAME``: prepared by TensorFlow Datasets. array_record files need no TensorFlow; TFRecord files do
-      (extra `tf`).
-    - ``folder:DIR``: DIR/train/CLASS/..., DIR/val/CLASS/... (or validation, test), or DIR/CLASS/..., of which a
-      share is for validation.
+    - ``tfds:NAME``: prepared by TensorFlow Datasets, in array_record or TFRecord files.
+    - ``folder:DIR``: DIR/train/CLASS/... and DIR/val/CLASS/... (or validation, test); or DIR/CLASS/..., where a share
+      of each class is for validation.
     - ``npz:FILE``: x_train, y_train, x_test, y_test, as in Keras' .npz files.
-    - ``embedded:fashion_mnist``: the 2,000 and 500 images that come with this package.
+    - ``embedded:fashion_mnist``: the 2,000 training and 500 test images in this package.
 
     Args:
         data: one of these.
-        split: 'train', 'validation' (or 'val') or 'test', as there is, perhaps a part, 'train[:500]' or
-            'train[10%:]'. None is the split to evaluate on: validation, val or test.
-        data_dir: of tfds: where its data are; None is its own default. Others take paths relative to it.
+        split: 'train', 'validation' (or 'val') or 'test', perhaps with a slice, 'train[:500]' or 'train[10%:]'.
+            None: the split to evaluate on, 'validation', 'val' or 'test'.
+        data_dir: for tfds, the folder of its prepared data; None: TFDS's default. For folder and npz, the folder that
+            relative paths start from; None: the current one.
         val_fraction: the share of a folder without splits that is for validation.
 
     Raises:
-        DataError: an unknown kind, no such data set or split, or data that cannot be trained on.
+        DataError: an unknown kind of data, a missing data set or split, or data that cannot be trained on.
     """
     kind, _, name = data.partition(':')
     if not 0 <= val_fraction < 1:

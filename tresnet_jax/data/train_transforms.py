@@ -1,6 +1,6 @@
-"""The training transform of one image on the host, by Pillow (``timm/data/transforms_factory.py``).
+"""The training transform of one image, on the host with Pillow (``timm/data/transforms_factory.py``).
 
-What comes after it (normalising, Cutout, random erasing, mixup, CutMix) is done on the device for whole batches.
+The rest of the augmentation (normalising, Cutout, random erasing, mixup, CutMix) runs on the devices, on whole batches.
 """
 
 import dataclasses
@@ -10,19 +10,82 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from tresnet_jax.data.auto_augment import Policy, auto_augment_transform, draw_interpolation
-from tresnet_jax.data.images import to_rgb
-from tresnet_jax.data.transforms import INTERPOLATIONS, height_width
-from tresnet_jax.errors import ImageError, reason
+from tresnet_jax.data.auto_augment import Policy, auto_augment_transform
+from tresnet_jax.data.images import finish_decoding
+from tresnet_jax.data.transforms import INTERPOLATIONS, draw_interpolation, height_width
 from tresnet_jax.variants import IMAGENET
 
 CROPS = ('resized', 'pad', 'none')
+PADDINGS = ('reflect', 'constant')
+
+Box = tuple[int, int, int, int]  # left, top, width, height in pixels
+
 _JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+def random_resized_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draw the box that timm's `RandomResizedCropAndInterpolation` cuts from an image of `width` x `height` pixels.
+
+    The box's share of the area is uniform in `scale`; the logarithm of its width / height is uniform between those of
+    `ratio`. If ten such boxes do not fit, the result is `middle_box`. Unlike timm's, the box is never empty.
+    """
+    for _ in range(10):
+        area = rng.uniform(*scale) * (width * height)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_width, box_height = max(round(math.sqrt(area * aspect)), 1), max(round(math.sqrt(area / aspect)), 1)
+        if box_width <= width and box_height <= height:
+            top, left = int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1))
+            return left, top, box_width, box_height
+    return middle_box(width, height, ratio)
+
+
+def middle_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
+    """Return the largest box in the middle of an image whose width / height is in the range `ratio`."""
+    box_width, box_height = width, height
+    if width / height < ratio[0]:
+        box_height = max(round(width / ratio[0]), 1)
+    elif width / height > ratio[1]:
+        box_width = max(round(height * ratio[1]), 1)
+    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+
+
+def resized_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Return the box of an image, in RGB, resized to `size` (width, height); the bits are timm's."""
+    left, top, width, height = box
+    # Crop first: with `resize(box=...)` the filter would use pixels outside the box.
+    return finish_decoding(image).crop((left, top, left + width, top + height)).resize(size, resample)
+
+
+def draft_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Like `resized_crop`, but decode a JPEG that is not decoded yet at 1/2, 1/4 or 1/8 of its size if possible.
+
+    The box keeps at least `size` pixels in both directions. The decoder shrinks with a filter of its own, so the bits
+    differ from those of `resized_crop`.
+    """
+    left, top, width, height = box
+    # Pillow keeps the whole image at least this large. It does not change decoded images and other formats.
+    needed = math.ceil(image.width * size[0] / width), math.ceil(image.height * size[1] / height)
+    full_width = image.width
+    drafted = image.draft(None, needed)
+    shrink = drafted[1][2] / full_width if drafted else 1
+    if shrink == 1:
+        return resized_crop(image, box, size, resample)
+    edges = (left * shrink, top * shrink, (left + width) * shrink, (top + height) * shrink)
+    return finish_decoding(image).resize(size, resample, box=edges)
+
+
+def pad_crop(image: Image.Image, padding: int, mode: str, left: int, top: int) -> Image.Image:
+    """Add a border of `padding` pixels, 'reflect' or (black) 'constant'; crop to the old size at (left, top)."""
+    borders = ((padding, padding), (padding, padding), (0, 0))
+    pixels = np.pad(np.asarray(image), borders, mode)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return Image.fromarray(pixels[top : top + image.height, left : left + image.width])
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Crop, resize, flip, augment: image -> (height, width, 3) uint8; `create_train_transform` makes it."""
+    """Crop, resize, flip, augment: image -> (height, width, 3) uint8. Made by `create_train_transform`."""
 
     height: int
     width: int
@@ -39,9 +102,10 @@ class TrainTransform:
     draft: bool
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """The same image and the same state of the generator give the same pixels.
+        """Return the augmented pixels; the same image and the same generator state give the same pixels.
 
-        With `draft` an undecoded JPEG is decoded here, perhaps smaller, and stays so: open it anew for each call.
+        With `draft`, a JPEG that is not decoded yet is decoded in place, perhaps at a smaller size. Open it again for
+        each call.
 
         Raises:
             ImageError: the image cannot be decoded.
@@ -69,7 +133,7 @@ class TrainTransform:
         return np.array(image)
 
     def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """torchvision's ColorJitter without hue: each factor is uniform around 1, their order random."""
+        """Apply torchvision's ColorJitter without hue: each factor is uniform around 1, the order is random."""
         for index in rng.permutation(3):
             strength = self.color_jitter[index]
             if strength:
@@ -95,28 +159,32 @@ def create_train_transform(
     mean: Sequence[float] = IMAGENET['mean'],
     draft: bool = False,
 ) -> TrainTransform:
-    """The host's part of ``timm.data.create_transform(..., is_training=True)``, with timm's names and defaults.
+    """Return the host's part of ``timm.data.create_transform(..., is_training=True)``, with timm's names and defaults.
 
     Args:
-        input_size: pixels of a square, (height, width), or (3, height, width).
-        crop: 'resized', a random part of the image; 'pad', for small images: the whole one is resized to
-            `input_size`, gets a border, and is cut to the size again at random; 'none', always the middle.
-        scale, ratio: of 'resized': range of the part's share of the area, and of its width / height.
-        padding, padding_mode: of 'pad': pixels of border, 'reflect' or (black) 'constant'.
-        interpolation: Pillow's filter as in `create_transform`, or 'random': bilinear or bicubic.
-        hflip, vflip: probabilities.
-        color_jitter: most that the brightness, contrast and saturation factors differ from 1; one number or three.
-            As in timm it is left out where there is an `auto_augment` other than 3-Augment, unless
-            `force_color_jitter`.
-        auto_augment: as in `auto_augment_transform`; a fixed `interpolation` is its interpolation too.
-        mean: of each channel, in [0, 1]; the colour that `auto_augment` fills with.
-        draft: decode undecoded JPEGs as small as the crop allows; faster, other bits (`draft_crop`).
+        input_size: pixels of a square's edge, (height, width), or (3, height, width).
+        crop: 'resized': a random part of the image. 'pad', for small images: the whole image is resized to
+            `input_size`, gets a border, and is cropped to the size at random. 'none': always the middle.
+        scale: for 'resized', range of the part's share of the area.
+        ratio: for 'resized', range of the part's width / height.
+        padding: for 'pad', pixels of border on each side.
+        padding_mode: for 'pad', 'reflect' or (black) 'constant'.
+        interpolation: Pillow's filter as in `create_transform`, or 'random': bilinear or bicubic, drawn for each image.
+        hflip, vflip: probabilities of a horizontal and a vertical flip.
+        color_jitter: the largest difference of the brightness, contrast and saturation factors from 1; one number or
+            three. As in timm it is not applied together with an `auto_augment` other than 3-Augment, unless
+            `force_color_jitter` is set.
+        force_color_jitter: apply `color_jitter` together with any `auto_augment`.
+        auto_augment: as in `auto_augment_transform`, which uses the same `interpolation`.
+        mean: one value in [0, 1] for each channel: the colour with which `auto_augment` fills.
+        draft: decode JPEGs that are not decoded yet at the smallest size that the crop allows; this is faster and
+            changes the bits (`draft_crop`).
 
     Returns:
-        A callable (image, numpy generator) -> (height, width, 3) uint8, which can be pickled.
+        A callable (image, numpy generator) -> (height, width, 3) uint8; it can be pickled.
 
     Raises:
-        ValueError: an argument that cannot work.
+        ValueError: an argument is out of range.
     """
     height, width = height_width(input_size, 'input_size', channels=True)
     jitter = [*color_jitter] if isinstance(color_jitter, Sequence) else [color_jitter or 0.0] * 3
@@ -157,76 +225,3 @@ def create_train_transform(
         auto_augment=policy,
         draft=draft,
     )
-
-
-Box = tuple[int, int, int, int]  # left, top, width, height in pixels
-
-PADDINGS = ('reflect', 'constant')
-
-
-def random_resized_box(
-    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> Box:
-    """The box that timm's `RandomResizedCropAndInterpolation` cuts from an image of `width` x `height` pixels.
-
-    Its share of the area is uniform in `scale`, the logarithm of width / height uniform in that of `ratio`. If ten
-    such boxes do not fit, the middle of the image, as much as `ratio` allows. Unlike timm's it is never empty.
-    """
-    for _ in range(10):
-        area = rng.uniform(*scale) * (width * height)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        box_width, box_height = max(round(math.sqrt(area * aspect)), 1), max(round(math.sqrt(area / aspect)), 1)
-        if box_width <= width and box_height <= height:
-            top, left = int(rng.integers(height - box_height + 1)), int(rng.integers(width - box_width + 1))
-            return left, top, box_width, box_height
-    return middle_box(width, height, ratio)
-
-
-def middle_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
-    """As much of the middle of an image as has a width / height in the range `ratio`."""
-    box_width, box_height = width, height
-    if width / height < ratio[0]:
-        box_height = max(round(width / ratio[0]), 1)
-    elif width / height > ratio[1]:
-        box_width = max(round(height * ratio[1]), 1)
-    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
-
-
-def resized_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """The box of the image, in RGB, resized to `size` (width, height): timm's bits."""
-    left, top, width, height = box
-    # Cut before it is resized: with `resize(box=...)` the filter would see pixels outside of the box.
-    return _decoded(image).crop((left, top, left + width, top + height)).resize(size, resample)
-
-
-def draft_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """`resized_crop` from a JPEG that, where it is not decoded yet, is decoded 2, 4 or 8 times smaller.
-
-    So much smaller that the box still has at least `size` pixels either way. The decoder's way of shrinking is not
-    `resample`'s, so the bits differ from those of `resized_crop`.
-    """
-    left, top, width, height = box
-    # Pillow keeps the whole image at least as large as this; other formats and decoded images it leaves alone.
-    needed = math.ceil(image.width * size[0] / width), math.ceil(image.height * size[1] / height)
-    full_width = image.width
-    drafted = image.draft(None, needed)
-    shrink = drafted[1][2] / full_width if drafted else 1
-    if shrink == 1:
-        return resized_crop(image, box, size, resample)
-    edges = (left * shrink, top * shrink, (left + width) * shrink, (top + height) * shrink)
-    return _decoded(image).resize(size, resample, box=edges)
-
-
-def pad_crop(image: Image.Image, padding: int, mode: str, left: int, top: int) -> Image.Image:
-    """The image with `padding` pixels of 'reflect' or black 'constant' border, cut to its size from (left, top)."""
-    borders = ((padding, padding), (padding, padding), (0, 0))
-    pixels = np.pad(np.asarray(image), borders, mode)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return Image.fromarray(pixels[top : top + image.height, left : left + image.width])
-
-
-def _decoded(image: Image.Image) -> Image.Image:
-    try:
-        image.load()
-    except Exception as error:  # A damaged file can raise nearly anything out of Pillow's decoders.
-        raise ImageError(reason(error)) from error
-    return image if image.mode == 'RGB' else to_rgb(image)

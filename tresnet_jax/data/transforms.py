@@ -1,7 +1,7 @@
 """The evaluation transform of one image, bit for bit timm's (``timm/data/transforms_factory.py``).
 
-Pillow resizes, because its filters, which round to whole grey levels, are part of what the published
-accuracies were measured with; `jax.image.resize` differs from them by up to two levels.
+Pillow does the resizing, because the published accuracies were measured with its filters, which round to whole grey
+levels; `jax.image.resize` differs from them by up to two levels.
 """
 
 import dataclasses
@@ -21,16 +21,21 @@ INTERPOLATIONS = {
 }
 
 
-def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, Any]:
-    """What `create_transform` needs to prepare images as the weights expect them.
+def draw_interpolation(name: str, rng: np.random.Generator) -> Image.Resampling:
+    """Return Pillow's filter of a name; for 'random', bilinear or bicubic."""
+    return INTERPOLATIONS[('bilinear', 'bicubic')[rng.integers(2)]] if name == 'random' else INTERPOLATIONS[name]
 
-    ``timm.data.resolve_data_config`` gives the same values under the same keys.
+
+def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, Any]:
+    """Return the arguments of `create_transform` with which images are prepared as the weights expect.
+
+    ``timm.data.resolve_data_config`` returns the same values under the same keys.
 
     Args:
-        source: a model, the name of one ('resnet50d.a1_in1k', or 'resnet50d' for its default tag), or its row
-            of the table. A model without a row gets timm's defaults: ImageNet's mean and std, bicubic, 224.
-        use_test_size: take the size and crop that the best published accuracy was measured with, where they
-            differ from those of training.
+        source: a model, a model's name ('resnet50d.a1_in1k', or 'resnet50d' for its default tag), or a row of the
+            table of pretrained weights. A model without a row gets timm's defaults: ImageNet's mean and std, bicubic,
+            224.
+        use_test_size: return the size and crop of the best published accuracy, if they differ from training's.
 
     Returns:
         input_size (channels, height, width), interpolation, mean, std, crop_pct, crop_mode.
@@ -56,7 +61,7 @@ def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Resize, crop, normalise: PIL image -> (height, width, 3) float32; `create_transform` makes it."""
+    """Resize, crop, normalise: PIL image -> (height, width, 3) float32. Made by `create_transform`."""
 
     height: int
     width: int
@@ -67,16 +72,20 @@ class EvalTransform:
     crop_mode: str
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Raises ValueError where a long, thin image would grow beyond Pillow's limit for images."""
-        # Three roundings to float32, in torchvision's order: to_tensor's division, normalize's two steps.
+        """Return the prepared image.
+
+        Raises:
+            ValueError: a long, thin image would be resized beyond Pillow's limit for images.
+        """
+        # Rounded to float32 three times, in torchvision's order: to_tensor's division, normalize's two steps.
         x = np.asarray(self.crop_image(image), np.float32) / np.float32(255)
         return (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
     def crop_image(self, image: Image.Image) -> np.ndarray:
-        """Resize and crop alone: PIL image -> (height, width, 3) uint8.
+        """Resize and crop only: PIL image -> (height, width, 3) uint8.
 
         Raises:
-            ValueError: a long, thin image would grow beyond Pillow's limit for images.
+            ValueError: a long, thin image would be resized beyond Pillow's limit for images.
         """
         if image.mode != 'RGB':
             image = image.convert('RGB')
@@ -87,23 +96,23 @@ class EvalTransform:
         return np.asarray(self._crop(image.resize((width, height), INTERPOLATIONS[self.interpolation])))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing. The crop takes the middle `crop_pct` of that in each direction."""
+        """Return the width and height after resizing. The crop takes the middle `crop_pct` of both."""
         to_height, to_width = math.floor(self.height / self.crop_pct), math.floor(self.width / self.crop_pct)
         if self.crop_mode == 'squash':
             return to_width, to_height
         if self.crop_mode == 'center' and to_height == to_width:
-            # torchvision's Resize: the short edge fits, the long one is truncated to whole pixels.
+            # torchvision's Resize: the short edge fits, the long edge is truncated to whole pixels.
             short, long = min(width, height), max(width, height)
             resized_long = int(to_width * long / short)
             return (to_width, resized_long) if width <= height else (resized_long, to_width)
-        # timm's ResizeKeepRatio: the image covers the target ('center') or fits into it ('border'). timm
-        # fails where a thin image would be rounded to no pixel; here one remains.
+        # timm's ResizeKeepRatio: the image covers the target ('center') or fits into it ('border'). timm fails if an
+        # edge of a thin image is rounded to 0 pixels; here it has 1.
         choose = max if self.crop_mode == 'border' else min
         ratio = choose(height / to_height, width / to_width)
         return max(round(width / ratio), 1), max(round(height / ratio), 1)
 
     def _crop(self, image: Image.Image) -> Image.Image:
-        """The middle of the image; what lies outside it is black, or the mean colour in mode 'border'."""
+        """Cut out the middle of the image, padded with black, or in mode 'border' with the mean colour."""
         fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == 'border' else (0, 0, 0)
         cropped = Image.new('RGB', (self.width, self.height), fill)
         cropped.paste(image, (_offset(image.width, self.width), _offset(image.height, self.height)))
@@ -111,8 +120,8 @@ class EvalTransform:
 
 
 def _offset(size: int, target: int) -> int:
-    """Where an image of `size` pixels begins in a frame of `target` that shows its middle."""
-    # As torchvision: a smaller image's border is floored, what a larger one loses is rounded half to even.
+    """Return the position of an image of `size` pixels in a frame of `target` pixels that shows its middle."""
+    # As in torchvision: the border of a smaller image is floored, the cut of a larger image is rounded half to even.
     return (target - size) // 2 if size < target else -round((size - target) / 2)
 
 
@@ -148,24 +157,23 @@ def create_transform(
     crop_pct: float = 0.875,
     crop_mode: str = 'center',
 ) -> EvalTransform:
-    """The transform of ``timm.data.create_transform(..., is_training=False)``, with timm's defaults.
+    """Return the transform of ``timm.data.create_transform(..., is_training=False)``, with timm's defaults.
 
-    ``create_transform(**resolve_data_config(model))`` is what the weights of a model expect.
+    ``create_transform(**resolve_data_config(model))`` prepares images as the weights of a model expect.
 
     Args:
-        input_size: pixels of a square, (height, width), or (3, height, width).
-        interpolation: 'nearest', 'bilinear', 'bicubic', 'box', 'hamming' or 'lanczos', by Pillow.
-        mean, std: of each channel, for pixels scaled to [0, 1].
-        crop_pct: edge of the crop over the edge of the resized image; above 1 there are black borders.
-        crop_mode: 'center' fits the short edge and cuts the long one; 'squash' changes the aspect ratio;
-            'border' fits the long edge and fills up with the mean colour.
+        input_size: pixels of a square's edge, (height, width), or (3, height, width).
+        interpolation: Pillow's filter: 'nearest', 'bilinear', 'bicubic', 'box', 'hamming' or 'lanczos'.
+        mean, std: one value for each channel, for pixels scaled to [0, 1].
+        crop_pct: edge of the crop over the edge of the resized image; above 1 the image gets black borders.
+        crop_mode: 'center' fits the short edge and cuts the long edge; 'squash' changes the aspect ratio;
+            'border' fits the long edge and pads with the mean colour.
 
     Returns:
-        A callable that takes a PIL image of any size and mode (those other than 'RGB' are converted) to a
-        (height, width, 3) float32 array.
+        A callable: PIL image of any size and mode (converted to 'RGB') -> (height, width, 3) float32 array.
 
     Raises:
-        ValueError: an argument that cannot work.
+        ValueError: an argument is out of range.
     """
     height, width = height_width(input_size, 'input_size', channels=True)
     if interpolation not in INTERPOLATIONS:
