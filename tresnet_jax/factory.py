@@ -56,7 +56,7 @@ def create_model(
             timm's default.
         output_stride: 32; for ResNet-D also 16 or 8, which dilate the last stages instead of striding.
         drop_rate: rate of the dropout before the classifier.
-        drop_path_rate: rate of stochastic depth in the last block; it rises linearly from the first block on.
+        drop_path_rate: rate of stochastic depth in the last block; it rises linearly from 0 in the first block.
         abn_slope: slope of TResNet's leaky ReLUs. None: the checkpoint's, else timm's 1e-3. The original second
             version was trained with 1e-6.
         dtype: dtype of the computation: float32, bfloat16, float16, or float64 under ``jax_enable_x64``. Parameters

@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
+import safetensors.numpy
 import torch
 
+import convert
+import tresnet_jax
 from convert.__main__ import main
 from convert.inspect import RELEASED
+from convert.verify import compare_with_stored
 from tests.helpers.layouts import float32_state, inplace_abn_state
+from tests.helpers.paths import EMBEDDED
 from tests.helpers.reference import reference
 from tresnet_jax.checkpoints import match
 from tresnet_jax.variants import PRETRAINED
@@ -117,3 +122,36 @@ def test_golden_file(seeded, tmp_path, capsys):
         assert metadata['weights'] == 'seeded_weights(shapes, 3)' and stored['logits'].shape == (1, 1000)
     assert main(['golden', 'nothing', str(out)]) == 2
     assert 'did you mean' in capsys.readouterr().err and Path(out).exists()
+
+
+def test_golden_file_of_a_wide_classifier(tmp_path):
+    """The pooling comes with the checkpoint, as in a conversion."""
+    out, model = tmp_path / 'golden.safetensors', reference('test_tresnet', num_classes=7, global_pool='catavgmax')
+    torch.save(model.float().state_dict(), tmp_path / 'a.pth')
+    options = ['--checkpoint', str(tmp_path / 'a.pth'), '--image-size', '32']
+    assert main(['golden', 'test_tresnet', str(out), *options]) == 0
+    ours = tresnet_jax.create_model('test_tresnet', checkpoint=tmp_path / 'a.pth')
+    rows = compare_with_stored(ours, out)
+    assert [row.name for row in rows] == STAGES and all(row.agrees for row in rows)
+
+
+@pytest.mark.parametrize(
+    'harm, message',
+    [
+        (lambda tensors, metadata: metadata.clear(), "'float32_noise' is missing"),
+        (lambda tensors, metadata: metadata.update(float32_noise='{}'), "'features.0' is missing"),
+        (lambda tensors, metadata: metadata.update(float32_noise='[1'), 'not a file of stored outputs'),
+        (lambda tensors, metadata: metadata.update(float32_noise='[1]'), 'not a file of stored outputs'),
+        (lambda tensors, metadata: tensors.pop('images'), "'images' is missing"),
+        (lambda tensors, metadata: tensors.pop('logits'), 'the model has'),
+        (lambda tensors, metadata: tensors.update(logits=tensors['logits'][:, :3]), r'logits has shape \(10, 3\)'),
+    ],
+)
+def test_stored_outputs_that_are_damaged(harm, message, tmp_path):
+    model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+    with safetensors.safe_open(EMBEDDED / 'test_resnet.fashion_mnist.golden.safetensors', 'np') as file:
+        tensors, metadata = file.get_tensors(), dict(file.metadata())
+    harm(tensors, metadata)
+    safetensors.numpy.save_file(tensors, tmp_path / 'a.safetensors', metadata)
+    with pytest.raises(convert.ConversionError, match=message):
+        compare_with_stored(model, tmp_path / 'a.safetensors')

@@ -1,4 +1,7 @@
-"""Match a checkpoint with a model, strictly both ways; and the way back: trees of values -> timm's tensors."""
+"""Match a checkpoint with a model, and convert a model back to timm's tensors.
+
+Matching is strict: every leaf of the model is filled, and every tensor of the checkpoint is used or listed as dropped.
+"""
 
 import time
 from collections.abc import Callable

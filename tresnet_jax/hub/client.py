@@ -2,8 +2,8 @@
 
 ``huggingface_hub`` downloads and caches, so its environment variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN,
 ...) apply here too, and files that timm has downloaded are not downloaded again. It is imported when first needed.
-This module adds: a single attempt when offline (the client retries for minutes), a limit on downloads that break off
-repeatedly, and a checksum.
+This module adds: a single attempt when offline (the client retries for minutes), a limit on downloads that are
+interrupted repeatedly, and a checksum.
 """
 
 import os
@@ -52,18 +52,20 @@ def find(source: str, filenames: Sequence[str]) -> Path:
         filenames: file names in order of preference.
 
     Raises:
-        HubError: the source has none of the files; or the hub is unreachable, denies access, breaks off the download,
-            or sends bytes that do not match the announced checksum.
+        HubError: the source has none of the files; or the hub is unreachable or denies access, the download is
+            interrupted, or its bytes do not match the announced checksum.
     """
     kind, location = split_source(source) or ('', '')
     if kind == 'hf-hub':
         repository, _, revision = location.partition('@')
         return _download(repository, revision or None, filenames)
+    folder = Path(location)
+    if not folder.is_dir():
+        raise HubError(f'{source}: no such folder')
     for filename in filenames:
-        path = Path(location) / filename
-        if path.is_file():
-            return path
-    raise HubError(f'{source}: {"no" if Path(location).is_dir() else "no such folder, so no"} {" or ".join(filenames)}')
+        if (folder / filename).is_file():
+            return folder / filename
+    raise HubError(f'{source}: no {" or ".join(filenames)} in this folder')
 
 
 def _download(repository: str, revision: str | None, filenames: Sequence[str]) -> Path:
@@ -128,7 +130,7 @@ def _bounded_bar() -> Any:
         def update(self, n: float | None = 1) -> Any:
             self.received += max(n or 0, 0)
             if self.total and self.received > _MOST_RECEIVED * self.total:
-                raise ConnectionError('the connection broke off again and again')
+                raise ConnectionError('the connection was lost repeatedly')
             return super().update(n)
 
     return BoundedBar

@@ -66,6 +66,7 @@ def read_config(source: str) -> SavedConfig:
 
 
 def _to_row(config: dict[str, Any], source: str, path: Path) -> SavedConfig:
+    """Check every field of a ``config.json``; missing fields get timm's defaults."""
     # Before 2023 timm wrote one flat object, without pretrained_cfg.
     pretrained = config.get('pretrained_cfg', config)
     arguments = config.get('model_args') or {}
