@@ -1,4 +1,4 @@
-"""The compilation cache of the command lines: where it lies, and that nothing in it or about it can do harm."""
+"""The compilation cache of the command lines: its place, and faults that must not stop a program."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SETTINGS = ('JAX_ENABLE_COMPILATION_CACHE', 'JAX_COMPILATION_CACHE_DIR', 'XDG_CA
 
 
 def run(**settings: str | Path) -> subprocess.CompletedProcess:
-    """Compute 36 in a process of its own, where everything is worth keeping."""
+    """Compute 36 in a process that caches every program, with the given environment variables."""
     environment = {key: value for key, value in os.environ.items() if key not in SETTINGS}
     environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', **{k: str(v) for k, v in settings.items()}}
     result = subprocess.run([sys.executable, '-c', PROGRAM], env=environment, capture_output=True, text=True)
@@ -27,35 +27,36 @@ def run(**settings: str | Path) -> subprocess.CompletedProcess:
     return result
 
 
-def kept(folder: Path) -> list[Path]:
+def cached(folder: Path) -> list[Path]:
+    """Return the files of cached programs below a folder."""
     return sorted(folder.rglob('*-cache'))
 
 
-def test_programs_are_kept_and_damage_is_outlived(tmp_path):
+def test_programs_are_cached_and_damaged_files_are_ignored(tmp_path):
     run(HOME=tmp_path)
-    programs = kept(tmp_path / '.cache' / 'tresnet_jax' / 'compiled')
+    programs = cached(tmp_path / '.cache' / 'tresnet_jax' / 'compiled')
     assert programs
     assert 'Error reading' not in run(HOME=tmp_path).stderr
     for program in programs:
         program.write_bytes(program.read_bytes()[:100])
-    assert 'Error reading' in run(HOME=tmp_path).stderr  # it was asked for, and did no harm
+    assert 'Error reading' in run(HOME=tmp_path).stderr  # JAX read the damaged file and compiled again
 
 
-def test_where_it_lies(tmp_path):
+def test_the_environment_sets_the_place(tmp_path):
     run(XDG_CACHE_HOME=tmp_path / 'xdg', JAX_COMPILATION_CACHE_DIR=tmp_path / 'jax')
-    assert kept(tmp_path / 'jax') and not (tmp_path / 'xdg').exists()
+    assert cached(tmp_path / 'jax') and not (tmp_path / 'xdg').exists()
     run(XDG_CACHE_HOME=tmp_path / 'xdg')
-    assert kept(tmp_path / 'xdg' / 'tresnet_jax' / 'compiled')
+    assert cached(tmp_path / 'xdg' / 'tresnet_jax' / 'compiled')
 
 
 @pytest.mark.parametrize('what', ['a file', 'off'])
-def test_without_a_folder(tmp_path, what):
-    """A file lies where the folder should be, or JAX's own switch is off."""
+def test_a_program_runs_without_a_cache(tmp_path, what):
+    """A file is in the folder's place, or JAX's own switch is off."""
     place = tmp_path / 'cache'
     if what == 'a file':
         place.touch()
     result = run(XDG_CACHE_HOME=place, **({'JAX_ENABLE_COMPILATION_CACHE': 'false'} if what == 'off' else {}))
-    assert not kept(tmp_path) and 'cache' not in result.stderr
+    assert not cached(tmp_path) and 'cache' not in result.stderr
 
 
 def test_predict_switches_it_on(tmp_path, monkeypatch):

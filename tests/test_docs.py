@@ -1,4 +1,4 @@
-"""Every example of README and docs runs."""
+"""The examples of README and docs run."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
 def blocks(language: str) -> list:
-    """Each fenced block of a language, of every page."""
+    """Return the fenced blocks of a language on all pages."""
     found = []
     for page in PAGES:
         texts = re.findall(rf'^```{language}\n(.*?)^```', page.read_text(encoding='utf-8'), re.M | re.S)
@@ -24,7 +24,7 @@ def blocks(language: str) -> list:
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch) -> Path:
-    """A folder that looks like a clone, in which examples may write."""
+    """A folder that looks like a clone and in which examples may write."""
     for name in ('tresnet_jax', 'convert', 'scripts'):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
@@ -32,28 +32,27 @@ def clone(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize('code', blocks('python'))
-def test_python_example(code, clone):
+def test_a_python_example_runs(code, clone):
     result = subprocess.run([sys.executable, '-c', code], cwd=clone, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for line in code.splitlines():  # `print(...)   # what it prints`
-        said = re.match(r'print\(.*\)\s+# (.*)', line)
-        if said:
-            assert said[1] in result.stdout
+    for line in code.splitlines():  # print(...)  # the expected output
+        if expected := re.match(r'print\(.*\)\s+# (.*)', line):
+            assert expected[1] in result.stdout
 
 
 def commands(page: Path) -> list[str]:
-    """Those that call our scripts and modules, in the order of the page."""
+    """Return the commands that run our scripts and modules, in the order of the page."""
     lines = page.read_text(encoding='utf-8').splitlines()
     return [line for line in lines if re.match(r'python (-m convert|scripts/)', line)]
 
 
 @pytest.mark.parametrize('page', [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
-def test_commands(page, clone):
+def test_the_commands_of_a_page_run(page, clone):
     for command in commands(page):
         _, *words = shlex.split(command, comments=True)
         result = subprocess.run([sys.executable, *words], cwd=clone, capture_output=True, text=True)
         assert result.returncode == 0, f'{command}\n{result.stderr}'
 
 
-def test_pages_have_commands():
+def test_readme_and_training_have_commands():
     assert {'README', 'training'} <= {page.stem for page in PAGES if commands(page)}

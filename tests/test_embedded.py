@@ -1,7 +1,4 @@
-"""What the package carries: sizes, licence, images, and timm's outputs without timm."""
-
-import importlib.resources
-from pathlib import Path
+"""The package's files: weights against timm's stored outputs, images, class names, sizes, licence."""
 
 import jax
 import numpy as np
@@ -11,16 +8,15 @@ from PIL import Image
 
 import tresnet_jax
 from convert.verify import compare_with_stored
+from tests.helpers.models import EMBEDDED_TAGS
+from tests.helpers.paths import EMBEDDED
 from tresnet_jax.labels import class_names
 from tresnet_jax.variants import PRETRAINED
 
-EMBEDDED = Path(str(importlib.resources.files('tresnet_jax') / 'embedded'))
-NAMES = ('test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist')
 
-
-@pytest.mark.parametrize('name', NAMES)
-def test_outputs_are_those_timm_gave(name):
-    """Every stage within ten times torch's own float32 noise, on the images that come along."""
+@pytest.mark.parametrize('name', EMBEDDED_TAGS)
+def test_every_stage_agrees_with_timm(name):
+    """The error on the embedded images is at most ten times torch's own in float32."""
     model = tresnet_jax.create_model(name, pretrained=True)
     comparisons = compare_with_stored(model, EMBEDDED / f'{name}.golden.safetensors')
     assert [row.name for row in comparisons] == [*(f'features.{i}' for i in range(5)), 'logits']
@@ -29,9 +25,9 @@ def test_outputs_are_those_timm_gave(name):
         assert 0 < row.noise < 1e-5
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_the_comparison_can_fail(name):
-    """A stem slope of 1e-3, or one gamma changed in the last stage, is seen where it is."""
+@pytest.mark.parametrize('name', EMBEDDED_TAGS)
+def test_a_changed_gamma_shows_in_its_stage(name):
+    """The gamma is in the last stage."""
     model = tresnet_jax.create_model(name, pretrained=True)
     last = model.body.layer4[0].conv3.bn if 'tresnet' in name else model.layer4[0].bn2
     last.scale[...] = last.scale[...] * 1.001
@@ -39,9 +35,9 @@ def test_the_comparison_can_fail(name):
     assert errors['features.3'] < 1e-5 < errors['features.4']
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_images_go_through_the_transform_to_the_stored_inputs(name):
-    """So the whole way from a PNG file is timm's."""
+@pytest.mark.parametrize('name', EMBEDDED_TAGS)
+def test_the_transform_gives_the_stored_inputs(name):
+    """The inputs stored with timm's outputs come from timm's transform of the same PNG files."""
     with safetensors.safe_open(EMBEDDED / f'{name}.golden.safetensors', 'np') as file:
         images = file.get_tensor('images')
     transform = tresnet_jax.create_transform(**tresnet_jax.resolve_data_config(name))
@@ -51,9 +47,9 @@ def test_images_go_through_the_transform_to_the_stored_inputs(name):
     np.testing.assert_array_equal(got, images.transpose(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', EMBEDDED_TAGS)
 def test_accuracy_on_the_embedded_test_images(name):
-    """Within three standard errors of the accuracy on all 10,000 that the table gives."""
+    """It is within three standard errors of the table's accuracy on all 10,000 images."""
     with np.load(EMBEDDED / 'fashion_mnist_subset.npz', allow_pickle=False) as data:
         images, labels = data['x_test'], data['y_test']
         assert data['x_train'].shape == (2000, 28, 28) and np.bincount(data['y_train']).tolist() == [200] * 10
@@ -68,13 +64,12 @@ def test_accuracy_on_the_embedded_test_images(name):
     assert abs(top1 - published) <= 3 * standard_error, f'{top1} against {published}'
 
 
-def test_sizes():
-    """What a user downloads with the package stays small."""
-    for name in NAMES:
+def test_the_package_stays_small_and_has_the_licence():
+    for name in EMBEDDED_TAGS:
         assert (EMBEDDED / f'{name}.safetensors').stat().st_size <= 2e6
     assert (EMBEDDED / 'fashion_mnist_subset.npz').stat().st_size <= 1.5e6
     assert 'MIT' in (EMBEDDED / 'FASHION_MNIST_LICENSE').read_text(encoding='utf-8')
 
 
-def test_class_names():
+def test_the_class_names_of_an_embedded_model():
     assert class_names('test_resnet.fashion_mnist')[9] == 'Ankle boot'

@@ -1,11 +1,9 @@
-"""Exported files: JAX alone runs them, they give what the model gives, and mistakes are told clearly."""
+"""Exported models: JAX alone runs them with the model's outputs, and errors say what is wrong."""
 
-import importlib.resources
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +13,15 @@ from PIL import Image
 
 import convert
 import tresnet_jax
-from tests.test_folding import SMALL, as_trained
+from tests.helpers.closeness import assert_close
+from tests.helpers.images import normal_images
+from tests.helpers.models import SMALL, as_trained
+from tests.helpers.paths import EMBEDDED
 from tresnet_jax.variants import ARCHITECTURES
 
-# Rounding of the dtype, over up to two hundred layers; XLA rounds elsewhere where weights are constants.
+# Rounding of the dtype over up to two hundred layers; XLA rounds in other places if weights are constants.
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 5e-2}
 call = jax.jit(lambda model, x: model(x))
-
-
-def images(*shape: int) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal(shape, np.float32)
-
-
-def assert_close(got, expected, tolerance: float) -> None:
-    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -38,7 +29,7 @@ def assert_close(got, expected, tolerance: float) -> None:
     'name', [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in sorted(ARCHITECTURES)]
 )
 def test_every_architecture(name, dtype, tmp_path):
-    model, x = as_trained(name, dtype=dtype), images(2, 64, 64, 3)
+    model, x = as_trained(name, dtype=dtype), normal_images(2, 64, 64)
     tresnet_jax.export(model, tmp_path / 'model', image_size=64)
     logits = tresnet_jax.load_exported(tmp_path / 'model')(x)
     assert logits.dtype == dtype
@@ -52,7 +43,7 @@ def fashion(request, tmp_path_factory):
     model = tresnet_jax.create_model(f'{request.param}.fashion_mnist', pretrained=True)
     path = tmp_path_factory.mktemp('exported') / f'{request.param}.stablehlo'
     tresnet_jax.export(model, path)
-    x = images(3, 32, 32, 3)
+    x = normal_images(3)
     return model, path, x, np.asarray(call(model, x))
 
 
@@ -66,12 +57,12 @@ print(metadata['architecture'], [name for name in ('flax', 'tresnet_jax', 'conve
 """
 
 
-def test_jax_alone_runs_it(fashion, tmp_path):
-    """In a process that has neither flax nor this package, by the lines that the documentation shows."""
+def test_jax_alone_runs_the_file(fashion, tmp_path):
+    """The documented lines work in a process without flax and this package."""
     model, path, x, expected = fashion
     np.save(tmp_path / 'images.npy', x)
     arguments = [path, tmp_path / 'images.npy', tmp_path / 'logits.npy']
-    for package in ('flax', 'tresnet_jax', 'convert'):  # found before the installed ones, and unusable
+    for package in ('flax', 'tresnet_jax', 'convert'):  # hides the installed package
         (tmp_path / f'{package}.py').write_text('raise ImportError')
     environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
     command = [sys.executable, '-c', 'import jax.export' + ALONE, *map(str, arguments)]
@@ -80,7 +71,7 @@ def test_jax_alone_runs_it(fashion, tmp_path):
     assert_close(np.load(tmp_path / 'logits.npy'), expected, TOLERANCE['float32'])
 
 
-def test_the_number_of_images_is_the_callers(fashion):
+def test_the_caller_chooses_the_number_of_images(fashion):
     _, path, x, expected = fashion
     loaded = tresnet_jax.load_exported(path)
     for batch in (1, 3):
@@ -88,26 +79,26 @@ def test_the_number_of_images_is_the_callers(fashion):
     assert loaded.exported.platforms == ('cpu', 'cuda', 'tpu')
 
 
-def test_a_fixed_number_of_images(tmp_path):
+def test_the_number_of_images_can_be_fixed(tmp_path):
     model = as_trained('test_resnet')
     tresnet_jax.export(model, tmp_path / 'model', image_size=(32, 48), batch=2, platforms=['cpu'])
     loaded = tresnet_jax.load_exported(tmp_path / 'model')
     assert loaded.exported.platforms == ('cpu',)
     assert loaded.metadata['data_config']['input_size'] == [3, 32, 48]
-    x = images(2, 32, 48, 3)
+    x = normal_images(2, 32, 48)
     assert_close(loaded(x), call(model, x), TOLERANCE['float32'])
     with pytest.raises(ValueError, match=r'of shape \(2, 32, 48, 3\).*got \(1, 32, 48, 3\)'):
         loaded(x[:1])
 
 
-def test_metadata_prepares_a_image_and_names_the_class(fashion):
+def test_the_metadata_prepare_an_image_and_name_its_class(fashion):
     model, path, *_ = fashion
     loaded = tresnet_jax.load_exported(path)
     assert loaded.metadata['architecture'] == model.architecture and loaded.metadata['tag'] == 'fashion_mnist'
     assert loaded.metadata['num_classes'] == 10 and loaded.metadata['dtype'] == 'float32'
     data_config = {key: tuple(v) if isinstance(v, list) else v for key, v in loaded.metadata['data_config'].items()}
     assert data_config == tresnet_jax.resolve_data_config(model)
-    image = Image.open(Path(str(importlib.resources.files('tresnet_jax'))) / 'embedded' / 'pictures' / '8_bag.png')
+    image = Image.open(EMBEDDED / 'pictures' / '8_bag.png')
     x = tresnet_jax.create_transform(**loaded.metadata['data_config'])(image)
     assert loaded.metadata['class_names'][int(loaded(x[None])[0].argmax())] == 'Bag'
 
@@ -119,17 +110,15 @@ def test_metadata_prepares_a_image_and_names_the_class(fashion):
         {'num_classes': 0, 'in_chans': 1, 'output_stride': 16},
     ],
 )
-def test_other_outputs(options, tmp_path):
+def test_backbones_and_feature_vectors(options, tmp_path):
     model = as_trained('test_resnet', **options).train()
-    x = images(1, 32, 32, model.in_chans)
+    x = normal_images(1, channels=model.in_chans)
     tresnet_jax.export(model, tmp_path / 'model', image_size=32)
     got, expected = tresnet_jax.load_exported(tmp_path / 'model')(x), call(model.eval(), x)
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert_close(a, b, TOLERANCE['float32'])
+    assert_close(got, expected, TOLERANCE['float32'])
 
 
-def test_weights_have_the_compute_dtype(tmp_path):
+def test_weights_are_stored_in_the_compute_dtype(tmp_path):
     for dtype in ('float32', 'bfloat16', 'float16'):
         tresnet_jax.export(as_trained('test_tresnet', dtype=dtype), tmp_path / dtype, image_size=32)
     size = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
@@ -137,9 +126,9 @@ def test_weights_have_the_compute_dtype(tmp_path):
     assert size['float16'] == pytest.approx(size['float32'] / 2, rel=0.1)
 
 
-def test_float64(tmp_path):
+def test_float64_needs_jax_enable_x64(tmp_path):
     with jax.enable_x64(True):
-        model, x = as_trained('test_resnet', dtype='float64'), images(1, 32, 32, 3)
+        model, x = as_trained('test_resnet', dtype='float64'), normal_images(1)
         tresnet_jax.export(model, tmp_path / 'model', image_size=32)
         assert_close(tresnet_jax.load_exported(tmp_path / 'model')(x), call(model, x), 1e-12)
     with pytest.raises(ValueError, match='jax_enable_x64'):
@@ -156,13 +145,13 @@ def test_float64(tmp_path):
         (np.zeros((1, 32, 32, 3), np.uint8), 'dtype uint8'),
     ],
 )
-def test_other_inputs(fashion, images, got):
+def test_the_error_for_an_input_names_both_shapes(fashion, images, got):
     loaded = tresnet_jax.load_exported(fashion[1])
     with pytest.raises(ValueError, match=rf'normalised images of shape \(batch, 32, 32, 3\).*got .*{got}'):
         loaded(images)
 
 
-def test_half_precision_images_are_taken(fashion):
+def test_images_of_every_float_dtype_are_accepted(fashion):
     loaded, x = tresnet_jax.load_exported(fashion[1]), jnp.ones((1, 32, 32, 3), jnp.bfloat16)
     np.testing.assert_array_equal(loaded(x), loaded(np.ones((1, 32, 32, 3), np.float64)))
 
@@ -177,13 +166,13 @@ def test_half_precision_images_are_taken(fashion):
         ({'image_size': 30}, 'multiples of 4'),
     ],
 )
-def test_mistakes_leave_no_file(options, message, tmp_path):
+def test_an_error_leaves_no_file(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         tresnet_jax.export(tresnet_jax.create_model('test_tresnet'), tmp_path / 'model', **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     with pytest.raises(convert.ConversionError, match='make it first'):
         tresnet_jax.export(as_trained('test_resnet'), tmp_path / 'nowhere' / 'model', image_size=32)
 

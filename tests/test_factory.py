@@ -1,15 +1,17 @@
-"""`create_model`: names, options, weights, and what an error says."""
+"""`create_model`: names, options, weights, and errors."""
 
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import convert
 import tresnet_jax
+from tests.helpers.closeness import assert_identical
+from tests.helpers.images import normal_images
+from tests.helpers.models import EMBEDDED_TAGS, as_trained
 from tresnet_jax.factory import embedded_path
 from tresnet_jax.variants import ALIASES, ARCHITECTURES, PRETRAINED
 
@@ -17,7 +19,7 @@ FASHION = PRETRAINED['test_resnet.fashion_mnist']
 
 
 def test_importing_the_library_is_light():
-    """Neither torch nor anything else heavy comes with it, and the converter and command lines wait too."""
+    """The import loads neither torch and other heavy packages nor the converter."""
     heavy = ['torch', 'timm', 'grain', 'tensorflow', 'huggingface_hub', 'matplotlib', 'tyro', 'tqdm', 'convert']
     code = f'import sys, tresnet_jax; print([name for name in {heavy} if name in sys.modules])'
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
@@ -33,11 +35,11 @@ def test_importing_the_library_is_light():
         ('test_resnet.r160_in1k', 1000),
     ],
 )
-def test_number_of_classes_of_a_name(name, classes):
+def test_the_number_of_classes_of_a_name(name, classes):
     assert tresnet_jax.create_model(name).num_classes == classes
 
 
-def test_a_tag_brings_its_classes_and_its_row():
+def test_a_tag_has_its_classes_and_its_row():
     model = tresnet_jax.create_model('tresnet_m.miil_in21k')
     assert model.num_classes == 11221
     assert model.pretrained_cfg is PRETRAINED['tresnet_m.miil_in21k']
@@ -50,21 +52,24 @@ def test_older_names_build(name):
     assert model.pretrained_cfg.name == ALIASES[name]
 
 
-@pytest.mark.parametrize('name', ['test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist'])
-def test_embedded_weights(name):
-    model = tresnet_jax.create_model(name, pretrained=True)
-    assert model.num_classes == 10
-    assert not any(leaf.std() == 0 for leaf in jax.tree.leaves(model) if leaf.ndim > 1)
+@pytest.mark.parametrize('name', EMBEDDED_TAGS)
+def test_pretrained_weights_are_those_of_the_file(name):
+    stored = convert.read(embedded_path(PRETRAINED[name])).tensors
+    weights = {key: value.astype(np.float32) for key, value in stored.items() if value.ndim}
+    found = convert.to_torch(tresnet_jax.create_model(name, pretrained=True))
+    assert_identical({key: value for key, value in found.items() if value.ndim}, weights)
 
 
-def test_evaluation_mode_from_the_start():
-    model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
-    x = jnp.ones((2, 32, 32, 3))
-    np.testing.assert_array_equal(model(x), model(x))
-    np.testing.assert_allclose(model(x), model.eval()(x), atol=0)
+def test_models_are_made_in_evaluation_mode():
+    model = as_trained('test_resnet', drop_rate=0.5)
+    x = normal_images()
+    expected = model(x)
+    with pytest.raises(ValueError, match='dropout'):
+        model.train()(x)
+    assert_identical(model.eval()(x), expected)
 
 
-def test_the_model_cards_line_works_as_written():
+def test_the_line_of_the_model_cards_works():
     model = tresnet_jax.create_model('test_resnet', pretrained=False).reset_classifier(10)
     assert model(jnp.zeros((1, 32, 32, 3))).shape == (1, 10)
 
@@ -89,12 +94,12 @@ def test_the_model_cards_line_works_as_written():
         ('test_resnet', {'checkpoint': 'nowhere.safetensors'}, 'no such file'),
     ],
 )
-def test_errors_say_what_to_do(name, options, message):
+def test_errors_name_the_remedy(name, options, message):
     with pytest.raises(ValueError, match=message):
         tresnet_jax.create_model(name, **options)
 
 
-def test_checkpoint_decides_the_number_of_classes():
+def test_a_checkpoint_sets_the_number_of_classes():
     path = embedded_path(FASHION)
     assert tresnet_jax.create_model('test_resnet', checkpoint=path).num_classes == 10
     other = tresnet_jax.create_model('test_resnet', checkpoint=path, num_classes=3)
@@ -106,12 +111,12 @@ def test_checkpoint_decides_the_number_of_classes():
     assert tresnet_jax.create_model('test_resnet', checkpoint=path, num_classes=0).num_classes == 0
 
 
-def test_a_pooling_the_checkpoints_classifier_does_not_fit():
+def test_a_pooling_that_does_not_fit_the_checkpoints_classifier():
     with pytest.raises(ValueError, match='fc.weight'):
         tresnet_jax.create_model('test_resnet', checkpoint=embedded_path(FASHION), global_pool='catavgmax')
 
 
-def test_a_checkpoint_with_a_wide_classifier_brings_its_pooling(tmp_path):
+def test_a_checkpoint_with_a_wide_classifier_sets_its_pooling(tmp_path):
     source = tresnet_jax.create_model('test_tresnet', num_classes=5, global_pool='catavgmax')
     file = tmp_path / 'wide.safetensors'
     convert.save_torch(file, convert.to_torch(source))
@@ -121,7 +126,7 @@ def test_a_checkpoint_with_a_wide_classifier_brings_its_pooling(tmp_path):
     np.testing.assert_array_equal(loaded(x), source(x))
 
 
-def test_lists():
+def test_lists_of_models_and_tags():
     assert tresnet_jax.list_models('tresnet*') == ['tresnet_l', 'tresnet_m', 'tresnet_v2_l', 'tresnet_xl']
     assert set(tresnet_jax.list_models()) == set(ARCHITECTURES)
     assert len(tresnet_jax.list_pretrained('resnet50d*')) == 6

@@ -1,4 +1,4 @@
-"""Class names: the right table for each source, and the right row for each class."""
+"""Class names and synsets: the right table for each source, and the right row for each class."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ def model(num_classes: int, name: str | None) -> SimpleNamespace:
     return SimpleNamespace(num_classes=num_classes, pretrained_cfg=config)
 
 
-def test_imagenet_names_are_the_model_cards():
+def test_imagenets_names_are_the_model_cards():
     names = labels.class_names('tresnet_m')
     assert names is not None and len(names) == 1000
     assert (names[0], names[999]) == ('tench', 'toilet tissue')
@@ -24,7 +24,7 @@ def test_imagenet_names_are_the_model_cards():
     assert (names[248], names[270]) == ('Eskimo dog', 'white wolf')
 
 
-def test_miil_names():
+def test_the_names_and_synsets_of_miils_imagenet21k():
     names, synsets = labels.class_names('tresnet_m.miil_in21k'), labels.class_synsets('tresnet_m.miil_in21k')
     assert names is not None and synsets is not None and len(names) == len(synsets) == 11221
     assert (synsets[0], names[0]) == ('n00005787', 'benthos')
@@ -47,13 +47,13 @@ def test_every_pretrained_tag_has_a_name_for_each_class():
         assert labels.class_names(row) == names
 
 
-def test_fashion_mnist():
+def test_the_names_of_fashion_mnist():
     for source in ('test_resnet.fashion_mnist', model(10, 'test_tresnet.fashion_mnist')):
         assert labels.class_names(source) == labels.FASHION_MNIST
         assert labels.class_synsets(source) is None
 
 
-def test_a_model_with_another_classifier_is_known_by_its_number_of_classes():
+def test_a_model_with_another_classifier_is_identified_by_its_number_of_classes():
     assert labels.class_names(model(10, 'test_resnet.r160_in1k')) is None
     assert labels.class_synsets(model(10, 'test_resnet.r160_in1k')) is None
     assert labels.class_names(model(7, 'test_resnet.fashion_mnist')) is None
@@ -62,17 +62,17 @@ def test_a_model_with_another_classifier_is_known_by_its_number_of_classes():
 
 
 @pytest.mark.parametrize('source', [0, 10, 999, 21843])
-def test_unknown_numbers_have_no_names(source):
+def test_an_unknown_number_of_classes_has_no_names(source):
     assert labels.class_names(source) is None
     assert labels.class_synsets(source) is None
 
 
-def test_unknown_models():
+def test_an_unknown_model_suggests_the_nearest():
     with pytest.raises(ValueError, match='resnet50d'):
         labels.class_names('resnet50x')
 
 
-def test_tables_are_read_when_asked_for():
+def test_tables_are_read_only_when_needed():
     code = """
 import sys
 opened = []
@@ -86,10 +86,10 @@ assert [path[-14:] for path in opened if path.endswith('.tsv')] == ['imagenet1k.
 
 
 @pytest.mark.parametrize('value', ['["cat"]', '[]', '["", "cat"]'])
-def test_lists_of_names(value):
+def test_a_list_of_names_is_accepted(value):
     assert labels.are_names(json.loads(value))
 
 
 @pytest.mark.parametrize('value', ['"cat"', '{"0": "cat"}', '["cat", 1]', '[["cat"]]', 'null'])
-def test_no_lists_of_names(value):
+def test_other_values_are_not_lists_of_names(value):
     assert not labels.are_names(json.loads(value))

@@ -1,4 +1,4 @@
-"""PNG files: whole or not there, and one line where Matplotlib is missing."""
+"""Plots: PNG files that are complete or absent, and one line if Matplotlib is missing."""
 
 import sys
 from pathlib import Path
@@ -13,17 +13,17 @@ from tresnet_jax.errors import MissingExtraError
 from tresnet_jax.plotting import contact_sheet, new_figure
 
 
-def test_without_matplotlib(monkeypatch):
+def test_a_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     with pytest.raises(MissingExtraError, match=r"matplotlib is not installed; run: pip install 'tresnet_jax\[plot\]'"):
         new_figure(1, 1)
 
 
-def test_contact_sheet(tmp_path):
+def test_a_contact_sheet_shows_images_and_captions(tmp_path):
     colours = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
     path = tmp_path / 'sheet.png'
-    path.write_text('the old one')
+    path.write_text('earlier')
     squares = [Image.new('RGB', (40, 40), colour) for colour in colours]
     contact_sheet(squares, ['one', 'two\nlines', 'a formula? $\\frac{$'], path)
     with Image.open(path) as saved:
@@ -31,14 +31,14 @@ def test_contact_sheet(tmp_path):
         sheet = np.asarray(saved.convert('RGB'))
     assert [p.name for p in tmp_path.iterdir()] == ['sheet.png']
     centres = [np.argwhere((sheet == colour).all(-1)).mean(0) for colour in colours]
-    # Two columns: the second right of the first, the third below the first.
+    # Two columns: the second image is right of the first, the third below it.
     assert centres[0][1] < centres[1][1] and abs(centres[0][0] - centres[1][0]) < 5
     assert centres[0][0] < centres[2][0] and abs(centres[0][1] - centres[2][1]) < 5
     below = sheet[int(centres[0][0]) :, : sheet.shape[1] // 2][: int(centres[2][0] - centres[0][0]) // 2 + 20]
     assert (below.max(-1) < 100).any(), 'no black letters below the first image'
 
 
-def test_contact_sheet_fails_without_leavings(tmp_path, monkeypatch):
+def test_a_contact_sheet_that_fails_leaves_no_file(tmp_path, monkeypatch):
     square = Image.new('RGB', (4, 4))
     with pytest.raises(ValueError, match='1 images and 0 captions'):
         contact_sheet([square], [], tmp_path / 'a.png')
@@ -56,7 +56,7 @@ def test_contact_sheet_fails_without_leavings(tmp_path, monkeypatch):
         raise OSError('no space left')
 
     monkeypatch.setattr(Figure, 'savefig', fill_the_disk)
-    (tmp_path / 'folder' / 'a.png').write_text('the old one')
+    (tmp_path / 'folder' / 'a.png').write_text('earlier')
     with pytest.raises(convert.ConversionError, match='a.png: cannot be written: no space left'):
         contact_sheet([square], ['x'], tmp_path / 'folder' / 'a.png')
-    assert [(p.name, p.read_text()) for p in (tmp_path / 'folder').iterdir()] == [('a.png', 'the old one')]
+    assert [(p.name, p.read_text()) for p in (tmp_path / 'folder').iterdir()] == [('a.png', 'earlier')]

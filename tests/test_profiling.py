@@ -1,4 +1,4 @@
-"""Costs: the numbers timm has published, what the traced program itself does, and the errors."""
+"""Costs of models: against timm's published numbers and against the traced program."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ CARDS = {
     'gluon_resnet152_v1d': (15166131712, 241613584),
 }
 # Columns infer_gmacs, infer_macts, param_count (1e9, 1e6, 1e6) of timm's
-# results/benchmark-infer-amp-nchw-pt113-cu117-rtx3090.csv, which fvcore counted.
+# results/benchmark-infer-amp-nchw-pt113-cu117-rtx3090.csv, counted by fvcore.
 BENCHMARKS = {
     ('tresnet_m', 224): (5.74, 7.31, 31.39),
     ('tresnet_m_448', 448): (22.94, 29.21, 31.39),
@@ -63,12 +63,12 @@ def cached_profile(name: str, image_size: tuple[int, int]) -> Profile:
 
 
 @pytest.mark.parametrize('name', CARDS)
-def test_flops_of_the_model_cards(name):
+def test_the_flops_of_the_model_cards(name):
     flops, _ = CARDS[name]
     assert cached_profile(name, card_image_size(name)).card_flops == flops
 
 
-def test_the_images_of_the_model_cards():
+def test_the_image_sizes_of_the_model_cards():
     assert card_image_size('tresnet_m') == (224, 224)
     assert card_image_size('tresnet_xl_448') == (448, 448)
     assert card_image_size('resnet50d') == card_image_size('gluon_resnet152_v1d') == (224, 285)
@@ -77,18 +77,18 @@ def test_the_images_of_the_model_cards():
 
 @pytest.mark.parametrize('name', ['resnet18d', 'resnet50d', 'resnet101d'])
 def test_a_resnet_card_is_not_about_its_own_image_size(name):
-    """The card of resnet50d says Image Size 224; its FLOPs are over a quarter too many for that."""
+    """The card of resnet50d says Image Size 224, but has over a quarter more FLOPs."""
     ours = profile(name)
     assert ours.image_size == ((256, 256) if name == 'resnet101d' else (224, 224))
     assert 1.25 < CARDS[name][0] / ours.card_flops < 1.32
 
 
 @pytest.mark.parametrize('name', CARDS)
-def test_file_sizes_of_the_model_cards(name):
-    """float32 parameters fill a file but for running statistics and names: under 1%. The card of one is wrong."""
+def test_the_file_sizes_of_the_model_cards(name):
+    """Statistics and names add less than 1 % to the float32 parameters. The card of tresnet_xl_448 is wrong."""
     size = CARDS[name][1] / (4 * cached_profile(name, card_image_size(name)).parameters)
     if name == 'tresnet_xl_448':
-        assert size < 1, 'it is the file size of tresnet_l, too small for these parameters'
+        assert size < 1, 'the file is too small for these parameters'
         assert CARDS[name][1] == CARDS['tresnet_l'][1]
     else:
         assert 1 < size < 1.01
@@ -96,24 +96,30 @@ def test_file_sizes_of_the_model_cards(name):
 
 @pytest.mark.parametrize('name, size', BENCHMARKS)
 def test_timms_benchmark_tables(name, size):
-    """fvcore's columns, once what it adds is added: the blur (9 MACs an element), plain batch norm (2) and pools."""
+    """Our counts agree after adding what only fvcore counts.
+
+    It counts the blur (9 MACs per element), a batch norm without an activation (2), and the global pool.
+    """
     ours = cached_profile(name, (size, size))
     gmacs, macts, params = BENCHMARKS[name, size]
     macs, activations = ours.macs, ours.activations
     if family_of(ours.architecture) is TRESNET:
         planes = ARCHITECTURES[ours.architecture].channels
-        blurred = sum(planes[i] * (size // 2 ** (2 + i)) ** 2 for i in (1, 2, 3))  # once in layers 2 to 4
+        blurred = sum(planes[i] * (size // 2 ** (2 + i)) ** 2 for i in (1, 2, 3))  # once in each of layers 2 to 4
         macs, activations = macs + 9 * blurred, activations + blurred
     else:
         last = ours.stages[-2].output
-        macs += 2 * (activations - 1000) + math.prod(last)  # every convolution has a batch norm behind it
+        macs += 2 * (activations - 1000) + math.prod(last)  # a batch norm follows every convolution
     assert round(macs / 1e9, 2) == gmacs
     assert round(activations / 1e6, 2) == macts
     assert round(ours.parameters / 1e6, 2) == params
 
 
 def primitives(jaxpr):
-    """Every equation of a program, inner programs' too; of those for one platform each the last, for all others."""
+    """Yield every equation of a program and its inner programs.
+
+    Of branches that are chosen by the platform, take the last, which is for all other platforms.
+    """
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params['branches'][-1:] if 'branches' in equation.params else equation.params.values():
@@ -123,7 +129,7 @@ def primitives(jaxpr):
 
 
 def counted_in_the_program(model, height: int, width: int) -> tuple[int, int]:
-    """MACs and activations of the convolutions and matrix products that a call of the model traces to."""
+    """Return MACs and outputs of the convolutions and matrix products in the traced model."""
     graphdef, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, height, width, model.in_chans), model.dtype)
     program = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, image)
@@ -131,7 +137,7 @@ def counted_in_the_program(model, height: int, width: int) -> tuple[int, int]:
     for equation in primitives(program.jaxpr):
         if equation.primitive.name in ('conv_general_dilated', 'dot_general'):
             kernel, (out,) = equation.invars[1].aval, equation.outvars
-            macs += out.aval.size * math.prod(kernel.shape[:-1])  # HWIO, or IO: what is in front makes one output
+            macs += out.aval.size * math.prod(kernel.shape[:-1])  # HWIO or IO: all axes but the last make one output
             activations += out.aval.size
     return macs, activations
 
@@ -149,7 +155,7 @@ def counted_in_the_program(model, height: int, width: int) -> tuple[int, int]:
         ('test_resnet', {'in_chans': 4, 'output_stride': 16, 'remat': True}),
     ],
 )
-def test_counts_are_what_the_program_does(name, options):
+def test_the_counts_are_those_of_the_program(name, options):
     options = {'in_chans': 3, 'num_classes': 1000, **options}
     model = build_model(name, rngs=ShapesOnly(), **options)
     ours = profile(model, (64, 100))
@@ -157,19 +163,18 @@ def test_counts_are_what_the_program_does(name, options):
 
 
 @pytest.mark.parametrize('name', ['test_tresnet', 'test_resnet'])
-def test_a_backbone(name):
+def test_a_backbone_has_no_head(name):
     model = tresnet_jax.create_model(name, features_only=True, out_indices=(1, 2))
     ours = profile(model, 64)
     assert [stage.name for stage in ours.stages] == ['stem', 'layer1', 'layer2']
     assert (ours.macs, ours.activations) == counted_in_the_program(model, 64, 64)
     whole = profile(name, 64)
     assert ours.stages == whole.stages[:3]
-    # Nothing is pooled, so nothing of a head is counted.
     assert ours.card_flops == sum(stage.card_flops for stage in ours.stages)
 
 
 def test_a_stem_by_hand():
-    """ResNet-D's stem at 32 x 48: three 3x3 convolutions to 16 x 24, a batch norm behind each."""
+    """ResNet-D's stem at 32 x 48 has three 3x3 convolutions to 16 x 24, each followed by a batch norm."""
     stem = profile('resnet18d', (32, 48)).stages[0]
     pixels = 16 * 24
     macs = pixels * 9 * (3 * 32 + 32 * 32 + 32 * 64)
@@ -180,14 +185,14 @@ def test_a_stem_by_hand():
 
 
 @pytest.mark.parametrize('name', ['tresnet_m', 'resnet50d'])
-def test_stages_add_up(name):
+def test_the_stages_add_up_to_the_total(name):
     ours = cached_profile(name, card_image_size(name))
     assert [stage.name for stage in ours.stages] == list(STAGES)
     for count in COUNTS:
         assert getattr(ours, count) == sum(getattr(stage, count) for stage in ours.stages)
 
 
-def test_sizes():
+def test_the_image_size_of_a_name_and_of_the_caller():
     assert profile('test_resnet').image_size == (160, 160)
     assert profile('test_resnet', 64) == profile('test_resnet', [64, 64]) == profile('test_resnet', (64, 64))
     assert profile('test_resnet', (64, 96)).stages[-2].output == (2, 3, 96)
@@ -201,7 +206,7 @@ def test_a_tag_has_its_classes():
     assert profile('test_tresnet.fashion_mnist').stages[-1].output == (10,)
 
 
-def test_a_model_is_left_as_it_is_and_nothing_is_compiled():
+def test_a_model_does_not_change_and_nothing_is_compiled():
     compiled = []
 
     def listen(event: str, duration: float, **_) -> None:
@@ -217,7 +222,7 @@ def test_a_model_is_left_as_it_is_and_nothing_is_compiled():
         assert ours == profile(model, (32, 32))
         assert not compiled
         jax.jit(lambda x: x * 3)(jnp.ones(3))
-        assert compiled, 'the listener hears nothing'
+        assert compiled, 'the listener is not called'
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     graphdef, state = nnx.split(model)
@@ -232,17 +237,16 @@ def test_the_table():
     assert header.split()[:3] == ['output', 'parameters', 'MACs']
     assert [row.split()[0] for row in rows] == list(STAGES)
     assert last.split() == ['total', *(f'{getattr(ours, count):,}' for count in COUNTS)]
-    assert len({len(line) for line in (header, *rows, last)}) == 1, 'columns are aligned'
-    assert isinstance(ours, Profile)
+    assert len({len(line) for line in (header, *rows, last)}) == 1, 'columns are not aligned'
 
 
 @pytest.mark.parametrize('size', [0, -1, 2.5, (32, 0), (32,), (3, 32, 32), '32'])
-def test_sizes_that_are_none(size):
+def test_an_impossible_size_is_refused(size):
     with pytest.raises(ValueError, match='image_size must be'):
         profile('test_resnet', size)
 
 
-def test_errors():
+def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match='multiples of 4'):
         profile('tresnet_m', 225)
     with pytest.raises(ValueError, match='did you mean tresnet_m'):

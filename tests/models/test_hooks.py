@@ -1,4 +1,4 @@
-"""`listen`: every layer is heard, in whatever memory mode the model is, and the model stays in it."""
+"""`add_forward_hook`: every layer calls the hook in every memory mode, and the original model keeps its mode."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 import tresnet_jax
-from tresnet_jax.models.hooks import listen
+from tresnet_jax.models.hooks import add_forward_hook
 
 
 def heard(model) -> dict[str, np.ndarray]:
@@ -17,7 +17,7 @@ def heard(model) -> dict[str, np.ndarray]:
     def run(state, x):
         outputs = {}
         copy = nnx.merge(graphdef, state)
-        listen(copy, lambda path, layer, x, y: outputs.update({'.'.join(map(str, path)): y}))
+        add_forward_hook(copy, lambda path, layer, x, y: outputs.update({'.'.join(map(str, path)): y}))
         copy(x)
         return outputs
 

@@ -1,4 +1,4 @@
-"""Winograd's method: beside JAX's convolution, where it is used, and in whole models."""
+"""Winograd convolutions: against JAX's, where they are used, and in whole models."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,9 @@ from flax import nnx
 from jax import lax
 
 import tresnet_jax
-from tests.test_folding import as_trained, assert_close
+from tests.helpers.closeness import assert_close
+from tests.helpers.images import normal_images
+from tests.helpers.models import as_trained
 from tresnet_jax.models.layers import conv
 from tresnet_jax.models.winograd import WinogradConv, images_at_once
 
@@ -16,7 +18,7 @@ run = jax.jit(lambda layer, x: layer(x))
 
 
 def drawn(dtype: str, map_shape: tuple[int, int, int], chans: tuple[int, int] = (48, 50)) -> tuple[nnx.Conv, jax.Array]:
-    """A convolution with a bias, and what it is given, as after a ReLU."""
+    """Return a convolution with a bias and its input, which looks like a ReLU's output."""
     rng = np.random.default_rng(0)
     layer = conv(chans[0], chans[1], 3, use_bias=True, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
     layer.kernel[...] = jnp.asarray(rng.normal(size=(3, 3, *chans)), layer.kernel.dtype)
@@ -24,6 +26,7 @@ def drawn(dtype: str, map_shape: tuple[int, int, int], chans: tuple[int, int] = 
 
 
 def exactly(layer: nnx.Conv, x: jax.Array) -> jax.Array:
+    """Return JAX's convolution in float64."""
     assert layer.bias is not None
     x, kernel, bias = (a.astype(jnp.float64) for a in (x, layer.kernel[...], layer.bias[...]))
     y = lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
@@ -31,37 +34,37 @@ def exactly(layer: nnx.Conv, x: jax.Array) -> jax.Array:
 
 
 def kinds(layer: nnx.Module, x: jax.Array, platform: str) -> tuple[bool, bool]:
-    """Whether there are matrix products, and whether there are convolutions, as lowered for a platform."""
+    """Return whether the program for a platform has matrix products, and whether it has convolutions."""
     text = jax.jit(lambda x: layer(x)).trace(x).lower(lowering_platforms=(platform,)).as_text()
     return 'stablehlo.dot_general' in text, 'stablehlo.convolution' in text
 
 
 @pytest.mark.parametrize('map_shape', [(1, 28, 28), (3, 25, 31), (1, 50, 27), (16, 14, 13), (8, 7, 6)])
-def test_equals_jax(x64, map_shape):
+def test_a_convolution_equals_jaxs(x64, map_shape):
     layer, x = drawn('float64', map_shape)
     ours = WinogradConv(layer)
     assert kinds(ours, x, 'cpu') == (True, False)
-    assert_close([run(ours, x)], [exactly(layer, x)], 1e-13)
+    assert_close(run(ours, x), exactly(layer, x), 1e-13)
 
 
 @pytest.mark.parametrize('chans', [(48, 64), (256, 512)])
-def test_error_in_float32(x64, chans):
+def test_the_error_in_float32(x64, chans):
     layer, x = drawn('float32', (1, 28, 28), chans)
     y = run(WinogradConv(layer), x)
     assert y.dtype == jnp.float32
-    assert_close([y.astype(jnp.float64)], [exactly(layer, x)], 4e-6)
+    assert_close(y.astype(jnp.float64), exactly(layer, x), 4e-6)
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_half_precision_is_rounded_once(x64, dtype):
-    """The output alone: not even the kernel is, as XLA's convolution has it."""
+    """Only the output is rounded. XLA's convolution rounds the kernel too."""
     layer, x = drawn(dtype, (1, 28, 28))
     y = run(WinogradConv(layer), x)
     assert y.dtype == dtype
-    assert_close([y.astype(jnp.float64)], [exactly(layer, x)], 1.1 * float(jnp.finfo(dtype).eps) / 2)
+    assert_close(y.astype(jnp.float64), exactly(layer, x), 1.1 * float(jnp.finfo(dtype).eps) / 2)
 
 
-def test_where_it_is_used():
+def test_which_maps_use_it():
     assert [images_at_once(1, n, n) for n in (112, 56, 28, 25, 24, 14, 7)] == [1, 1, 1, 1, 0, 0, 0]
     assert [images_at_once(8, n, n) for n in (56, 28, 24, 14, 7, 5, 4)] == [1, 1, 8, 8, 8, 8, 0]
     assert [images_at_once(b, 14, 14) for b in (1, 4, 8, 12, 32)] == [0, 0, 8, 0, 8]
@@ -69,17 +72,17 @@ def test_where_it_is_used():
     assert [images_at_once(symbolic, n, n) for n in (28, 14)] == [1, 0]
 
 
-def test_which_convolutions_are_taken():
-    def takes(*args, **options):
-        return WinogradConv.takes(conv(*args, dtype=jnp.dtype('float32'), rngs=nnx.Rngs(0), **options))
+def test_which_convolutions_are_replaced():
+    def supports(*args, **options):
+        return WinogradConv.supports(conv(*args, dtype=jnp.dtype('float32'), rngs=nnx.Rngs(0), **options))
 
-    assert takes(48, 64, 3) and takes(256, 512, 3)
-    assert not any([takes(32, 64, 3), takes(64, 32, 3), takes(64, 64, 1)])
-    assert not any([takes(64, 64, 3, stride=2), takes(64, 64, 3, dilation=2)])
+    assert supports(48, 64, 3) and supports(256, 512, 3)
+    assert not any([supports(32, 64, 3), supports(64, 32, 3), supports(64, 64, 1)])
+    assert not any([supports(64, 64, 3, stride=2), supports(64, 64, 3, dilation=2)])
 
 
 @pytest.mark.parametrize('map_shape', [(1, 28, 28), (1, 14, 14)])
-def test_elsewhere_it_is_the_convolution(map_shape):
+def test_other_platforms_and_small_maps_use_a_convolution(map_shape):
     layer, x = drawn('float32', map_shape)
     ours = WinogradConv(layer)
     assert kinds(ours, x, 'cuda') == kinds(ours, x, 'tpu') == (False, True)
@@ -94,21 +97,20 @@ LAYERS = {
 
 @pytest.mark.parametrize('name', sorted(LAYERS))
 def test_whole_models(name):
-    """200 pixels are maps of 25 where it is used."""
+    """The maps of the replaced layers are 25 pixels wide at an image size of 200."""
     model = as_trained(name)
     folded, ours = tresnet_jax.fold_batchnorm(model), tresnet_jax.fold_batchnorm(model, winograd=True)
     taken = {'.'.join(map(str, path)) for path, layer in nnx.iter_modules(ours) if isinstance(layer, WinogradConv)}
     assert taken == LAYERS[name]
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 200, 200, 3)), jnp.float32)
+    x = normal_images(1, 200, 200)
     apply, params, batch_stats = tresnet_jax.functional(ours)
     got, expected = jax.jit(apply)(params, batch_stats, x), run(folded, x)
     assert not (got == expected).all()
-    assert_close([got], [expected], 5e-6)
+    assert_close(got, expected, 5e-6)
     jax.clear_caches()
 
 
-def test_profile():
-    """Layers that are listened to: the same counts, and more parameters."""
+def test_profile_counts_the_same_operations_and_more_parameters():
     model = as_trained('test_resnet')
     folded, ours = (tresnet_jax.profile(tresnet_jax.fold_batchnorm(model, winograd=how), 224) for how in (False, True))
     assert (ours.macs, ours.card_flops) == (folded.macs, folded.card_flops)
@@ -129,5 +131,5 @@ def test_export_keeps_the_transformed_kernels_in_float32(tmp_path):
     got = tresnet_jax.load_exported(tmp_path / 'model')
     text = got.exported.mlir_module()
     assert 'tensor<36x48x48xf32>' in text and 'tensor<36x48x48xf16>' not in text
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 200, 200, 3)), jnp.float32)
-    assert_close([got(x).astype(jnp.float32)], [run(model, x).astype(jnp.float32)], 3e-2)
+    x = normal_images(1, 200, 200)
+    assert_close(got(x), run(model, x), 3e-2)
