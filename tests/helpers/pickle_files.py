@@ -91,7 +91,7 @@ def write_zip(
     compression: int = zipfile.ZIP_STORED,
 ) -> Path:
     """A file as torch.save writes it."""
-    with zipfile.ZipFile(path, 'w', compression) as archive:
+    with zipfile.ZipFile(path, 'w', compression, compresslevel=1) as archive:
         archive.writestr('archive/data.pkl', value.code if isinstance(value, Raw) else stream(value))
         if byteorder:
             archive.writestr('archive/byteorder', byteorder)

@@ -111,11 +111,13 @@ class Unpickler:
         except Unreadable:
             raise
         except IndexError:
-            raise Unreadable('its pickle is damaged: a value is missing') from None
+            raise Unreadable('its pickle is damaged (a value is missing); fetch it again') from None
         except KeyError:
-            raise Unreadable('its pickle is damaged: it refers to a value that it does not store') from None
+            raise Unreadable(
+                'its pickle is damaged (it refers to a value that it does not store); fetch it again'
+            ) from None
         except (ValueError, TypeError, AttributeError, ArithmeticError, struct.error, EOFError, MemoryError) as error:
-            raise Unreadable(f'its pickle is damaged: {printable(reason(error))}') from error
+            raise Unreadable(f'its pickle is damaged ({printable(reason(error))}); fetch it again') from error
 
     def _run(self) -> Any:
         memo = self._memo

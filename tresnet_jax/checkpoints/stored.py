@@ -41,8 +41,8 @@ STORAGES = {
 QUANTISED = {'QInt8': 1, 'QUInt8': 1, 'QInt32': 4, 'QUInt4x2': 1, 'QUInt2x4': 1}  # bytes of an element
 UNTYPED = ('torch.storage.UntypedStorage', 'torch.UntypedStorage', 'torch.storage._UntypedStorage')
 STORAGE = re.compile(r'torch\.(?:cuda\.)?(\w+)Storage')
-# The names that numpy.dtype has in a pickle: kind and bytes, or characters of text.
-DTYPE = re.compile(r'[biufc]\d{1,2}|[SU]\d{1,6}')
+# What NumPy calls numbers and text in files: a kind and the bytes, or characters, of an element.
+DTYPE = re.compile(r'b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5}')
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -224,7 +224,7 @@ def _dtype(name: Any, align: Any = False, copy: Any = True) -> Pending:
         dtype = DTYPES.get(name.name.replace('ml_dtypes.', 'torch.'))
 
     def finish(state: Any) -> Any:
-        if dtype is None or dtype.itemsize == 0 or dtype.kind in 'fc' and dtype.itemsize > 16:
+        if dtype is None:
             return Record('numpy.dtype', (name, align, copy), state=state)
         order = state[1] if type(state) is tuple and len(state) > 1 else None
         if order not in ('<', '>', '|', '='):
