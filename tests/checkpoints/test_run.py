@@ -19,6 +19,7 @@ import tresnet_jax
 from convert.__main__ import main
 from convert.inspect import inspect
 from tests.helpers import paths
+from tests.helpers.closeness import assert_identical
 from tests.helpers.runs import CONFIG, make_run
 from tresnet_jax.checkpoints.names import flatten
 from tresnet_jax.checkpoints.run import MODEL_FILE
@@ -51,15 +52,10 @@ def file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         return opened.get_tensors(), opened.metadata()
 
 
-def assert_equal(a: dict, b: dict, factor: float = 1) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        assert a[key].dtype == b[key].dtype
-        np.testing.assert_array_equal(a[key], b[key] * np.asarray(factor, b[key].dtype), err_msg=key)
-
-
-def named(params, batch_stats) -> dict[str, np.ndarray]:
-    return flatten({'params': params, 'batch_stats': batch_stats})
+def named(params, batch_stats, factor: float = 1) -> dict[str, np.ndarray]:
+    """Return the arrays of two trees by name, each times `factor`."""
+    arrays = flatten({'params': params, 'batch_stats': batch_stats})
+    return {name: value * value.dtype.type(factor) for name, value in arrays.items()}
 
 
 @pytest.mark.parametrize(
@@ -70,8 +66,8 @@ def named(params, batch_stats) -> dict[str, np.ndarray]:
 def test_which_weights_are_read(run, options, step, factor, ema):
     folder, state = run
     checkpoint = convert.read(folder, ema=ema, **options)
-    expected = named(**state.ema) if ema else named(state.params, state.batch_stats)
-    assert_equal(checkpoint.tensors, expected, factor)
+    trees = state.ema if ema else {'params': state.params, 'batch_stats': state.batch_stats}
+    assert_identical(checkpoint.tensors, named(**trees, factor=factor))
     assert (checkpoint.container, checkpoint.wrapper) == ('run', 'ema' if ema else None)
     assert checkpoint.has_ema and checkpoint.training['step'] == step
     assert checkpoint.training.get('top1') == {3: 0.5, 5: 0.25}.get(step)
@@ -84,7 +80,7 @@ def test_to_torch_and_back(run, tmp_path, capsys):
     tensors, _ = file(target)
     counters = {key: tensors.pop(key) for key in list(tensors) if key.endswith('num_batches_tracked')}
     embedded = {key: value.astype(np.float32) for key, value in file(EMBEDDED)[0].items() if 'num_batches' not in key}
-    assert_equal(tensors, embedded)
+    assert_identical(tensors, embedded)
     assert len(counters) == 15 and {(int(c), c.dtype.name) for c in counters.values()} == {(3, 'int64')}
     printed = capsys.readouterr().out
     assert 'took the moving average of step 3, top-1 50.00%' in printed
@@ -96,7 +92,7 @@ def test_to_flax_keeps_what_the_run_knew(run, tmp_path):
     target = tmp_path / 'flax.safetensors'
     assert main([str(folder), str(target), '--to', 'flax', '--no-ema', '--step', 'latest']) == 0
     tensors, metadata = file(target)
-    assert_equal(tensors, named(state.params, state.batch_stats), 3)
+    assert_identical(tensors, named(state.params, state.batch_stats, 3))
     assert (metadata['architecture'], metadata['tag'], metadata['num_classes']) == ('test_resnet', '', '10')
     assert (metadata['in_chans'], metadata['abn_slope'], metadata['source']) == ('3', '', 'run')
     assert set(json.loads(metadata['num_batches_tracked']).values()) == {7}
@@ -109,7 +105,7 @@ def test_create_model(run):
     model = tresnet_jax.create_model('test_resnet', checkpoint=folder)
     assert tresnet_jax.resolve_data_config(model) == tresnet_jax.resolve_data_config(model, True) == DATA_CONFIG
     _, params, batch_stats = tresnet_jax.functional(model)
-    assert_equal(flatten({'params': params, 'batch_stats': batch_stats}), named(**state.ema))
+    assert_identical(flatten({'params': params, 'batch_stats': batch_stats}), named(**state.ema))
     assert model.pretrained_cfg.accuracies == () and not model.pretrained_cfg.embedded
     smaller = tresnet_jax.create_model('test_resnet', checkpoint=folder, num_classes=3)
     assert smaller.num_classes == 3 and tresnet_jax.resolve_data_config(smaller) == DATA_CONFIG
@@ -137,7 +133,7 @@ def test_a_run_without_averages_and_with_another_slope(tmp_path):
     state = make_run(tmp_path, config, {1: None})
     checkpoint = convert.read(tmp_path)
     assert (checkpoint.wrapper, checkpoint.has_ema, checkpoint.metadata['abn_slope']) == (None, False, '1e-06')
-    assert_equal(checkpoint.tensors, named(state.params, state.batch_stats))
+    assert_identical(checkpoint.tensors, named(state.params, state.batch_stats))
     assert tresnet_jax.create_model('test_tresnet', checkpoint=tmp_path).abn_slope == 1e-6
 
 

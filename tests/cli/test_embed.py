@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from PIL import Image
 
 import tresnet_jax
+from tests.helpers.images import write_classes
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import free_port
 from tresnet_jax.cli import embed as embed_command
 from tresnet_jax.cli.embed import main
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
@@ -62,34 +62,23 @@ def assert_same(a: Path, b: Path) -> None:
         assert path.read_bytes() == (b / path.name).read_bytes()
 
 
-def photographs(folder: Path, count: int = 10, seed: int = 0) -> list[np.ndarray]:
-    """Noise in two class folders, in sizes of their own."""
-    rng = np.random.default_rng(seed)
-    images = [rng.integers(0, 256, (30 + i, 50 - i, 3), np.uint8) for i in range(count)]
-    for i, image in enumerate(images):
-        path = folder / f'class{i * 2 // count}' / f'{i}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    return images
-
-
 def test_features_are_those_before_the_classifier(embed, tmp_path):
     """Ten images of a folder without splits, on 4 devices, in shards of one batch of four."""
-    images = photographs(tmp_path / 'photos')
+    images = write_classes(tmp_path / 'photos', {'class0': 5, 'class1': 5})
     out = tmp_path / 'out'
     data = ('--data', f'folder:{tmp_path / "photos"}')
     code, said, err = embed(*MODEL, *data, '--out', out, '--batch-size', 4, '--shard-size', 4)
     assert (code, err) == (0, '') and 'features of 10 images in 3 files' in said
     model = tresnet_jax.create_model(NAME, pretrained=True)
     transform = create_transform(**resolve_data_config(model))
-    x = np.stack([transform(Image.fromarray(image)) for image in images])
+    x = np.stack([transform(image) for image in images])
     head = jax.jit(lambda model, x: model.forward_head(model.forward_features(x), pre_logits=True))
     found = load(out)
     assert found['features'].dtype == np.float32 and found['features'].shape == (10, 96)
     np.testing.assert_allclose(found['features'], head(model, x), rtol=1e-4, atol=1e-5)
     assert found['labels'].tolist() == [0] * 5 + [1] * 5 and found['indices'].tolist() == list(range(10))
     assert found['labels'].dtype == found['indices'].dtype == np.int32
-    assert [Path(found['names'][i]).name for i in found['indices']] == [f'{i}.png' for i in range(10)]
+    assert [Path(found['names'][i]).name for i in found['indices']] == [f'{i:02}.png' for i in range(10)]
     index = json.loads((out / 'index.json').read_text())
     assert (index['model'], index['pictures'], index['class_names']) == (NAME, 10, ['class0', 'class1'])
 
@@ -194,21 +183,21 @@ def test_other_weights_of_the_same_name(embed, toy, tmp_path):
 
 def test_images_without_class_folders(embed, toy, tmp_path):
     """A damaged one has no features and is named."""
-    images = photographs(tmp_path / 'classes', 6)
+    images = write_classes(tmp_path / 'classes', {'class0': 3, 'class1': 3})
     flat, out = tmp_path / 'flat', tmp_path / 'out'
     flat.mkdir()
     for path in (tmp_path / 'classes').rglob('*.png'):
         path.rename(flat / path.name)
-    (flat / '3.png').write_bytes(b'no image')
+    (flat / '03.png').write_bytes(b'no image')
     flags = (*MODEL, '--data', f'folder:{flat}', '--out', out, '--batch-size', 4, '--max-unreadable', 0.2)
     code, said, _ = embed(*flags)
     assert code == 0 and 'features of 6 images' in said and 'wrote features of 5 images' in said
     found = load(out)
     assert found['indices'].tolist() == [0, 1, 2, 4, 5] and found['labels'].tolist() == [0] * 5
-    assert [Path(name).name for name in found['names']] == [f'{i}.png' for i in range(6)]
-    assert '3.png' in (out / 'unreadable.log').read_text()
+    assert [Path(name).name for name in found['names']] == [f'{i:02}.png' for i in range(6)]
+    assert '03.png' in (out / 'unreadable.log').read_text()
     transform = create_transform(**resolve_data_config(NAME))
-    np.testing.assert_allclose(found['features'][0], transform(Image.fromarray(images[0])).mean((0, 1)), atol=1e-5)
+    np.testing.assert_allclose(found['features'][0], transform(images[0]).mean((0, 1)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -232,11 +221,8 @@ def test_mistakes_are_one_line(embed, tmp_path, monkeypatch, arguments, message)
 @pytest.mark.slow
 def test_two_processes(embed, tmp_path):
     """Two processes with two devices each write every second shard, the same as one process alone."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
     flags = [*MODEL, *DATA, '--batch-size', '8', '--shard-size', '16']
-    hosts = ['--coordinator', f'127.0.0.1:{port}', '--num-processes', '2', '--process-id']
+    hosts = ['--coordinator', f'127.0.0.1:{free_port()}', '--num-processes', '2', '--process-id']
     command = [sys.executable, 'scripts/embed.py', *flags, '--out', str(tmp_path / 'two'), '--devices', '2', *hosts]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
     processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, **pipes) for i in range(2)]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 import convert
 import tresnet_jax
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import free_port
 from tests.helpers.runs import CONFIG, make_run
 from tresnet_jax.cli import evaluate as evaluate_command
 from tresnet_jax.cli.evaluate import figure, main, published_for
@@ -230,11 +230,8 @@ def test_other_classes(evaluate, dogs):
 @pytest.mark.slow
 def test_two_processes(evaluate):
     """Two processes with two devices each: the same figures, said once."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
     command = [sys.executable, 'scripts/evaluate.py', *PLAIN, '--devices', '2', '--batch-size', '48', '--json']
-    hosts = ['--coordinator', f'127.0.0.1:{port}', '--num-processes', '2', '--process-id']
+    hosts = ['--coordinator', f'127.0.0.1:{free_port()}', '--num-processes', '2', '--process-id']
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     processes = [subprocess.Popen([*command, *hosts, str(i)], cwd=ROOT, **pipes) for i in range(2)]
     (first, _), (second, _) = [process.communicate(timeout=300) for process in processes]

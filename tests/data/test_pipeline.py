@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
+from tests.helpers.closeness import assert_identical
 from tests.helpers.images import encode, grey_image, noise_image
 from tests.helpers.paths import ROOT
 from tresnet_jax.data.arrays import ArraySource
@@ -61,12 +62,6 @@ def take(iterator, count: int) -> dict[str, np.ndarray]:
     return {name: np.stack([np.asarray(batch[name]) for batch in batches]) for name in batches[0]}
 
 
-def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name])
-
-
 def test_a_batch(train):
     batch = next(train())
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
@@ -101,7 +96,7 @@ def test_every_image_is_augmented_anew_each_time(train):
 def test_any_number_of_processes_and_threads(train, processes):
     expected = take(train(threads=1), 7)
     parts = [take(train(shard=(p, processes), threads=1 + p), 7) for p in range(processes)]
-    assert_equal(expected, {name: np.concatenate([part[name] for part in parts], axis=1) for name in expected})
+    assert_identical(expected, {name: np.concatenate([part[name] for part in parts], axis=1) for name in expected})
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -142,7 +137,7 @@ def test_orbax_checkpoints(train, tmp_path):
         expected = take(iterator, 3)
         restored = train(threads=1)
         checkpointer.load_checkpointables(5, {'state': {'w': np.zeros(3)}, 'data': restored})
-    assert_equal(take(restored, 3), expected)
+    assert_identical(take(restored, 3), expected)
 
 
 def evaluate(source, transform=None, **options) -> dict[str, np.ndarray]:
@@ -269,7 +264,7 @@ def test_unreadable_images_in_training(train, tmp_path, caplog):
     check_log(log)  # a restart adds no image twice
 
     parts = [take(train(damaged(), shard=(p, 4), **options), 2 * SIZE) for p in range(4)]
-    assert_equal(found, {name: np.concatenate([part[name] for part in parts], axis=1) for name in found})
+    assert_identical(found, {name: np.concatenate([part[name] for part in parts], axis=1) for name in found})
 
 
 def test_unreadable_images_in_evaluation(tmp_path):
@@ -353,7 +348,7 @@ def test_workers_build_the_same_batches(train, tmp_path):
     expected, flags_parsed = take(train(**options), 9), absl.flags.FLAGS.is_parsed()
     iterator = train(workers=2, log=tmp_path / 'unreadable.log', **options)
     iterator.set_state({'batches': 2})
-    assert_equal(take(iterator, 7), {name: x[2:] for name, x in expected.items()})
+    assert_identical(take(iterator, 7), {name: x[2:] for name, x in expected.items()})
     assert iterator.get_state() == {'batches': 9}
     check_log(tmp_path / 'unreadable.log')
     assert absl.flags.FLAGS.is_parsed() == flags_parsed, 'parsing flags is up to the program'
