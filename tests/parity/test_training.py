@@ -22,7 +22,7 @@ from tests.helpers.torch_optimizers import PLAIN, RECIPES, STEPS, rate_setter, t
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS
 from tresnet_jax.training.optim import create_optimizer, create_schedule
-from tresnet_jax.training.step import create_state, make_train_step, over_devices, prepare
+from tresnet_jax.training.step import augment, create_state, make_train_step, over_devices
 
 BATCH, SIZE, CLASSES, DEVICES = 16, 32, 5, 4
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.25, 0.2)
@@ -59,14 +59,14 @@ def our_training(name: str, model: torch.nn.Module, config: TrainConfig):
 
 
 def seen_by_torch(config: TrainConfig, step: int, batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images and targets as our step prepares them on each device; test_augment compares mixing with timm's."""
+    """Return images and targets as our step augments them on each device; test_augment compares mixing with timm's."""
     both = []
     # Compiled as in the step: the last bits of random numbers may differ otherwise.
-    prepared = jax.jit(lambda key, part: prepare(key, part, config, CLASSES, MEAN, STD))
+    augmented = jax.jit(lambda key, part: augment(key, part, config, CLASSES, MEAN, STD))
     for device, share in enumerate(np.arange(BATCH).reshape(DEVICES, -1)):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), device)
         part = {name: value[share] for name, value in batch.items()}
-        both.append(prepared(jax.random.split(key)[0], part))
+        both.append(augmented(jax.random.split(key)[0], part))
     images, targets = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*both, strict=True))
     return images.permute(0, 3, 1, 2), targets
 

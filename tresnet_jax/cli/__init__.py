@@ -1,1 +1,1 @@
-"""The command lines: flags in, exit code out."""
+"""Command lines: parse flags, call the library, return an exit code."""

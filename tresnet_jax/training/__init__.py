@@ -1,1 +1,1 @@
-"""Training: data, augmentation, the step over devices, checkpoints, the loop. docs/training.md tells how it is used."""
+"""Training: configuration, recipes, the training step, the loop, checkpoints and evaluation. See docs/training.md."""

@@ -1,6 +1,10 @@
-"""Random erasing and Cutout of batches on the device, of normalised images.
+"""Augmentation of batches on the device: random erasing, Cutout, mixup and CutMix of normalised images.
 
-Papers: https://arxiv.org/abs/1708.04896 (timm: ``timm/data/random_erasing.py``), https://arxiv.org/abs/1708.04552.
+- Random erasing: https://arxiv.org/abs/1708.04896, ``timm/data/random_erasing.py``.
+- Cutout: https://arxiv.org/abs/1708.04552.
+- mixup: https://arxiv.org/abs/1710.09412, and CutMix: https://arxiv.org/abs/1905.04899; ``timm/data/mixup.py`` in mode
+  'batch'. The partner of an image is the image at the same place of the reversed batch; on several devices, of the
+  reversed share of its device.
 """
 
 import math
@@ -9,17 +13,27 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+MODES = ('const', 'rand', 'pixel')  # of random erasing
+FILLS = ('zero', 'random')  # of Cutout
+_TRIES = 10  # as in timm
+_DRAWS = 2 * _TRIES + 2  # uniform numbers per rectangle: areas, aspect ratios, position
+
 Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 """First row, row after the last, first column, column after the last: int32, each () or (batch,)."""
 
-MODES = ('const', 'rand', 'pixel')
-FILLS = ('zero', 'random')
-_TRIES = 10  # timm's
-_DRAWS = 2 * _TRIES + 2  # uniform numbers a rectangle: areas, aspects, place
+
+def below(limit: int | jax.Array, draw: jax.Array) -> jax.Array:
+    """Turn a uniform draw in [0, 1) into an int32 in [0, limit)."""
+    return jnp.floor(draw * limit if isinstance(limit, int) else draw * limit.astype(draw.dtype)).astype(jnp.int32)
+
+
+def span(centre: jax.Array, edge: int | jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """Return the first pixel and the one after the last of `edge` pixels around `centre`, clipped to [0, length]."""
+    return jnp.clip(centre - edge // 2, 0, length), jnp.clip(centre + (edge + 1) // 2, 0, length)
 
 
 def inside(box: Box, height: int, width: int) -> jax.Array:
-    """Which pixels lie in the box: (batch or 1, height, width, 1) bool."""
+    """Return which pixels are in the box: (batch or 1, height, width, 1) bool."""
     top, bottom, left, right = (jnp.reshape(side, (-1, 1, 1, 1)) for side in box)
     rows = jnp.arange(height, dtype=jnp.int32).reshape(1, -1, 1, 1)
     columns = jnp.arange(width, dtype=jnp.int32).reshape(1, 1, -1, 1)
@@ -27,18 +41,11 @@ def inside(box: Box, height: int, width: int) -> jax.Array:
 
 
 def erase(images: jax.Array, box: Box, fill: jax.Array) -> jax.Array:
-    """Images (batch, height, width, channels) with `fill`, which broadcasts to them, in the box of each."""
+    """Fill the box of each image (batch, height, width, channels) with `fill`, which broadcasts to the images."""
     return jnp.where(inside(box, *images.shape[1:3]), fill.astype(images.dtype), images)
 
 
-def span(centre: jax.Array, edge: int | jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """First pixel and the one after the last of `edge` pixels around `centre`, as far as they are in [0, length)."""
-    return jnp.clip(centre - edge // 2, 0, length), jnp.clip(centre + (edge + 1) // 2, 0, length)
-
-
-def below(limit: int | jax.Array, draw: jax.Array) -> jax.Array:
-    """A uniform draw in [0, 1) as an int32 in [0, limit)."""
-    return jnp.floor(draw * limit if isinstance(limit, int) else draw * limit.astype(draw.dtype)).astype(jnp.int32)
+# Random erasing and Cutout.
 
 
 def random_erasing(
@@ -52,34 +59,34 @@ def random_erasing(
     min_aspect: float = 0.3,
     count: int = 1,
 ) -> jax.Array:
-    """Rectangles of each image replaced, as by timm's `RandomErasing`, whose distributions these are.
+    """Replace rectangles of each image, with the distributions of timm's `RandomErasing`.
 
     Args:
-        key: of `jax.random`; another one on each device.
+        key: of `jax.random`; use a different one on each device.
         images: (batch, height, width, channels), floating point, normalised.
-        probability: that an image is touched at all.
-        mode: 'const' fills with zero, the mean colour; 'rand' with one normally distributed colour a rectangle;
-            'pixel' with one a pixel.
-        min_area, max_area: range of the share of the image that its rectangles have together; uniform.
-        min_aspect: lowest height / width, whose logarithm is uniform up to that of 1 / min_aspect.
-        count: most rectangles an image; their number is uniform in [1, count]. They may overlap.
+        probability: probability that an image is erased at all.
+        mode: 'const' fills with zero, the mean colour; 'rand' with one normally distributed colour per rectangle;
+            'pixel' with one per pixel.
+        min_area, max_area: range of the area of all rectangles of an image together, as a share; uniform.
+        min_aspect: smallest height / width; its logarithm is uniform up to that of 1 / min_aspect.
+        count: largest number of rectangles per image; their number is uniform in [1, count]. They may overlap.
 
     Returns:
-        Images of the same shape and type.
+        Images of the same shape and dtype.
 
     Raises:
-        ValueError: an argument that cannot work.
+        ValueError: an argument is out of range.
     """
     _check(images, 'mode', mode, MODES)
     if not (0 < min_area <= max_area <= 1 and 0 < min_aspect <= 1 and count >= 1 and 0 <= probability <= 1):
         numbers = f'{probability=}, {min_area=}, {max_area=}, {min_aspect=}, {count=}'
-        raise ValueError(f'probability, areas and min_aspect must be shares, areas rising, count 1 or more; {numbers}')
+        raise ValueError(f'probability, areas and min_aspect must be shares, areas rising, count at least 1: {numbers}')
     batch, height, width, channels = images.shape
     draw_key, noise_key = jax.random.split(key)
-    # All at once, for each call compiles for seconds: chance and number, then what `erasing_box` wants.
+    # Draw all numbers at once, because each call compiles for seconds: two for the image, `_DRAWS` for each rectangle.
     chance, how_many, *draws = jax.random.uniform(draw_key, (2 + count * _DRAWS, batch), jnp.float32)
     number = jnp.where(chance < probability, 1 + below(count, how_many), 0)
-    if mode == 'pixel':  # Where rectangles overlap, whose noise it is makes no difference.
+    if mode == 'pixel':  # rectangles may share their noise: the last one to cover a pixel decides its colour
         fills = [jax.random.normal(noise_key, images.shape, jnp.float32)] * count
     elif mode == 'rand':
         fills = jax.random.normal(noise_key, (count, batch, 1, 1, channels), jnp.float32)
@@ -96,10 +103,16 @@ def random_erasing(
 def erasing_box(
     draws: jax.Array, number: jax.Array, height: int, width: int, area: tuple[float, float], min_aspect: float
 ) -> Box:
-    """One rectangle an image, from uniform draws (22, batch); one of `number` (batch,) has that part of the area.
+    """Return one rectangle per image: the first of ten that is smaller than the image in both directions.
 
-    The first of ten that is smaller than the image both ways; if none is, an empty one. timm draws them one after
-    another, which comes to the same.
+    If none is, the rectangle is empty. timm draws the ten one after another; the distribution is the same.
+
+    Args:
+        draws: (22, batch), uniform in [0, 1).
+        number: (batch,), the number of rectangles of each image, which share its area.
+        height, width: size of the images.
+        area: range of the area of all rectangles together, as a share of the image.
+        min_aspect: smallest height / width.
     """
     shares, log_aspects = draws[:_TRIES], math.log(min_aspect) * (1 - 2 * draws[_TRIES : 2 * _TRIES])
     areas = (area[0] + (area[1] - area[0]) * shares) * (height * width) / number[None].astype(jnp.float32)
@@ -124,26 +137,26 @@ def cutout(
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
 ) -> jax.Array:
-    """A square of each image replaced, centred anywhere in the image and cut off at its borders.
+    """Replace a square of each image. Its centre is anywhere in the image, and it is clipped at the borders.
 
     Args:
-        key: of `jax.random`; another one on each device.
+        key: of `jax.random`; use a different one on each device.
         images: (batch, height, width, channels), floating point, normalised.
-        size: edge of the square over the image's edge, in (0, 1], rounded to pixels; 0.5 covers 19 % of a
-            image on average. Where the image is no square it has the image's proportions.
-        fill: 'zero', the mean colour, as in the paper; or 'random', one colour an image, uniform in RGB, as in
-            MIIL's CutoutPIL (https://github.com/Alibaba-MIIL/ImageNet21K).
-        mean, std: that the images were normalised with, one number or one a channel; for 'random'.
+        size: edge of the square over the edge of the image, in (0, 1], rounded to pixels; 0.5 covers 19 % of an image
+            on average. If the image is not square, the rectangle has its proportions.
+        fill: 'zero', the mean colour, as in the paper; or 'random', one colour per image, uniform in RGB, as in MIIL's
+            CutoutPIL (https://github.com/Alibaba-MIIL/ImageNet21K).
+        mean, std: normalisation of the images, one number or one per channel; for 'random'.
 
     Returns:
-        Images of the same shape and type.
+        Images of the same shape and dtype.
 
     Raises:
-        ValueError: an argument that cannot work.
+        ValueError: an argument is out of range.
     """
     _check(images, 'fill', fill, FILLS)
     if not 0 < size <= 1:
-        raise ValueError(f'size must be a share in (0, 1] of the edge, got {size!r}')
+        raise ValueError(f'size must be a share of the edge in (0, 1], got {size!r}')
     batch, height, width, channels = images.shape
     rows, columns, *colour = jax.random.uniform(key, (2 + channels, batch), jnp.float32)
     box = (
@@ -158,11 +171,15 @@ def cutout(
 
 
 def _check(images: jax.Array, name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError if the images or the argument `name` are not as expected."""
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         shape = f'{images.dtype} {images.shape}'
         raise ValueError(f'images must be floating point (batch, height, width, channels), got {shape}')
     if value not in allowed:
         raise ValueError(f'{name} must be one of {", ".join(allowed)}, got {value!r}')
+
+
+# mixup and CutMix.
 
 
 def mix(
@@ -175,22 +192,22 @@ def mix(
     probability: float = 1.0,
     switch_probability: float = 0.5,
 ) -> tuple[jax.Array, jax.Array]:
-    """mixup, CutMix or nothing, drawn anew for each batch.
+    """Apply mixup, CutMix or neither to a batch, drawn at random.
 
     Args:
-        key: of `jax.random`.
+        key: of `jax.random`; use a different one on each device.
         images: (batch, height, width, channels), floating point.
-        targets: (batch, classes), floating point: probabilities, smoothed already if they are to be.
-        mixup_alpha, cutmix_alpha: the share of the image itself is Beta(alpha, alpha); 0 turns one off. With
-            both off the batch comes back as it is.
-        probability: that the batch is mixed at all.
-        switch_probability: that it is CutMix where both are on.
+        targets: (batch, classes), floating point: probabilities, already smoothed.
+        mixup_alpha, cutmix_alpha: an image keeps a share of itself that is distributed as Beta(alpha, alpha); 0
+            disables the method. With both 0, the batch is returned unchanged.
+        probability: probability that the batch is mixed at all.
+        switch_probability: probability of CutMix if both methods are enabled.
 
     Returns:
-        (images, targets) of the same shapes and types.
+        (images, targets) of the same shapes and dtypes.
 
     Raises:
-        ValueError: an argument that cannot work.
+        ValueError: an argument is out of range.
     """
     if images.ndim != 4 or targets.ndim != 2 or images.shape[0] != targets.shape[0]:
         shapes = f'{images.shape} and {targets.shape}'
@@ -199,7 +216,7 @@ def mix(
         raise ValueError(f'images and targets must be floating point, got {images.dtype} and {targets.dtype}')
     if min(mixup_alpha, cutmix_alpha) < 0 or not (0 <= probability <= 1 and 0 <= switch_probability <= 1):
         numbers = f'{mixup_alpha=}, {cutmix_alpha=}, {probability=}, {switch_probability=}'
-        raise ValueError(f'alphas must not be negative and probabilities lie in [0, 1], got {numbers}')
+        raise ValueError(f'alphas must not be negative and probabilities must be in [0, 1], got {numbers}')
     if not mixup_alpha and not cutmix_alpha:
         return images, targets
     if not mixup_alpha or not cutmix_alpha:
@@ -209,7 +226,7 @@ def mix(
     is_cutmix = switch < switch_probability
     alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
     lam = jnp.where(chance < probability, jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32), 1)
-    # The one that was not drawn mixes nothing: a lambda of 1, an empty box.
+    # Both methods run; the one that was not drawn changes nothing, with a share of 1 or an empty box.
     if mixup_alpha:
         images, targets = mixup(images, targets, jnp.where(is_cutmix, 1, lam))
     if cutmix_alpha:
@@ -221,12 +238,12 @@ def mix(
 
 
 def mixup(images: jax.Array, targets: jax.Array, lam: float | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`lam` of each image and target, and 1 - `lam` of its partner's."""
+    """Blend each image and target with its partner: `lam` of its own and 1 - `lam` of the partner's."""
     return _blend(images, lam), _blend(targets, lam)
 
 
 def cutmix(images: jax.Array, targets: jax.Array, box: Box) -> tuple[jax.Array, jax.Array]:
-    """Each image with its partner's pixels in the box; the targets by the share of the area that these are."""
+    """Replace the box of each image by its partner's pixels, and blend the targets by the share of the area."""
     top, bottom, left, right = box
     _, height, width, _ = images.shape
     lam = 1 - jnp.asarray((bottom - top) * (right - left), _wide(targets)) / (height * width)
@@ -234,18 +251,19 @@ def cutmix(images: jax.Array, targets: jax.Array, box: Box) -> tuple[jax.Array, 
 
 
 def cutmix_box(lam: float | jax.Array, row: jax.Array, column: jax.Array, height: int, width: int) -> Box:
-    """The box around a pixel that leaves `lam` of the image, where it is not cut off at the borders."""
+    """Return the box around a pixel that leaves a share `lam` of the image, before it is clipped at the borders."""
     ratio = jnp.sqrt(1 - lam)
     rows, columns = (ratio * height).astype(jnp.int32), (ratio * width).astype(jnp.int32)
     return *span(row, rows, height), *span(column, columns, width)
 
 
 def _blend(x: jax.Array, lam: float | jax.Array) -> jax.Array:
+    """Return lam * x + (1 - lam) * reversed x, computed in `_wide(x)`."""
     wide = _wide(x)
     own, share = x.astype(wide), jnp.asarray(lam, wide)
     return (share * own + (1 - share) * own[::-1]).astype(x.dtype)
 
 
 def _wide(x: jax.Array) -> jnp.dtype:
-    """At least float32: a lambda in bfloat16 would be wrong by up to 0.2 %."""
+    """Return the dtype of x, but at least float32: in bfloat16 `lam` would be wrong by up to 0.2 %."""
     return x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)

@@ -1,7 +1,8 @@
-"""The training loop, top to bottom: data, model, step, resume, loop, evaluate, save."""
+"""The training loop, from top to bottom: data, model, step, resume, loop, evaluate, save."""
 
 import contextlib
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from flax import nnx
 
 from tresnet_jax.checkpoints.run import BEST, save_description
 from tresnet_jax.data.sources import Source, open_source
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, reason
 from tresnet_jax.factory import create_model
 from tresnet_jax.models.base import ImageModel, functional
 from tresnet_jax.training.batches import check_transforms, eval_batches, eval_data_config, train_batches
@@ -25,17 +26,18 @@ from tresnet_jax.training.metrics import Interval, PendingSteps, RunLog
 from tresnet_jax.training.optim import create_optimizer, create_schedule
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
 
-LAG = 2  # steps in flight before the metrics of the oldest are fetched, so that the devices never wait
+LAG = 2  # steps in flight before the metrics of the oldest are fetched, so that the devices never wait for the host
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """How a call of `train` ended.
 
     Attributes:
-        step, steps: steps done, and steps in the whole run.
-        evaluation: the last evaluation of the weights; None without one.
-        ema_evaluation: the same of their moving average.
+        step: number of steps done.
+        steps: number of steps of the whole run.
+        evaluation: the last evaluation of the weights in this call; None if there was none.
+        ema_evaluation: the last evaluation of their moving average; None if there was none.
     """
 
     step: int
@@ -45,24 +47,30 @@ class Result:
 
     @property
     def finished(self) -> bool:
+        """Whether all steps are done; False if the run was interrupted."""
         return self.step == self.steps
 
 
 def train(config: TrainConfig, workdir: Path) -> Result:
-    """Train from the beginning or from the last checkpoint in `workdir`, until the end or until interrupted.
+    """Train from scratch, or resume from the latest checkpoint in `workdir`, until the end or an interruption.
 
-    Every process of a run over several hosts calls this. SIGTERM and Ctrl-C save a checkpoint first.
+    Every process of a run over several hosts calls this. SIGTERM or Ctrl-C saves a checkpoint and returns.
+
+    Args:
+        config: the configuration. A run that resumes needs the saved one (`load_config`), in which only the options
+            CHANGEABLE may differ.
+        workdir: folder of the run; it is made if it does not exist.
 
     Raises:
-        TrainingError: a configuration that cannot work, a loss that is not finite, a checkpoint that cannot be read
-            or written.
+        TrainingError: an option is out of range, the loss is not finite, or a checkpoint cannot be read or written.
         DataError: the data set is missing or unusable.
+        MissingExtraError: an optional package is not installed.
         ConversionError, HubError, ValueError: as `create_model`.
     """
     with contextlib.ExitStack() as stack:
         config.check()
         check_transforms(config)
-        workdir.mkdir(parents=True, exist_ok=True)
+        _make_folder(workdir)
         devices = local_devices(config.devices)
         _check_batch_size(config, len(devices))
         is_first_process = jax.process_index() == 0
@@ -86,8 +94,9 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         )
         eval_dtype = jnp.dtype(jnp.float64) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
         eval_step = over_devices(make_eval_step(apply, **normalisation, dtype=eval_dtype))
+        evaluate_state = functools.partial(_evaluate, eval_step, config, data.val, devices, workdir)
 
-        # Resume. The iterator comes first, because restoring sets its position.
+        # Resume. The iterator is made first, because restoring sets its position.
         batches = iter(train_batches(config, data.train, devices, workdir))
         stack.callback(batches.close)
         checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
@@ -108,18 +117,16 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         log.say(_opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())
 
-        evaluation = ema_evaluation = None
+        # Evaluate before the first step if asked to, and now if the run was interrupted before an evaluation.
+        evaluation: _Evaluation | None = None
         if step == 0 and config.eval_at_start:
-            evaluation, ema_evaluation = _evaluate(eval_step, state, config, data, devices, workdir)
-            log.evaluation(_evaluation_metrics(step, evaluation, ema_evaluation))
-            interval.restart()
-        # A run that stopped between a step and its evaluation is evaluated now.
+            evaluation = evaluate_state(state)
+            log.evaluation(evaluation.metrics(step))
         if step and data.evaluates_at(step) and not checkpoints.is_rated:
-            evaluation, ema_evaluation = _evaluate(eval_step, state, config, data, devices, workdir)
-            metrics = _evaluation_metrics(step, evaluation, ema_evaluation)
-            log.evaluation(metrics)
-            checkpoints.save(step, state, batches, _rating(metrics))
-            interval.restart()
+            evaluation = evaluate_state(state)
+            log.evaluation(evaluation.metrics(step))
+            checkpoints.save(step, state, batches, evaluation.rating)
+        interval.restart()
 
         while step < data.steps:
             # Step.
@@ -132,7 +139,7 @@ def train(config: TrainConfig, workdir: Path) -> Result:
             pending.add(step, values, indices)
             log.advance()
             pending.fetch(keep=LAG)
-            if step == start + 1:  # the first step includes compilation, which is not throughput
+            if step == start + 1:  # the first step includes compilation; exclude it from the throughput
                 pending.fetch()
                 interval.restart_clock()
 
@@ -147,16 +154,15 @@ def train(config: TrainConfig, workdir: Path) -> Result:
                 )
                 interval.restart()
 
-            # Evaluate and save. An interrupted run is evaluated when it resumes.
+            # Evaluate and save. An interrupted run skips the evaluation; it runs on resume.
             evaluates = data.evaluates_at(step) and not stop
             if stop or evaluates or step % config.checkpoint_every == 0:
                 pending.fetch()
                 rating = None
                 if evaluates:
-                    evaluation, ema_evaluation = _evaluate(eval_step, state, config, data, devices, workdir)
-                    metrics = _evaluation_metrics(step, evaluation, ema_evaluation)
-                    log.evaluation(metrics)
-                    rating = _rating(metrics)
+                    evaluation = evaluate_state(state)
+                    log.evaluation(evaluation.metrics(step))
+                    rating = evaluation.rating
                     interval.restart()
                 checkpoints.save(step, state, batches, rating)
             if stop:
@@ -164,11 +170,19 @@ def train(config: TrainConfig, workdir: Path) -> Result:
                 log.say(f'interrupted and saved at step {step:,}; to resume: train.py --workdir {workdir}')
                 break
         checkpoints.wait()
-        return Result(step, data.steps, evaluation, ema_evaluation)
+        raw, ema = evaluation or (None, None)
+        return Result(step, data.steps, raw, ema)
 
 
 class _Data(NamedTuple):
-    """The two splits of a run, and the lengths that follow from them."""
+    """The two splits of a run, and the numbers of steps that follow from them.
+
+    Attributes:
+        train, val: the splits.
+        steps_per_epoch: steps in an epoch.
+        steps: steps of the whole run.
+        eval_steps: steps between evaluations.
+    """
 
     train: Source
     val: Source
@@ -177,11 +191,39 @@ class _Data(NamedTuple):
     eval_steps: int
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether an evaluation follows this step. The final one replaces one that would fall just before it."""
+        """Return whether to evaluate after a step. The final evaluation replaces one that would fall just before it."""
         return step == self.steps or (step % self.eval_steps == 0 and self.steps - step > self.eval_steps // 2)
 
 
+class _Evaluation(NamedTuple):
+    """The results of one evaluation: of the weights, and of their moving average if the run keeps one."""
+
+    raw: EvalResult
+    ema: EvalResult | None
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Return the metrics to log."""
+        values = {'step': step, **dataclasses.asdict(self.raw)}
+        if self.ema is not None:
+            values |= {f'ema_{name}': value for name, value in dataclasses.asdict(self.ema).items() if name != 'count'}
+        return values
+
+    @property
+    def rating(self) -> dict[str, float]:
+        """The metric that picks the best checkpoint: top-1 of the moving average if there is one."""
+        return {BEST: (self.ema or self.raw).top1}
+
+
+def _make_folder(workdir: Path) -> None:
+    """Make the folder of a run. Raises TrainingError if that fails."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f'{workdir}: the folder cannot be made: {reason(error)}') from error
+
+
 def _open_data(config: TrainConfig) -> _Data:
+    """Open the training and the evaluation split. Raises DataError if they are missing or unusable."""
     options = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
     train_source = open_source(config.data, config.train_split, **options)
     val_source = open_source(config.data, config.val_split, **options)
@@ -192,10 +234,11 @@ def _open_data(config: TrainConfig) -> _Data:
 
 
 def _create_model(config: TrainConfig, data_classes: int) -> ImageModel:
-    """The model that a configuration asks for, in evaluation mode.
+    """Return the model of a configuration, in evaluation mode.
 
     Raises:
         TrainingError: the data has more classes than the model.
+        ConversionError, HubError, ValueError: as `create_model`.
     """
     model = create_model(
         config.model,
@@ -219,7 +262,7 @@ def _create_model(config: TrainConfig, data_classes: int) -> ImageModel:
 
 
 def _resolved(config: TrainConfig, model: ImageModel) -> TrainConfig:
-    """The configuration with every value that the model decides filled in."""
+    """Return the configuration with the options RESOLVED set to the model's values."""
     assert model.pretrained_cfg is not None
     return dataclasses.replace(
         config,
@@ -232,42 +275,30 @@ def _resolved(config: TrainConfig, model: ImageModel) -> TrainConfig:
 
 def _check_batch_size(config: TrainConfig, local: int) -> None:
     """Raises TrainingError if a batch cannot be split evenly; `local` is the number of devices of this host."""
-    everywhere = local * jax.process_count()
-    if config.batch_size % (everywhere * config.accumulate):
+    devices = local * jax.process_count()
+    if config.batch_size % (devices * config.accumulate):
         raise TrainingError(
-            f'--batch-size {config.batch_size} must be a multiple of {everywhere} devices '
+            f'--batch-size {config.batch_size} must be a multiple of {devices} devices '
             f'times {config.accumulate} parts (--accumulate)'
         )
-    if (config.val_batch_size or config.batch_size) % everywhere:
-        raise TrainingError(f'--val-batch-size {config.val_batch_size} must be a multiple of {everywhere} devices')
+    if (config.val_batch_size or config.batch_size) % devices:
+        raise TrainingError(f'--val-batch-size {config.val_batch_size} must be a multiple of {devices} devices')
 
 
 def _evaluate(
-    eval_step: Any, state: TrainState, config: TrainConfig, data: _Data, devices: list[Any], workdir: Path
-) -> tuple[EvalResult, EvalResult | None]:
-    """Evaluate the weights, and their moving average if there is one."""
-    averages = [] if state.ema is None else [(state.ema['params'], state.ema['batch_stats'])]
-    found = [
-        evaluate(eval_step, variables, eval_batches(config, data.val, devices, workdir))
-        for variables in [(state.params, state.batch_stats), *averages]
-    ]
-    return found[0], found[1] if averages else None
+    eval_step: Any, config: TrainConfig, source: Source, devices: list[Any], workdir: Path, state: TrainState
+) -> _Evaluation:
+    """Evaluate the weights of a state, and their moving average if there is one."""
 
+    def result(params: Any, batch_stats: Any) -> EvalResult:
+        return evaluate(eval_step, (params, batch_stats), eval_batches(config, source, devices, workdir))
 
-def _evaluation_metrics(step: int, raw: EvalResult, ema: EvalResult | None) -> dict[str, float]:
-    values = {'step': step, **dataclasses.asdict(raw)}
-    if ema is not None:
-        values |= {f'ema_{name}': value for name, value in dataclasses.asdict(ema).items() if name != 'count'}
-    return values
-
-
-def _rating(metrics: dict[str, float]) -> dict[str, float]:
-    """The metric that picks the best checkpoint: top-1 of the moving average if there is one."""
-    return {BEST: metrics.get('ema_top1', metrics['top1'])}
+    raw = result(state.params, state.batch_stats)
+    return _Evaluation(raw, None if state.ema is None else result(**state.ema))
 
 
 def _opening(config: TrainConfig, data: _Data, step: int, local: int) -> str:
-    """The first line of a run; `local` is the number of devices of this host."""
+    """Return the first line of a run; `local` is the number of devices of this host."""
     begun = f'resumes at step {step:,} of' if step else 'begins:'
     return (
         f'{config.model} on {config.data}: {len(data.train):,} images to train, {len(data.val):,} to evaluate, '

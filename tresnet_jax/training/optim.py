@@ -1,4 +1,4 @@
-"""The optimiser: optax transformations put together as timm's ``create_optimizer_v2`` groups parameters."""
+"""The optimiser and the learning rate, with optax. Parameters are grouped as by timm's ``create_optimizer_v2``."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,18 +10,70 @@ import optax
 from tresnet_jax.models.base import PARTS, Tree, part_attributes
 from tresnet_jax.training.config import TrainConfig
 
+# The parts of a model, by the paths of its parameters.
+
+
+def keys_of(path: Sequence[Any]) -> tuple[str, ...]:
+    """Return a path of jax.tree_util as names: ('layer1', '0', 'conv1', 'kernel'), without TResNet's leading 'body'."""
+    names = tuple(str(entry.key) for entry in path)
+    return names[1:] if names[0] == 'body' else names
+
+
+def part_of(path: Sequence[Any]) -> str:
+    """Return the part that a parameter belongs to: stem, layer1 to layer4, or head."""
+    first = keys_of(path)[0]
+    return next((part for part in PARTS[:-1] if first in part_attributes(part)), 'head')
+
+
+def is_frozen(path: Sequence[Any], frozen: Sequence[str]) -> bool:
+    """Return whether a parameter belongs to one of the `frozen` parts; 'backbone' is every part but the head."""
+    part = part_of(path)
+    return part in frozen or ('backbone' in frozen and part != 'head')
+
+
+def layer_scales(params: Tree, decay: float) -> Tree:
+    """Return the factor on the learning rate of each parameter: 1 for the head, `decay` for the last block, and so on.
+
+    As timm's ``param_groups_layer_decay``: the stem, each block and the head are one layer each.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    layers = sorted({_layer(path) for path, _ in leaves})
+    depth = {layer: len(layers) - 1 - i for i, layer in enumerate(layers)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: decay ** depth[_layer(path)], params)
+
+
+def _layer(path: Sequence[Any]) -> tuple[int, int]:
+    """Return the position of a parameter's part in PARTS, and of its block in the stage."""
+    part, names = part_of(path), keys_of(path)
+    return PARTS.index(part), int(names[1]) if part.startswith('layer') else 0
+
+
+# The optimiser.
+
+
+def scale_each(factors: Tree) -> optax.GradientTransformation:
+    """Return the transformation that multiplies each update by its own factor."""
+    # Under optax.partition the updates of frozen parameters are MaskedNodes, which a plain tree.map would not match.
+    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+
+    def update(updates, params=None):
+        del params
+        return jax.tree.map(lambda u, f: u if is_masked(u) else u * f, updates, factors, is_leaf=is_masked)
+
+    return optax.stateless(update)
+
 
 def create_optimizer(config: TrainConfig, schedule: optax.Schedule, params: Tree) -> optax.GradientTransformation:
-    """Clipping, weight decay, the optimiser itself, the rate of each layer; frozen parameters are left alone.
+    """Return the optimiser: gradient clipping, weight decay, SGD or AdamW, and the factor of each layer.
 
-    Weight decay is on kernels alone ("true weight decay", Bag of Tricks, arXiv:1812.01187): parameters with one axis,
-    biases and norms, have none. For SGD it is added to the gradient before the momentum as torch does, for AdamW it
-    is decoupled.
+    Only kernels have weight decay ("true weight decay", Bag of Tricks, arXiv:1812.01187). Parameters with one axis,
+    which are biases and norms, have none. SGD adds it to the gradient before the momentum, as in torch; in AdamW it is
+    decoupled. Frozen parameters get no update.
 
     Args:
-        config: `opt` and what belongs to it, `clip_grad`, `freeze`, `layer_decay`.
+        config: opt, momentum, weight_decay, clip_grad, freeze, layer_decay.
         schedule: step -> learning rate.
-        params: the tree that will be trained, for its structure.
+        params: nested dicts of arrays or of their shapes; only the structure and the shapes are used.
     """
 
     def kernels(tree: Tree) -> Tree:
@@ -47,64 +99,20 @@ def create_optimizer(config: TrainConfig, schedule: optax.Schedule, params: Tree
     return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
 
 
-def scale_each(factors: Tree) -> optax.GradientTransformation:
-    """Multiply each update by its own factor."""
-    # Under optax.partition the updates of frozen leaves are masked out, which a plain tree.map would not match.
-    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
-
-    def update(updates, params=None):
-        del params
-        return jax.tree.map(lambda u, f: u if is_masked(u) else u * f, updates, factors, is_leaf=is_masked)
-
-    return optax.stateless(update)
-
-
-def keys_of(path: Sequence[Any]) -> tuple[str, ...]:
-    """A path of jax.tree_util as plain names: ('layer1', '0', 'conv1', 'kernel'), without TResNet's 'body'."""
-    names = tuple(str(entry.key) for entry in path)
-    return names[1:] if names[0] == 'body' else names
-
-
-def part_of(path: Sequence[Any]) -> str:
-    """The part a parameter belongs to: stem, layer1 to layer4, head."""
-    first = keys_of(path)[0]
-    return next((part for part in PARTS[:-1] if first in part_attributes(part)), 'head')
-
-
-def is_frozen(path: Sequence[Any], frozen: Sequence[str]) -> bool:
-    """Whether a parameter belongs to one of the parts; 'backbone' is all but the head."""
-    part = part_of(path)
-    return part in frozen or ('backbone' in frozen and part != 'head')
-
-
-def layer_scales(params: Tree, decay: float) -> Tree:
-    """Factors on the learning rate, one a parameter: 1 for the head, `decay` for the last block, and so on to the stem.
-
-    timm's ``param_groups_layer_decay``: the stem, each block and the head are a layer each.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    layers = sorted({_layer(path) for path, _ in leaves})
-    depth = {layer: len(layers) - 1 - i for i, layer in enumerate(layers)}
-    return jax.tree_util.tree_map_with_path(lambda path, _: decay ** depth[_layer(path)], params)
-
-
-def _layer(path: Sequence[Any]) -> tuple[int, int]:
-    """The stage and the block in it."""
-    part, names = part_of(path), keys_of(path)
-    return PARTS.index(part), int(names[1]) if part.startswith('layer') else 0
+# The learning rate.
 
 
 def create_schedule(config: TrainConfig, steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """The schedule of a run.
+    """Return the learning rate as a function of the step.
+
+    'cosine', 'step' and 'constant' begin with a linear warm-up from `warmup_lr`, which replaces the first steps of the
+    curve, as in timm (``timm/scheduler``, updated at each step). 'one_cycle' is torch's ``OneCycleLR`` with cosine
+    annealing (Smith, arXiv:1708.07120).
 
     Args:
-        config: `sched` and what belongs to it; epochs there become steps here.
-        steps: of the whole run.
-        steps_per_epoch: steps in an epoch.
-
-    'cosine' and 'step' are timm's (``timm/scheduler``, updated at each step): a linear warm-up from `warmup_lr` lies
-    over the beginning of the curve. 'one_cycle' is torch's ``OneCycleLR`` with cosine annealing (Smith,
-    arXiv:1708.07120).
+        config: sched, the learning rate, and the options of the schedule; its epochs are converted to steps.
+        steps: number of steps of the whole run.
+        steps_per_epoch: number of steps in an epoch.
     """
     lr = config.peak_lr
     if config.sched == 'one_cycle':
@@ -120,12 +128,13 @@ def create_schedule(config: TrainConfig, steps: int, steps_per_epoch: float) -> 
 
 
 def one_cycle(lr: float, steps: int, pct_start: float, div_factor: float, final_div_factor: float) -> optax.Schedule:
-    """lr / div_factor -> lr in the first `pct_start` of the steps, -> lr / div_factor / final_div_factor at the last.
+    """Return torch's one-cycle schedule.
 
-    torch's: the turning point need not be a whole step.
+    The learning rate rises from lr / div_factor to lr in the first `pct_start` of the steps, and falls to
+    lr / div_factor / final_div_factor at the last step. As in torch, the peak may lie between two steps.
     """
     first, last = lr / div_factor, lr / div_factor / final_div_factor
-    # A turning point before the first step, as torch computes it for a very short run, would divide by zero.
+    # torch puts the peak of a very short run before the first step; dividing by its position would fail.
     up, end = max(pct_start * steps - 1, 1e-6), max(steps - 1, 1)
 
     def schedule(step):
@@ -137,19 +146,18 @@ def one_cycle(lr: float, steps: int, pct_start: float, div_factor: float, final_
     return schedule
 
 
-def _anneal(start: float, end: float, share: jax.Array) -> jax.Array:
-    return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * share))
-
-
 def _cosine(lr: float, end: float, steps: int) -> Callable:
+    """Fall from `lr` to `end` along half a cosine."""
     return lambda step: _anneal(lr, end, jnp.minimum(jnp.asarray(step, _float()) / steps, 1))
 
 
 def _staircase(lr: float, length: float, rate: float) -> Callable:
+    """Multiply `lr` by `rate` every `length` steps."""
     return lambda step: lr * rate ** jnp.floor(jnp.asarray(step, _float()) / length)
 
 
 def _with_warmup(curve: Callable, start: float, lr: float, warmup: int) -> optax.Schedule:
+    """Replace the first `warmup` steps of a curve by a line from `start` to `lr`."""
     if warmup == 0:
         return curve
 
@@ -160,6 +168,11 @@ def _with_warmup(curve: Callable, start: float, lr: float, warmup: int) -> optax
     return schedule
 
 
+def _anneal(start: float, end: float, share: jax.Array) -> jax.Array:
+    """Interpolate from `start` (share 0) to `end` (share 1) along half a cosine."""
+    return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * share))
+
+
 def _float() -> jnp.dtype:
-    """float64 where it is on."""
+    """Return float64 if it is enabled, else float32."""
     return jax.dtypes.canonicalize_dtype(jnp.float64)

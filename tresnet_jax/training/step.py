@@ -1,4 +1,25 @@
-"""What one step does: on every device its share of the batch, and between the devices only sums."""
+"""The data-parallel training step: each device handles its share of the batch; only reductions cross devices.
+
+A batch is a dict of arrays, already on the local devices of this process. With
+b = batch_size / (processes * local devices):
+
+    key       shape                  dtype    content
+    image     (devices, b, H, W, 3)  uint8    RGB images, augmented on the host but not normalised
+    label     (devices, b)           int32    class, 0 to num_classes - 1
+    index     (devices, b)           int32    position of the image in the source; -1 for padding
+    mask      (devices, b)           float32  evaluation only: 1 for an image, 0 for padding and unreadable images
+
+`over_devices` maps a step over the leading axis: one device sees (b, H, W, 3) images and (b,) labels. `index` is not
+used here; the loop removes it from training batches and keeps it for error messages.
+
+    make_train_step:  (TrainState, batch) -> (TrainState, metrics)
+    make_eval_step:   ((params, batch_stats), batch) -> sums
+
+States, metrics and sums are the same on every device, and have no device axis outside of the step. The metrics are
+scalars over the batch of all devices and hosts: `loss`, the mean cross entropy; `top1`, the share of images whose label
+is the likeliest class; `grad_norm`, the norm of all gradients together; `finite`, whether loss and gradient are finite.
+The sums are those of `loss`, `top1` and `top5` over the images with mask 1, and their `count`.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,21 +35,21 @@ from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS
 from tresnet_jax.training.optim import is_frozen
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, jax.Array]  # the batch of this process, or the share of one device
 Metrics = dict[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes, the same on every device.
+    """Everything that a step changes. It is the same on every device.
 
     Attributes:
-        step: () int32, steps done.
-        params, batch_stats: the model's trees.
-        opt_state: of the optax optimiser.
-        ema: {'params': ..., 'batch_stats': ...}, their moving average; None without.
-        nonfinite: () int32, steps left out since their loss or gradient was not finite.
+        step: () int32, number of steps done, including skipped ones.
+        params, batch_stats: the trees of the model.
+        opt_state: the state of the optax optimiser.
+        ema: the moving average, {'params': ..., 'batch_stats': ...}; None if the run keeps none.
+        nonfinite: () int32, number of steps with a non-finite loss or gradient, which were skipped.
     """
 
     step: jax.Array
@@ -40,7 +61,13 @@ class TrainState:
 
 
 def create_state(params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step.
+
+    Args:
+        params, batch_stats: the trees of the model, as `functional` returns them.
+        optimizer: as `create_optimizer` returns it.
+        ema: keep a moving average.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -54,16 +81,16 @@ def create_state(params: Tree, batch_stats: Tree, optimizer: optax.GradientTrans
 def over_devices(
     step: Callable[[Any, Batch], Any], *, donate: bool = False, devices: Sequence[Any] | None = None
 ) -> Callable[[Any, Batch], Any]:
-    """The one place where the devices come in: step(state, batch) on each of them.
+    """Map a step over devices with pmap. The library calls pmap nowhere else.
 
     Args:
-        step: takes a state that is the same on every device, and the device's share of a batch; sums over the axis
-            'batch' make what it returns the same on every device again.
-        donate: let the new state take the memory of the old one, which is then gone.
-        devices: run on these; None: on as many devices of this process as the batch has shares.
+        step: a function of a state, the same on every device, and of the device's share of a batch. Reductions over
+            the axis AXIS must make its results the same on every device.
+        donate: reuse the memory of the old state for the new one; the old state is deleted.
+        devices: the devices; None: as many devices of this process as the batch has shares.
 
     Returns:
-        A function of the state and of a batch whose arrays are (local devices, images of each, ...).
+        A function of the state and of a batch with arrays (devices, b, ...). It returns what `step` returns.
     """
     return jax.pmap(
         step,
@@ -84,23 +111,22 @@ def make_train_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The training step for `over_devices`.
+    """Return the training step for `over_devices`; the module docstring describes its inputs and outputs.
+
+    A step with a non-finite loss or gradient changes only the counters `step` and `nonfinite`. After more than
+    `config.skip_nonfinite` of them, no step changes anything else.
 
     Args:
-        apply: of ``functional(model, config.freeze)``.
-        optimizer: of `create_optimizer`.
-        config: augmentation, smoothing, accumulation, moving average, and how many bad steps are left out.
-        num_classes: of the classifier.
-        mean, std: to normalise with, for values in [0, 1].
-
-    A batch is {'image': (b, H, W, 3) uint8, 'label': (b,) int32, ...}. A step whose loss or gradient is not finite
-    leaves the state as it was but for two counters; once more than `skip_nonfinite` were, nothing changes any more.
-    Metrics are scalars over all devices: loss, top1 (a share), grad_norm, finite.
+        apply: as ``functional(model, config.freeze)`` returns it.
+        optimizer: as `create_optimizer` returns it.
+        config: augmentation, smoothing, accumulation, moving average, frozen parts, skipped steps.
+        num_classes: number of classes of the model.
+        mean, std: normalisation of each channel, for values in [0, 1].
     """
 
     def loss_of(params: Tree, batch_stats: Tree, key: jax.Array, batch: Batch) -> tuple[jax.Array, Any]:
         augment_key, model_key = jax.random.split(key)
-        images, targets = prepare(augment_key, batch, config, num_classes, mean, std)
+        images, targets = augment(augment_key, batch, config, num_classes, mean, std)
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: jax.lax.stop_gradient(leaf) if is_frozen(path, config.freeze) else leaf, params
         )
@@ -116,7 +142,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         grads, batch_stats, metrics = _accumulated(gradient, state, key, batch, config.accumulate)
-        # Statistics are averaged even when each device has its own: they are one for all at evaluation.
+        # Average the running statistics even when batch norm is not synchronised: evaluation uses one copy.
         grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -135,7 +161,7 @@ def make_train_step(
     return step
 
 
-def prepare(
+def augment(
     key: jax.Array,
     batch: Batch,
     config: TrainConfig,
@@ -143,7 +169,18 @@ def prepare(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """uint8 images and labels -> normalised, erased, mixed images (b, H, W, 3) and soft targets (b, classes)."""
+    """Normalise, erase and mix the images of one device.
+
+    Args:
+        key: of `jax.random`; each device and step has its own.
+        batch: 'image' (b, H, W, 3) uint8 and 'label' (b,) int32.
+        config: cutout, reprob, remode, mixup, cutmix, smoothing, dtype.
+        num_classes: number of classes.
+        mean, std: normalisation of each channel, for values in [0, 1].
+
+    Returns:
+        Images (b, H, W, 3) and smoothed, mixed targets (b, num_classes); both float32, or float64 with that dtype.
+    """
     dtype = jnp.dtype(config.dtype) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
     images = normalise(batch['image'], mean, std, dtype)
     targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], num_classes, dtype=dtype), config.smoothing)
@@ -158,7 +195,7 @@ def prepare(
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> jax.Array:
-    """uint8 -> (x / 255 - mean) / std."""
+    """Return (images / 255 - mean) / std. `images` are uint8 with channels last; mean and std have one value each."""
     x = images.astype(dtype) / 255
     shift, scale = (jnp.asarray(values, dtype).reshape((1,) * (x.ndim - 1) + (-1,)) for values in (mean, std))
     return (x - shift) / scale
@@ -167,7 +204,11 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 def _accumulated(
     gradient: Callable[..., Any], state: TrainState, key: jax.Array, batch: Batch, parts: int
 ) -> tuple[Tree, Tree, Metrics]:
-    """Mean gradient, last statistics and mean metrics of a batch computed in so many parts, one after the other."""
+    """Compute a batch in `parts`, one after the other; each part starts from the statistics of the one before.
+
+    Returns:
+        The mean gradient, the statistics after the last part, and the mean metrics.
+    """
     if parts == 1:
         grads, (batch_stats, metrics) = gradient(state.params, state.batch_stats, key, batch)
         return grads, batch_stats, metrics
@@ -184,8 +225,10 @@ def _accumulated(
 
 
 def moving_average(ema: Any, new: Any, step: jax.Array, config: TrainConfig) -> Any:
-    """decay * ema + (1 - decay) * new, timm's ``ModelEmaV3``: the first step is copied, and with a warm-up the decay
-    is at most 1 - (1 + step)^(-2/3)."""
+    """Return decay * ema + (1 - decay) * new, as timm's ``ModelEmaV3``.
+
+    The first step copies `new`. With `model_ema_warmup` the decay is at most 1 - (1 + step)^(-2/3).
+    """
     dtype = jax.tree.leaves(new)[0].dtype
     decay = jnp.where(step == 0, 0, jnp.asarray(config.model_ema_decay, dtype))
     if config.model_ema_warmup:
@@ -196,10 +239,16 @@ def moving_average(ema: Any, new: Any, step: jax.Array, config: TrainConfig) -> 
 def make_eval_step(
     apply: Callable[..., Any], *, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any = jnp.float32
 ) -> Callable[[tuple[Tree, Tree], Batch], Metrics]:
-    """The evaluation step for `over_devices`: sums over all devices, which the caller divides by `count`.
+    """Return the evaluation step for `over_devices`.
 
-    Takes (params, batch_stats) and a batch with 'mask' (b,): padding has 0 and is not counted.
-    Returns sums: loss (cross entropy), top1, top5 and count.
+    Args:
+        apply: as `functional` returns it.
+        mean, std: normalisation of each channel, for values in [0, 1].
+        dtype: dtype of the normalised images, the loss and the sums.
+
+    Returns:
+        A function of (params, batch_stats) and of a batch with 'mask'. It returns sums over the images of all devices
+        and hosts whose mask is 1: loss (cross entropy), top1, top5 and count.
     """
 
     def step(variables: tuple[Tree, Tree], batch: Batch) -> Metrics:
