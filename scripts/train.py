@@ -1,4 +1,4 @@
-"""Train or fine-tune a TResNet or ResNet-D, or go on with a run. See ``--help`` and docs/training.md.
+"""Train or fine-tune a TResNet or ResNet-D, or resume a run. See ``--help`` and docs/training.md.
 
 python scripts/train.py --recipe finetune --model resnet50d --pretrained --data folder:photos --workdir RUN
 python scripts/train.py --workdir RUN
