@@ -18,7 +18,7 @@ from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
-from tresnet_jax.models.hooks import listen
+from tresnet_jax.models.hooks import add_forward_hook
 from tresnet_jax.plotting import new_figure, save_figure
 
 Outputs = dict[str, np.ndarray]  # name -> array in torch's layout
@@ -172,7 +172,7 @@ def _our_layers(model: ImageModel, images: np.ndarray) -> Outputs:
     def run(state: nnx.State, x: jax.Array) -> dict[str, jax.Array]:
         outputs: dict[str, jax.Array] = {}
         copy = nnx.merge(graphdef, state)
-        listen(copy, lambda path, layer, x, y: outputs.update({'.'.join(map(str, path)): y}))
+        add_forward_hook(copy, lambda path, layer, x, y: outputs.update({'.'.join(map(str, path)): y}))
         copy(x)
         return outputs
 

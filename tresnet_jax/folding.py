@@ -1,4 +1,4 @@
-"""Models for evaluation alone: batch norm folded into the convolutions before it."""
+"""Folding of batch norm into convolutions, for models that only evaluate."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tresnet_jax.models.winograd import WinogradConv
 
 
 class Activation(nnx.Module):
-    """What a folded batch norm leaves behind: nothing (slope None), a ReLU (0) or a leaky ReLU."""
+    """Replaces a folded batch norm: nothing (slope None), a ReLU (0) or a leaky ReLU."""
 
     def __init__(self, slope: float | None):
         self.slope = slope
@@ -22,25 +22,52 @@ class Activation(nnx.Module):
         return activate(x, self.slope)
 
 
-def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
-    """A new model with each batch norm's affine map folded into the convolution before it.
+def _convolution_before(modules: dict[tuple[Any, ...], Any], path: tuple[Any, ...]) -> nnx.Conv:
+    """Return the convolution before a batch norm, found by timm's names: bn2 follows conv2, index 4 follows index 3."""
+    *parent, key = path
+    before = modules[*parent, key - 1 if isinstance(key, int) else key.replace('bn', 'conv')]
+    return before[-1] if isinstance(before, nnx.List) else before  # ResNet-D's bn1 follows conv1, a list of layers
 
-    In evaluation mode batch norm is a scale and a shift for each channel, so that the kernel takes the one and a bias
-    the other: the outputs are the same and a GPU moves fewer bytes (Jacob et al., arXiv:1712.05877, section 3.2).
-    Folded in float64 and rounded once, so that float32 outputs change by its own noise alone.
+
+def _fold(norm: BatchNormAct, conv: nnx.Conv) -> None:
+    """Change the kernel and bias of a convolution so that it includes the batch norm after it."""
+    scale, shift, mean, var = (np.asarray(v[...], np.float64) for v in (norm.scale, norm.bias, norm.mean, norm.var))
+    scale = scale / np.sqrt(var + norm.epsilon)
+    old = np.asarray(conv.kernel[...])
+    kernel = np.multiply(old, scale, out=np.empty_like(old), casting='same_kind')  # computed in float64
+    # jnp.asarray would compile a program for each shape.
+    conv.kernel = nnx.Param(jax.device_put(kernel))
+    conv.bias = nnx.Param(jax.device_put((shift - mean * scale).astype(kernel.dtype)))
+    conv.use_bias = True
+
+
+def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
+    """Return a copy of a model with each batch norm folded into the convolution before it.
+
+    In evaluation mode, batch norm scales and shifts each channel. The scale is multiplied into the kernel and the shift
+    becomes a bias: the outputs are the same, and a GPU moves fewer bytes (Jacob et al., arXiv:1712.05877, section 3.2).
+    Folding is done in float64 and rounded once, so float32 outputs change only by rounding noise.
 
     Args:
-        model: of `create_model`, in either mode, with concrete weights; it is left as it is.
-        winograd: on a CPU, convolve by Winograd's method where that is faster (`tresnet_jax.winograd`): maps of 25x25
-            and more, and from 5x5 on if the batch is a multiple of 8. Each such convolution is off by 1e-6 to 4e-6 of
-            its largest output in float32; float32 logits of resnet50d and tresnet_m are within 1e-6 of float64's, as
-            without. Kernels for it are kept beside the others: 132 MB of resnet50d, 239 MB of tresnet_m. On a GPU or
-            TPU only that memory changes.
+        model: a model of `create_model` with concrete weights, in either mode; it is not changed.
+        winograd: on a CPU, use Winograd's method (`models.winograd`) where it is faster: for feature maps of at least
+            25x25 pixels, or at least 5x5 if the batch is a multiple of 8. The error of such a convolution in float32 is
+            1e-6 to 4e-6 of its largest output; float32 logits of resnet50d and tresnet_m stay within 1e-6 of float64's.
+            The transformed kernels take extra memory: 132 MB for resnet50d, 239 MB for tresnet_m. On a GPU or TPU
+            nothing else changes.
 
     Returns:
-        A model in evaluation mode that is called as the given one and works with `functional` and `export`. Its
-        convolutions have biases and it has no running statistics, so it cannot be trained: `train` raises ValueError,
-        and ``convert.to_torch`` refuses it.
+        A model in evaluation mode, which is called like `model` and works with `functional` and `export`. Its
+        convolutions have biases and it has no running statistics, so it cannot be trained or converted: `train` and
+        ``convert.to_torch`` raise ValueError.
+
+    Example:
+        >>> import tresnet_jax
+        >>> model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+        >>> folded = tresnet_jax.fold_batchnorm(model)
+        >>> apply, params, batch_stats = tresnet_jax.functional(folded)
+        >>> sorted(params['layer1'][0]['conv1']), batch_stats
+        (['bias', 'kernel'], {})
     """
     graphdef, state = nnx.split(model)
     folded = nnx.merge(graphdef, nnx.to_pure_dict(state))
@@ -51,25 +78,7 @@ def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
             replace_layer(modules, path, Activation(norm.slope))
     if winograd:
         for path, layer in modules.items():
-            if isinstance(layer, nnx.Conv) and WinogradConv.takes(layer) and not isinstance(layer, WinogradConv):
+            if isinstance(layer, nnx.Conv) and WinogradConv.supports(layer) and not isinstance(layer, WinogradConv):
                 replace_layer(modules, path, WinogradConv(layer))
     folded.folded = True
     return folded.eval()
-
-
-def _convolution_before(modules: dict[tuple[Any, ...], Any], path: tuple[Any, ...]) -> nnx.Conv:
-    """The convolution whose output a batch norm takes, by timm's names: bn2 follows conv2, 4 in a list follows 3."""
-    *parent, key = path
-    before = modules[*parent, key - 1 if isinstance(key, int) else key.replace('bn', 'conv')]
-    return before[-1] if isinstance(before, nnx.List) else before  # a ResNet-D's stem is a list, bn1 behind it
-
-
-def _fold(norm: BatchNormAct, conv: nnx.Conv) -> None:
-    scale, shift, mean, var = (np.asarray(v[...], np.float64) for v in (norm.scale, norm.bias, norm.mean, norm.var))
-    scale = scale / np.sqrt(var + norm.epsilon)
-    old = np.asarray(conv.kernel[...])
-    kernel = np.multiply(old, scale, out=np.empty_like(old), casting='same_kind')  # in float64, rounded once
-    # Put as they are: jnp.asarray compiles a program for each shape.
-    conv.kernel = nnx.Param(jax.device_put(kernel))
-    conv.bias = nnx.Param(jax.device_put((shift - mean * scale).astype(kernel.dtype)))
-    conv.use_bias = True

@@ -15,7 +15,7 @@ from tresnet_jax.data.transforms import height_width
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.build import build_model
-from tresnet_jax.models.hooks import listen
+from tresnet_jax.models.hooks import add_forward_hook
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.models.pooling import AvgPool
 from tresnet_jax.variants import family_of, pretrained_config, split_name
@@ -95,7 +95,7 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
 
     def forward(state: nnx.State, x: jax.Array) -> dict[str, jax.Array]:
         m = nnx.merge(graphdef, state).eval()  # a new model, so the caller's keeps its layers and its mode
-        listen(m, lambda path, layer, x, y: counts[_stage(path)].update(_layer_counts(m, layer, x, y)))
+        add_forward_hook(m, lambda path, layer, x, y: counts[_stage(path)].update(_layer_counts(m, layer, x, y)))
         last, maps = m.forward_intermediates(x)
         outputs = dict(zip(STAGES, maps, strict=False))
         if m.out_indices is None:

@@ -1,7 +1,7 @@
-"""The table: one row an architecture, one row a pretrained tag.
+"""The table of variants: one row per architecture, and one per tag of pretrained weights.
 
-Architectures and tags are timm 1.0.31's (``timm/models/tresnet.py``, ``timm/models/resnet.py``); accuracies are
-those timm publishes (``results/results-imagenet.csv``). `test_tresnet` and the `fashion_mnist` tags are ours.
+Architectures and tags are those of timm 1.0.31 (``timm/models/tresnet.py``, ``timm/models/resnet.py``); accuracies are
+from timm's ``results/results-imagenet.csv``. `test_tresnet` and the `fashion_mnist` tags are this package's own.
 """
 
 import dataclasses
@@ -11,26 +11,27 @@ from typing import Any, ClassVar, NamedTuple
 
 BASIC, BOTTLENECK = 'basic', 'bottleneck'
 ALL_BASIC, ALL_BOTTLENECK = (BASIC, BASIC, BASIC, BASIC), (BOTTLENECK, BOTTLENECK, BOTTLENECK, BOTTLENECK)
-EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # a block's output channels over its planes
+EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # output channels of a block divided by its planes
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What all architectures of a family have in common; names are timm's keys.
+    """Facts about a family of architectures. Names are timm's keys.
 
     Attributes:
         name: 'tresnet' or 'resnetd'.
-        first_conv, classifier: the first convolution and the last linear layer, without the leaf.
-        stages: what comes before the number of a stage.
-        convolution: what comes after a block's 'conv1', up to the leaf.
-        stem_block: edge of the blocks that space-to-depth moves into the channels; 1 without it.
-        input_multiple, min_input: height and width of an image must be a multiple of one and at least the other.
-        default_slope: of the leaky ReLUs in the blocks; None for ReLUs.
-        stem_slope: of the stem's leaky ReLU, where the blocks have the default slope.
+        first_conv, classifier: names of the first convolution and of the last linear layer, without the leaf.
+        stages: prefix of a stage's name, before its number.
+        convolution: suffix of a convolution's name in a block, between 'conv1' and the leaf.
+        stem_block: edge, in pixels, of the blocks that space-to-depth moves into the channels; 1 without it.
+        input_multiple: number that the height and width of an image must be multiples of.
+        min_input: smallest height and width of an image.
+        default_slope: default slope of the leaky ReLUs in the blocks; None for ReLUs.
+        stem_slope: slope of the stem's leaky ReLU if the blocks have the default slope.
         feature_indices: the feature maps that `features_only` returns by default.
-        output_strides: the values that `output_stride` can have.
-        card_crops: timm's model cards count FLOPs on a square image; else on a whole one, which is not cropped.
-        card_counts_norms: those FLOPs include batch norm.
+        output_strides: values that `output_stride` may have.
+        card_crops: whether timm's model cards count FLOPs on a square crop; otherwise on a whole image.
+        card_counts_norms: whether those FLOPs include batch norm.
     """
 
     name: str
@@ -49,14 +50,14 @@ class Family:
     card_counts_norms: bool
 
     def in_chans(self, first_conv_channels: int) -> int:
-        """Channels of the images, from the input channels of the first convolution."""
+        """Return the channels of the images, given the input channels of the first convolution."""
         return first_conv_channels // self.stem_block**2
 
 
 TRESNET = Family(
     name='tresnet', first_conv='body.conv1.conv', classifier='head.fc', stages='body.layer', convolution='.conv',
     stem_block=4, input_multiple=4, min_input=20, default_slope=1e-3,
-    stem_slope=1e-2,  # torch's default, which the paper's authors left in the stem
+    stem_slope=1e-2,  # torch's default; the paper's authors did not change it in the stem
     feature_indices=(1, 2, 3, 4), output_strides=(32,), card_crops=True, card_counts_norms=False,
 )  # fmt: skip
 RESNETD = Family(
@@ -68,7 +69,13 @@ RESNETD = Family(
 
 @dataclasses.dataclass(frozen=True)
 class TResNetConfig:
-    """TResNet (Ridnik et al., arXiv:2003.13630): blocks a stage, width, and the all-bottleneck second version."""
+    """A row of TResNet (Ridnik et al., arXiv:2003.13630).
+
+    Attributes:
+        layers: number of blocks of each stage.
+        width_factor: factor on all widths.
+        v2: the second version, which has bottlenecks in all stages.
+    """
 
     family: ClassVar[Family] = TRESNET
 
@@ -78,7 +85,7 @@ class TResNetConfig:
 
     @property
     def planes(self) -> int:
-        """Channels of the stem and of layer1's convolutions; only version 2 rounds to a multiple of 8."""
+        """Channels of the stem and of layer1's convolutions; only the second version rounds down to a multiple of 8."""
         planes = int(64 * self.width_factor)
         return planes // 8 * 8 if self.v2 else planes
 
@@ -89,7 +96,7 @@ class TResNetConfig:
 
     @property
     def blocks(self) -> tuple[str, str, str, str]:
-        """The block of each stage."""
+        """Kind of block of each stage."""
         early = BOTTLENECK if self.v2 else BASIC
         return (early, early, BOTTLENECK, BOTTLENECK)
 
@@ -107,7 +114,14 @@ class TResNetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResNetDConfig:
-    """ResNet-D (He et al., arXiv:1812.01187): blocks a stage, the block of each stage, and widths."""
+    """A row of ResNet-D (He et al., arXiv:1812.01187).
+
+    Attributes:
+        layers: number of blocks of each stage.
+        blocks: kind of block of each stage.
+        stem_width: channels of the first convolution.
+        channels: planes of each stage.
+    """
 
     family: ClassVar[Family] = RESNETD
 
@@ -145,6 +159,7 @@ ARCHITECTURES: dict[str, ArchitectureConfig] = {
     'test_resnet': ResNetDConfig((1, 1, 1, 1), (BASIC, BASIC, BOTTLENECK, BASIC), 16, (32, 48, 48, 96)),
 }
 
+# Means and standard deviations of images.
 IMAGENET: dict[str, Any] = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 HALF: dict[str, Any] = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 UNIT: dict[str, Any] = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
@@ -160,10 +175,14 @@ class PublishedAccuracy(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedConfig:
-    """What comes with one set of pretrained weights; fields have timm's names and meaning.
+    """Describes one set of pretrained weights. Fields have timm's names and meaning.
 
-    Sizes are (channels, height, width) in pixels; mean and std are for pixels scaled to [0, 1]. `label_names`, one a
-    class, are of weights that bring their own: a run's, or a saved model's.
+    Sizes are (channels, height, width) in pixels; mean and std are for pixels scaled to [0, 1].
+
+    Attributes:
+        embedded: whether the weights come with this package.
+        label_names: one name per class, for weights of a training run or a saved model. None: `class_names` looks
+            them up.
     """
 
     architecture: str
@@ -188,7 +207,7 @@ class PretrainedConfig:
 
     @property
     def hf_hub_id(self) -> str | None:
-        """The repository on the Hugging Face hub; None for weights that come with this package."""
+        """The repository on the Hugging Face hub; None for embedded weights."""
         return None if self.embedded else f'timm/{self.name}'
 
     @property
@@ -233,10 +252,11 @@ def _fashion(architecture: str, top1: float, top5: float, **fields: Any) -> Pret
     )  # fmt: skip
 
 
+# Short names for the table.
 _A = PublishedAccuracy
-_95_100: dict[str, Any] = {'crop_pct': 0.95, 'test_crop_pct': 1.0}
+_CROP_95: dict[str, Any] = {'crop_pct': 0.95, 'test_crop_pct': 1.0}
 
-# The first tag of an architecture is the one its bare name stands for, as in timm.
+# The first tag of an architecture is its default tag, as in timm.
 PRETRAINED: dict[str, PretrainedConfig] = {row.name: row for row in (
     _miil('tresnet_m.miil_in21k_ft_in1k', _A(224, 83.090, 96.112)),
     _miil('tresnet_m.miil_in21k', num_classes=11221),
@@ -255,23 +275,23 @@ PRETRAINED: dict[str, PretrainedConfig] = {row.name: row for row in (
     _timm('resnet34d.ra2_in1k', _A(224, 77.108, 93.372), _A(288, 78.440, 94.348), test=288, test_crop_pct=0.95),
     _timm('resnet50d.ra2_in1k', _A(224, 80.546, 95.160), _A(288, 81.354, 95.742), test=288, test_crop_pct=0.95),
     _timm('resnet50d.ra4_e3600_r224_in1k', _A(224, 80.956, 95.380), _A(288, 81.840, 95.926), test=288,
-          **_95_100, **HALF),
-    _timm('resnet50d.a1_in1k', _A(224, 80.730, 94.678), _A(288, 81.466, 95.218), test=288, **_95_100),
-    _timm('resnet50d.a2_in1k', _A(224, 80.268, 94.642), _A(288, 81.164, 95.100), test=288, **_95_100),
+          **_CROP_95, **HALF),
+    _timm('resnet50d.a1_in1k', _A(224, 80.730, 94.678), _A(288, 81.466, 95.218), test=288, **_CROP_95),
+    _timm('resnet50d.a2_in1k', _A(224, 80.268, 94.642), _A(288, 81.164, 95.100), test=288, **_CROP_95),
     _timm('resnet50d.a3_in1k', _A(160, 77.222, 93.256), _A(224, 78.742, 94.236), train=160, test=224,
           crop_pct=0.95, test_crop_pct=0.95),
     _timm('resnet50d.gluon_in1k', _A(224, 79.080, 94.458)),
-    _timm('resnet101d.ra2_in1k', _A(256, 82.254, 96.070), _A(320, 83.020, 96.456), train=256, test=320, **_95_100),
+    _timm('resnet101d.ra2_in1k', _A(256, 82.254, 96.070), _A(320, 83.020, 96.456), train=256, test=320, **_CROP_95),
     _timm('resnet101d.gluon_in1k', _A(224, 80.466, 95.034)),
-    _timm('resnet152d.ra2_in1k', _A(256, 83.160, 96.370), _A(320, 83.684, 96.750), train=256, test=320, **_95_100),
+    _timm('resnet152d.ra2_in1k', _A(256, 83.160, 96.370), _A(320, 83.684, 96.750), train=256, test=320, **_CROP_95),
     _timm('resnet152d.gluon_in1k', _A(224, 80.476, 95.194)),
-    _timm('resnet200d.ra2_in1k', _A(256, 83.250, 96.552), _A(320, 83.976, 96.820), train=256, test=320, **_95_100),
+    _timm('resnet200d.ra2_in1k', _A(256, 83.250, 96.552), _A(320, 83.976, 96.820), train=256, test=320, **_CROP_95),
     _timm('test_resnet.r160_in1k', _A(160, 41.602, 67.984), train=160, crop_pct=0.95, interpolation='bilinear', **HALF),
     _fashion('test_resnet', 91.99, 99.94, **HALF),
     _fashion('test_tresnet', 88.99, 99.90, **UNIT),
 )}  # fmt: skip
 
-# Names of timm before tags, the model cards' among them.
+# Names from before timm had tags, including those in its model cards.
 ALIASES = {
     'tresnet_m_miil_in21k': 'tresnet_m.miil_in21k',
     'tresnet_m_448': 'tresnet_m.miil_in1k_448',
@@ -284,15 +304,17 @@ ALIASES = {
 
 
 def family_of(architecture: str) -> Family:
-    """The family of an architecture's row."""
+    """Return the family of an architecture."""
     return ARCHITECTURES[architecture].family
 
 
 def split_name(name: str) -> tuple[str, PretrainedConfig | None]:
-    """'resnet50d.a1_in1k' -> ('resnet50d', its row); 'resnet50d' -> ('resnet50d', None). Aliases resolve first.
+    """Return the architecture of a name and the row of its tag, if it has one. Aliases are resolved first.
+
+    'resnet50d.a1_in1k' -> ('resnet50d', its row); 'resnet50d' -> ('resnet50d', None).
 
     Raises:
-        ValueError: the architecture or the tag is unknown; the message names the likeliest ones.
+        ValueError: the architecture or the tag is unknown; the message names similar ones.
     """
     name = ALIASES.get(name, name)
     architecture, _, tag = name.partition('.')
@@ -308,7 +330,7 @@ def split_name(name: str) -> tuple[str, PretrainedConfig | None]:
 
 
 def pretrained_config(name: str) -> PretrainedConfig:
-    """The row of a tagged name, or of the default tag of a bare one.
+    """Return the row of a name's tag; a name without one has its architecture's default tag.
 
     Raises:
         ValueError: the name is unknown.
@@ -318,11 +340,27 @@ def pretrained_config(name: str) -> PretrainedConfig:
 
 
 def list_models(pattern: str = '*') -> list[str]:
-    """The architectures whose names match a shell pattern, sorted: ``list_models('tresnet*')``."""
+    """Return the sorted names of the architectures that match a shell pattern.
+
+    Example:
+        >>> import tresnet_jax
+        >>> tresnet_jax.list_models('tresnet*')
+        ['tresnet_l', 'tresnet_m', 'tresnet_v2_l', 'tresnet_xl']
+    """
     return sorted(fnmatch.filter(ARCHITECTURES, pattern))
 
 
 def list_pretrained(pattern: str = '*') -> list[str]:
-    """The tagged names that match a shell pattern, sorted; 'resnet50d' alone lists all its tags."""
+    """Return the sorted names, with tags, of the pretrained weights that match a shell pattern.
+
+    The name of an architecture matches all its tags.
+
+    Example:
+        >>> import tresnet_jax
+        >>> tresnet_jax.list_pretrained('resnet18d')
+        ['resnet18d.ra2_in1k', 'resnet18d.ra4_e3600_r224_in1k']
+        >>> tresnet_jax.list_pretrained('*.fashion_mnist')
+        ['test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist']
+    """
     pattern = pattern + '.*' if pattern in ARCHITECTURES else pattern
     return sorted(fnmatch.filter(PRETRAINED, pattern))

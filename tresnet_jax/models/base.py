@@ -1,4 +1,4 @@
-"""What TResNet and ResNet-D share: the forward passes, the classifier head, features, and the functional form."""
+"""The base class of TResNet and ResNet-D, their residual blocks, and the functional form of a model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,21 +17,20 @@ from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 
 Tree = dict[Any, Any]
 
-
 PARTS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head')
 
 
 def part_attributes(part: str) -> tuple[str, ...]:
-    """The attributes of the trunk that a part other than the head is made of."""
+    """Return the attributes of the trunk that make up a part other than the head."""
     return ('conv1', 'bn1') if part == 'stem' else (part,)
 
 
 class ResidualBlock(nnx.Module):
-    """A branch, a shortcut, and the ReLU of their sum.
+    """A residual block: relu(branch(x) + shortcut(x)). A subclass defines the branch.
 
     Args:
-        downsample: the projection of a stage's first block; without one the shortcut is the input.
-        drop_path_rate: how often the branch is dropped in training.
+        downsample: projection of the shortcut, in the first block of a stage. None: the shortcut is the input.
+        drop_path_rate: probability of dropping the branch of an image in training.
     """
 
     def __init__(self, downsample: nnx.Module | None, drop_path_rate: float):
@@ -48,7 +47,7 @@ class ResidualBlock(nnx.Module):
         return self.memory.run_shortcut(lambda downsample, x: downsample(x), self.downsample, x)
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """(B, H, W, C) -> (B, h, w, channels); `key` for a block that drops its branch at random."""
+        """(B, H, W, C) -> (B, h, w, channels). A block that drops its branch at random needs a `key`."""
         out, shortcut = self.memory.run_block(lambda block, x: (block.branch(x), block.shortcut(x)), self, x)
         return self.memory.relu_of_sum(self.drop_path(out, key), shortcut)
 
@@ -56,21 +55,27 @@ class ResidualBlock(nnx.Module):
 class ImageModel(nnx.Module):
     """A convolutional network with a stem, four stages and a classifier.
 
-    Images are (B, H, W, in_chans), normalised; feature maps (B, h, w, channels); logits (B, num_classes). All in
-    and out in the compute dtype. Made in evaluation mode; `train()` and `eval()` switch, and return the model.
-    In training mode a call updates the running statistics of batch norm, and needs `rngs` (``nnx.Rngs(dropout=key)``)
-    where drop_rate or drop_path_rate is positive.
+    Images are (B, H, W, in_chans), normalised; feature maps are (B, h, w, channels); logits are (B, num_classes).
+    Images are cast to the compute dtype, and outputs have it.
+
+    A new model is in evaluation mode; `train()` and `eval()` switch and return the model. In training mode a call
+    updates the running statistics of batch norm, and needs `rngs` (``nnx.Rngs(dropout=key)``) if drop_rate or
+    drop_path_rate is positive.
 
     Attributes:
-        num_classes, in_chans: as asked for.
+        config: the architecture's row in the table of variants.
+        num_classes: number of classes; 0 without a classifier.
+        in_chans: channels of the images.
         num_features: channels of the last feature map.
         abn_slope: slope of the leaky ReLUs in the blocks; None for ReLUs.
-        output_stride: pixels of the image per step of the last feature map.
-        global_pool: the name of the pooling before the classifier.
-        architecture: the name of its row in the table.
+        output_stride: pixels of the image per pixel of the last feature map, along one edge.
+        global_pool: name of the pooling before the classifier.
+        dtype: the compute dtype.
+        memory: the memory mode, which `set_memory` sets.
+        architecture: name of the architecture; '' for a model that is not in the table.
         pretrained_cfg: the row of its tag, or of the architecture's default tag.
-        out_indices: the feature maps a backbone returns; None for a classifier.
-        folded: batch norm is folded into the convolutions (`fold_batchnorm`), for evaluation alone.
+        out_indices: indices of the feature maps that a backbone returns; None for a classifier.
+        folded: whether batch norm is folded into the convolutions (`fold_batchnorm`); such a model cannot be trained.
     """
 
     def __init__(
@@ -98,48 +103,44 @@ class ImageModel(nnx.Module):
         self.out_indices: tuple[int, ...] | None = None
         self.folded = False
 
-    # What a family defines.
+    # Defined by each family.
 
     def _check_input(self, height: int, width: int) -> None:
-        """Raises ValueError for a size the family cannot take."""
+        """Raise ValueError for an image size that the family does not support."""
 
     def _stem(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Image -> the first feature map, and what the first stage takes."""
+        """Return the first feature map and the input of the first stage."""
         raise NotImplementedError
 
     def _trunk(self) -> nnx.Module:
-        """The module whose attributes layer1 to layer4 are the stages."""
+        """Return the module whose attributes layer1 to layer4 are the stages."""
         raise NotImplementedError
 
     def _all_feature_info(self) -> list[dict[str, Any]]:
+        """Return the dicts of `FeatureInfo` for the stem and all four stages."""
         raise NotImplementedError
 
     def get_classifier(self) -> nnx.Module:
-        """The last linear layer, or an Identity where there are no classes."""
+        """Return the last linear layer; an Identity if there are no classes."""
         raise NotImplementedError
 
     def _set_classifier(self, fc: nnx.Module) -> None:
         raise NotImplementedError
 
     def _classifier_init(self, in_features: int) -> nnx.Initializer:
-        """How the classifier of a new model starts."""
+        """Return the initialiser of a new model's classifier."""
         raise NotImplementedError
 
-    # What both share.
-
-    def _stages(self) -> list[Sequence[ResidualBlock]]:
-        """The blocks of the stages that are there, in order."""
-        stages = [getattr(self._trunk(), f'layer{i}') for i in (1, 2, 3, 4)]
-        return [stage for stage in stages if len(stage)]
+    # Forward passes.
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> Any:
-        """Logits; (B, features) without classes; the list of feature maps for a backbone."""
+        """Return logits; (B, features) without classes; the list of feature maps for a backbone."""
         if self.out_indices is not None:
             return self.forward_intermediates(x, self.out_indices, intermediates_only=True, rngs=rngs)
         return self.forward_head(self.forward_features(x, rngs=rngs), rngs=rngs)
 
     def forward_features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """The last feature map."""
+        """Return the last feature map."""
         *_, last = self._feature_maps(x, rngs)
         return last
 
@@ -152,16 +153,18 @@ class ImageModel(nnx.Module):
         intermediates_only: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Any:
-        """The last feature map and a list of chosen ones, in the order of the network, as timm's.
+        """Return the last feature map and the list of chosen ones, in network order, as timm does.
 
         Args:
-            x: (B, H, W, in_chans).
-            indices: which of `feature_info`: None all, n the last n, a sequence those (negative from the end).
-            stop_early: do not compute what lies behind the last chosen one; it is then also the "last" one.
-            intermediates_only: return the list alone.
+            x: images, (B, H, W, in_chans).
+            indices: which maps of `feature_info`: n for the last n, a sequence of indices (negative ones count from
+                the end), or None for all.
+            stop_early: compute nothing after the last chosen map, which is then returned as the last one.
+            intermediates_only: return only the list.
+            rngs: random streams; needed in training mode with random layers.
 
         Raises:
-            ValueError: an index out of range.
+            ValueError: an index is out of range.
         """
         chosen = take_indices(len(self._stages()) + 1, indices)
         maps: list[jax.Array] = []
@@ -174,12 +177,12 @@ class ImageModel(nnx.Module):
         return maps if intermediates_only else (last, maps)
 
     def forward_head(self, x: jax.Array, pre_logits: bool = False, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """A feature map -> logits, or the pooled vector behind dropout when `pre_logits`."""
+        """Return the logits of a feature map; with `pre_logits`, the pooled vector after dropout."""
         x = self.head_drop(global_pool(x, self.global_pool), rngs)
         return x if pre_logits else self.get_classifier()(x)
 
     def _feature_maps(self, x: jax.Array, rngs: nnx.Rngs | None) -> Iterator[jax.Array]:
-        """The stem's and each stage's output, each computed when it is asked for."""
+        """Yield the outputs of the stem and of each stage; each is computed when it is requested."""
         if x.ndim != 4 or x.shape[-1] != self.in_chans:
             raise ValueError(f'expected images of shape (B, H, W, {self.in_chans}), got {tuple(x.shape)}')
         self._check_input(x.shape[1], x.shape[2])
@@ -190,34 +193,44 @@ class ImageModel(nnx.Module):
                 x = block(x, draw_key(rngs, 'drop path') if block.drop_path.is_random else None)
             yield x
 
+    def _stages(self) -> list[Sequence[ResidualBlock]]:
+        """Return the blocks of each stage that has not been pruned, in order."""
+        stages = [getattr(self._trunk(), f'layer{i}') for i in (1, 2, 3, 4)]
+        return [stage for stage in stages if len(stage)]
+
     @property
     def feature_info(self) -> FeatureInfo:
-        """Channels, reduction and timm's name of each feature map; a backbone's are those it returns."""
+        """Channels, reduction and timm's name of each feature map; for a backbone, of those it returns."""
         return FeatureInfo(self._all_feature_info()[: len(self._stages()) + 1], self.out_indices)
+
+    # Changes to the head and the trunk.
 
     def reset_classifier(
         self, num_classes: int, global_pool: str | None = None, *, rngs: nnx.Rngs | None = None
     ) -> 'ImageModel':
-        """Put a new classifier in place, started as torch starts one. Returns the model (timm returns None).
+        """Replace the classifier by a new one, initialised as torch does. Return the model (timm returns None).
 
         Args:
-            num_classes: of the new one; 0 takes it away.
-            global_pool: the new pooling; None keeps the present one.
-            rngs: for its weights; ``nnx.Rngs(0)`` if None.
+            num_classes: classes of the new classifier; 0 removes it.
+            global_pool: the new pooling. None: keep the present one.
+            rngs: random numbers for the weights. None: ``nnx.Rngs(0)``.
+
+        Raises:
+            ValueError: an unknown pooling, or classes without a pooling.
         """
         self.global_pool = self.global_pool if global_pool is None else check_pool_type(global_pool)
-        self._put_classifier(num_classes, torch_uniform, rngs or nnx.Rngs(0))
+        self._replace_classifier(num_classes, torch_uniform, rngs or nnx.Rngs(0))
         return self
 
     def start_classifier(self, num_classes: int, rngs: nnx.Rngs) -> None:
-        """Put a new classifier in place, started as that of a new model of the family."""
-        self._put_classifier(num_classes, self._classifier_init, rngs)
+        """Replace the classifier by a new one, initialised as in a new model of the family."""
+        self._replace_classifier(num_classes, self._classifier_init, rngs)
 
-    def _put_classifier(self, num_classes: int, init: Callable[[int], nnx.Initializer], rngs: nnx.Rngs) -> None:
+    def _replace_classifier(self, num_classes: int, init: Callable[[int], nnx.Initializer], rngs: nnx.Rngs) -> None:
         fc: nnx.Module = Identity()
         if num_classes > 0:
             if not self.global_pool:
-                # timm builds such a model and fails when it is called.
+                # timm builds such a model, and it fails when it is called.
                 raise ValueError("global_pool='' keeps the feature map, which has no classifier: set num_classes=0")
             width = self.num_features * pool_multiplier(self.global_pool)
             fc = linear(width, num_classes, init(width), self.dtype, rngs)
@@ -225,7 +238,14 @@ class ImageModel(nnx.Module):
         self.num_classes = num_classes
 
     def prune_intermediate_layers(self, indices: int | Sequence[int] = 1) -> list[int]:
-        """Remove the head and the stages that the chosen feature maps do not need; returns the chosen indices."""
+        """Remove the head and the stages that the chosen feature maps do not need. Return the chosen indices.
+
+        Args:
+            indices: the feature maps to keep, as in `forward_intermediates`.
+
+        Raises:
+            ValueError: an index is out of range.
+        """
         chosen = take_indices(len(self._stages()) + 1, indices)
         self.num_features = self._all_feature_info()[max(chosen)]['num_chs']
         for i in range(max(chosen) + 1, 5):
@@ -233,11 +253,13 @@ class ImageModel(nnx.Module):
         self.reset_classifier(0, '')
         return chosen
 
+    # Training.
+
     def part(self, name: str) -> list[nnx.Module]:
-        """The modules of 'stem', 'layer1' to 'layer4' or 'head'; 'backbone' is all but the head.
+        """Return the modules of a part: 'stem', 'layer1' to 'layer4', 'head', or 'backbone' for all but the head.
 
         Raises:
-            ValueError: there is no such part.
+            ValueError: the name is unknown.
         """
         if name == 'backbone':
             return [module for part in PARTS[:-1] for module in self.part(part)]
@@ -249,7 +271,7 @@ class ImageModel(nnx.Module):
         return [getattr(trunk, attribute) for attribute in part_attributes(name) if hasattr(trunk, attribute)]
 
     def set_memory(self, abn_memory: str = 'plain', remat: bool = False) -> 'ImageModel':
-        """Choose what training keeps for the backward pass, as `create_model` describes. Returns the model.
+        """Set what training keeps for the backward pass; `create_model` describes the modes. Return the model.
 
         Raises:
             ValueError: an unknown mode, or one that inverts activations for a model with ReLUs.
@@ -269,7 +291,7 @@ class ImageModel(nnx.Module):
         return self
 
     def train(self, **attributes: Any) -> 'ImageModel':
-        """Training mode; returns the model, as torch does.
+        """Switch to training mode. Return the model, as torch does.
 
         Raises:
             ValueError: batch norm is folded into the convolutions.
@@ -280,26 +302,39 @@ class ImageModel(nnx.Module):
         return self
 
     def eval(self, **attributes: Any) -> 'ImageModel':
-        """Evaluation mode; returns the model, as torch does."""
+        """Switch to evaluation mode. Return the model, as torch does."""
         super().eval(**attributes)
         return self
 
 
 def functional(model: ImageModel, frozen: Sequence[str] = ()) -> tuple[Callable[..., Any], Tree, Tree]:
-    """The pure form of a model: ``apply, params, batch_stats``.
+    """Return the pure form of a model: ``apply, params, batch_stats``.
 
-    Both trees are nested dicts of arrays whose paths are timm's names but for the leaves. `apply` holds the
-    structure alone, and goes through jit, grad, vmap, pmap and the rest::
+    Both trees are nested dicts of arrays; their paths are timm's names except for the leaf. `apply` holds
+    no arrays and works under jit, grad, vmap, pmap and JAX's other transformations::
 
         logits = apply(params, batch_stats, x)
         logits, batch_stats = apply(params, batch_stats, x, train=True, rngs={'dropout': key})
         features = apply(params, batch_stats, x, method='forward_features')
 
-    `rngs` may be left out where nothing is random. Parts named in `frozen` ('backbone', 'stem', 'layer1', ...) stay in
-    evaluation mode when training: their batch norm uses and keeps its running statistics.
+    `rngs` may be omitted if no layer is random.
+
+    Args:
+        model: a model of `create_model`.
+        frozen: parts ('backbone', 'stem', 'layer1', ..., 'head') that stay in evaluation mode during training: their
+            batch norm uses its running statistics and does not update them.
 
     Raises:
         ValueError: an unknown part.
+
+    Example:
+        >>> import jax, tresnet_jax
+        >>> model = tresnet_jax.create_model('test_resnet', num_classes=5)
+        >>> apply, params, batch_stats = tresnet_jax.functional(model)
+        >>> params['layer1'][0]['conv1']['kernel'].shape
+        (3, 3, 32, 32)
+        >>> jax.eval_shape(apply, params, batch_stats, jax.numpy.zeros((2, 64, 64, 3))).shape
+        (2, 5)
     """
     for name in frozen:
         model.part(name)

@@ -1,4 +1,4 @@
-"""The module tree of an architecture, and a tree filled with weights."""
+"""Build a model from its row in the table of variants, and fill it with weights."""
 
 from typing import Any
 
@@ -16,6 +16,15 @@ CLASSES = {TRESNET.name: TResNet, RESNETD.name: ResNetD}
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
 
+def _check_dtype(dtype: Any) -> jnp.dtype:
+    dtype = jnp.dtype(dtype)
+    if dtype.name not in DTYPES:
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype.name}')
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True) at the start of the program")
+    return dtype
+
+
 def build_model(
     architecture: str,
     *,
@@ -30,10 +39,21 @@ def build_model(
     remat: bool = False,
     **options: Any,
 ) -> ImageModel:
-    """The module tree of an architecture; with ``ShapesOnly()`` for `rngs` its drawn weights are shapes.
+    """Build a model with drawn weights; with ``rngs=ShapesOnly()``, shapes take the place of the drawn weights.
+
+    Args:
+        architecture: a name in the table, without a tag.
+        num_classes, in_chans: 0 or more, and 1 or more.
+        rngs: random numbers for the weights.
+        global_pool: one of timm's names. None: the family's default.
+        output_stride: pixels of the image per pixel of the last feature map, along one edge.
+        abn_slope: slope of TResNet's leaky ReLUs. None: the family's default.
+        dtype: the compute dtype.
+        abn_memory, remat: the memory mode, as in `create_model`.
+        **options: further arguments of the family's class.
 
     Raises:
-        ValueError: an option or mode that the architecture does not have, or a dtype that is not computed in.
+        ValueError: an option or mode that the architecture does not have, or an unsupported dtype.
     """
     config = ARCHITECTURES[architecture]
     family = config.family
@@ -50,27 +70,18 @@ def build_model(
         raise ValueError(f'{architecture} has ReLUs; abn_slope is for the leaky ReLUs of TResNet')
     if abn_slope is not None:
         options['abn_slope'] = abn_slope
-    if output_stride != 32:
+    if output_stride != 32:  # TResNet's class does not have this argument
         options['output_stride'] = output_stride
     model = CLASSES[family.name](config, **options)
     model.architecture = architecture
     return model.set_memory(abn_memory, remat)
 
 
-def _check_dtype(dtype: Any) -> jnp.dtype:
-    dtype = jnp.dtype(dtype)
-    if dtype.name not in DTYPES:
-        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype.name}')
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True) at the start of the program")
-    return dtype
-
-
 def fill(model: ImageModel, params: Tree, batch_stats: Tree) -> ImageModel:
-    """A model of the same structure with these values, cast to its parameters' dtype."""
-    graphdef, *wanted = nnx.split(model, nnx.Param, nnx.BatchStat)
+    """Return a model of the same structure with these weights, cast to the dtypes of the model's parameters."""
+    graphdef, *expected = nnx.split(model, nnx.Param, nnx.BatchStat)
     given = [
         jax.tree.map(lambda leaf, value: np.asarray(value, leaf.dtype), nnx.to_pure_dict(tree), values)
-        for tree, values in zip(wanted, (params, batch_stats), strict=True)
+        for tree, values in zip(expected, (params, batch_stats), strict=True)
     ]
     return nnx.merge(graphdef, *jax.device_put(given))

@@ -1,13 +1,18 @@
-"""Which feature maps a model has, and which of them are asked for (timm's ``models/_features.py``)."""
+"""Feature maps: a model's list of them, and the selection of some by index (timm's ``models/_features.py``)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 
 class FeatureInfo(Sequence[dict[str, Any]]):
-    """One dict a feature map: `num_chs`, `reduction` (pixels of the image a step covers) and `module` (its name).
+    """Describes the feature maps of a model, one dict each.
 
-    `channels()`, `reduction()` and `module_name()` list one field of the maps that a backbone returns, or of all.
+    The keys are `num_chs`, `reduction` (image pixels per pixel of the map, along one edge) and `module` (timm's name).
+    `channels()`, `reduction()` and `module_name()` list one field of the maps that a backbone returns.
+
+    Args:
+        info: the dicts of all feature maps.
+        out_indices: indices of the maps that a backbone returns. None: all.
     """
 
     def __init__(self, info: Sequence[dict[str, Any]], out_indices: tuple[int, ...] | None = None):
@@ -15,7 +20,7 @@ class FeatureInfo(Sequence[dict[str, Any]]):
         self.out_indices = tuple(range(len(self.info))) if out_indices is None else out_indices
 
     def get(self, key: str) -> list[Any]:
-        """One field of each returned feature map."""
+        """Return one field of each returned feature map."""
         return [self.info[i][key] for i in self.out_indices]
 
     def channels(self) -> list[int]:
@@ -41,10 +46,14 @@ class FeatureInfo(Sequence[dict[str, Any]]):
 
 
 def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Indices from 0: None all of `count`, n the last n, a sequence those, negative ones from the end.
+    """Resolve a selection of feature maps to indices from 0.
+
+    Args:
+        count: number of feature maps.
+        indices: n for the last n, a sequence of indices (negative ones count from the end), or None for all.
 
     Raises:
-        ValueError: one is out of range.
+        ValueError: an index is out of range, or there are none.
     """
     if indices is None:
         return list(range(count))

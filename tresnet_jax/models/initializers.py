@@ -1,7 +1,7 @@
-"""How weights start: timm's distributions, drawn on the host.
+"""Initial weights: timm's distributions, drawn on the host.
 
-A JAX initialiser compiles one program for each shape, which takes ten seconds for a ResNet-50. These draw with NumPy
-from the key they are given, so the same key gives the same weights on every device and no compiler runs.
+JAX's initialisers compile one program for each shape, which takes ten seconds for a ResNet-50. These draw with NumPy,
+seeded with the JAX key: nothing is compiled, and a key gives the same weights on every device.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,23 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 class ShapesOnly(nnx.Rngs):
-    """Stands in for ``nnx.Rngs`` where a model is to be filled from a file: its weights are shapes alone."""
+    """Replaces ``nnx.Rngs`` for a model that is filled from a file: its weights are ``jax.ShapeDtypeStruct``."""
 
     def params(self) -> None:
         return None
 
 
+def _sample(draw: Draw, key_data: jax.Array, shape: Sequence[int], dtype) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(np.asarray(key_data).astype(np.uint64).tolist()))
+    return draw(generator, tuple(shape)).astype(dtype)
+
+
 def _initializer(draw: Draw) -> nnx.Initializer:
+    """Make an initialiser of a distribution.
+
+    Without a key (`ShapesOnly`) it returns a ``jax.ShapeDtypeStruct``; a traced key is drawn from by a callback.
+    """
+
     def init(key: jax.Array | None, shape: Sequence[int], dtype=jnp.float32, out_sharding=None):
         del out_sharding
         if key is None:
@@ -35,29 +45,24 @@ def _initializer(draw: Draw) -> nnx.Initializer:
     return init
 
 
-def _sample(draw: Draw, key_data: jax.Array, shape: Sequence[int], dtype) -> np.ndarray:
-    generator = np.random.Generator(np.random.Philox(np.asarray(key_data).astype(np.uint64).tolist()))
-    return draw(generator, tuple(shape)).astype(dtype)
-
-
 def normal(std: float) -> nnx.Initializer:
-    """N(0, std)."""
+    """Draw from N(0, std^2)."""
     return _initializer(lambda rng, shape: rng.standard_normal(shape, np.float32) * np.float32(std))
 
 
 def uniform(bound: float) -> nnx.Initializer:
-    """U(-bound, bound)."""
+    """Draw from U(-bound, bound)."""
     return _initializer(lambda rng, shape: (rng.random(shape, np.float32) * 2 - 1) * np.float32(bound))
 
 
 def torch_uniform(fan_in: int) -> nnx.Initializer:
-    """torch's default for linear weights and all biases: uniform in +-1 / sqrt(fan_in)."""
+    """Draw as torch does by default for linear weights and all biases: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))."""
     return uniform(fan_in**-0.5)
 
 
 def kaiming_normal(fan_out: int) -> nnx.Initializer:
-    """Every convolution of both families: timm's ``kaiming_normal_(mode='fan_out')``, not truncated.
+    """Draw as timm's ``kaiming_normal_(mode='fan_out')``, not truncated: the convolutions of both families.
 
-    The gain is sqrt(2) in TResNet too, since timm leaves the leaky ReLU's slope out.
+    The gain is sqrt(2) in TResNet too, because timm does not pass the leaky ReLU's slope.
     """
     return normal((2.0 / fan_out) ** 0.5)

@@ -1,4 +1,7 @@
-"""The layers both families are made of. Feature maps are (B, H, W, C); every number parity rests on is written out."""
+"""Layers of both families.
+
+Feature maps are (B, H, W, C). Every argument that equality with timm depends on is written out at the call.
+"""
 
 from collections.abc import Sequence
 
@@ -14,7 +17,7 @@ from tresnet_jax.models.memory import STATISTICS
 
 
 def param_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Parameters are float32 whatever the compute dtype, but for float64, which is for proofs."""
+    """Return the dtype of the parameters for a compute dtype: float32, except float64, used in parity tests."""
     return jnp.dtype(jnp.float64) if jnp.dtype(dtype) == jnp.float64 else jnp.dtype(jnp.float32)
 
 
@@ -29,7 +32,10 @@ def conv(
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution, padded on both sides alike as torch pads ('SAME' would pad strided ones on one side)."""
+    """Make a square convolution, padded equally on both sides as in torch.
+
+    'SAME' would pad a strided convolution at the end only.
+    """
     pad = dilation * (kernel_size - 1) // 2
     return nnx.Conv(
         in_chans,
@@ -49,7 +55,7 @@ def conv(
 
 
 def linear(in_features: int, out_features: int, kernel_init: nnx.Initializer, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer whose bias starts as torch's."""
+    """Make a linear layer whose bias is initialised as torch does."""
     return nnx.Linear(
         in_features,
         out_features,
@@ -63,11 +69,15 @@ def linear(in_features: int, out_features: int, kernel_init: nnx.Initializer, dt
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
+    """Cast half precision to float32."""
     return x.astype(param_dtype(x.dtype))
 
 
 def space_to_depth(x: jax.Array, block_size: int = 4) -> jax.Array:
-    """(B, H, W, C) -> (B, H/4, W/4, 16 C): channel (dy * 4 + dx) * C + c, timm's order (``space_to_depth.py``)."""
+    """Move blocks of pixels into the channels: (B, H, W, C) -> (B, H/4, W/4, 16 C).
+
+    The output channel is (dy * 4 + dx) * C + c, the order of timm's ``space_to_depth.py``.
+    """
     b, h, w, c = x.shape
     n = block_size
     x = x.reshape(b, h // n, n, w // n, n, c).transpose(0, 1, 3, 2, 4, 5)
@@ -75,12 +85,17 @@ def space_to_depth(x: jax.Array, block_size: int = 4) -> jax.Array:
 
 
 class Identity(nnx.Module):
+    """Returns its input; keeps the place of a torch module, so that indices and names stay timm's."""
+
     def __call__(self, x: jax.Array) -> jax.Array:
         return x
 
 
 class SqueezeExcite(nnx.Module):
-    """Channel attention (Hu et al., arXiv:1709.01507): 1x1 convolutions with bias, ReLU, sigmoid (``SEModule``)."""
+    """Channel attention: 1x1 convolutions with bias, ReLU, sigmoid (timm's ``SEModule``).
+
+    Hu et al., "Squeeze-and-Excitation Networks", arXiv:1709.01507.
+    """
 
     def __init__(self, channels: int, rd_channels: int, *, dtype, rngs: nnx.Rngs):
         self.fc1 = conv(channels, rd_channels, 1, use_bias=True, dtype=dtype, rngs=rngs)
@@ -90,15 +105,19 @@ class SqueezeExcite(nnx.Module):
         mean = checkpoint_name(x.mean((1, 2), keepdims=True), STATISTICS)
         hidden = checkpoint_name(self.fc1(mean), STATISTICS)
         logits = checkpoint_name(self.fc2(nnx.relu(hidden)), STATISTICS)
-        # The product in float32, so that its gradient, a sum over the map, is one: as precise, and faster on a GPU.
+        # In float32, so that the gradient, a sum over the feature map, is too: equally precise, and faster on a GPU.
         return (at_least_float32(x) * nnx.sigmoid(at_least_float32(logits))).astype(x.dtype)
 
 
 def draw_key(rngs: nnx.Rngs | None, what: str) -> jax.Array:
-    """A key of the 'dropout' stream.
+    """Draw a key from the 'dropout' stream.
+
+    Args:
+        rngs: the caller's random streams.
+        what: the layer that needs it, for the error message.
 
     Raises:
-        ValueError: there is none.
+        ValueError: `rngs` is None or has no such stream.
     """
     if rngs is None or 'dropout' not in rngs:
         raise ValueError(f"{what} in training mode needs random numbers: pass rngs={{'dropout': key}}")
@@ -106,7 +125,7 @@ def draw_key(rngs: nnx.Rngs | None, what: str) -> jax.Array:
 
 
 def drop(x: jax.Array, key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
-    """Zero x where a Bernoulli draw of `shape` says so, and scale the rest by 1 / (1 - rate)."""
+    """Set x to zero with probability `rate`, drawn with `shape` and broadcast; scale the rest by 1 / (1 - rate)."""
     keep = 1.0 - rate
     if keep == 0.0:
         return jnp.zeros_like(x)
@@ -114,7 +133,7 @@ def drop(x: jax.Array, key: jax.Array, rate: float, shape: Sequence[int]) -> jax
 
 
 class DropPath(nnx.Module):
-    """Stochastic depth (Huang et al., arXiv:1603.09382): drops a residual branch, a whole image at a time."""
+    """Stochastic depth (Huang et al., arXiv:1603.09382): drops a residual branch for whole images."""
 
     def __init__(self, rate: float):
         self.rate = rate
@@ -132,7 +151,7 @@ class DropPath(nnx.Module):
 
 
 class Dropout(nnx.Module):
-    """Dropout whose key is drawn from the caller's `rngs`, so that the module itself holds no random state."""
+    """Dropout that draws its key from the caller's `rngs`; the module has no random state."""
 
     def __init__(self, rate: float):
         self.rate = rate
@@ -145,7 +164,10 @@ class Dropout(nnx.Module):
 
 
 def stagewise_drop_path_rates(rate: float, layers: Sequence[int]) -> list[float]:
-    """TResNet's rates, one a block: torch's float32 ``linspace``, which counts from the nearer end and rounds once."""
+    """Return TResNet's drop path rate of each block, from 0 up to `rate` in the last.
+
+    The values are those of torch's float32 ``linspace``, which counts from the nearer end and rounds once.
+    """
     n = sum(layers)
     end, step = float(np.float32(rate)), float(np.float32(rate) / np.float32(max(n - 1, 1)))
     return [float(np.float32(step * i if i < n // 2 else end - step * (n - 1 - i))) for i in range(n)]

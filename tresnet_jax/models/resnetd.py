@@ -1,6 +1,7 @@
 """ResNet-D: He et al., "Bag of Tricks for Image Classification with Convolutional Neural Networks", arXiv:1812.01187.
 
-The reference is ``timm/models/resnet.py`` with a deep stem and ``avg_down``; attribute paths are timm's keys.
+The reference is ``timm/models/resnet.py`` with ``stem_type='deep'`` and ``avg_down=True``; attribute paths are timm's
+keys.
 """
 
 from typing import Any
@@ -16,11 +17,11 @@ from tresnet_jax.models.layers import Identity, conv
 from tresnet_jax.models.pooling import AvgPool, max_pool
 from tresnet_jax.variants import BASIC, EXPANSION, ResNetDConfig
 
-RELU, LINEAR = 0.0, None
+RELU, LINEAR = 0.0, None  # slopes of `BatchNormAct`
 
 
 class Stack(nnx.List):
-    """Layers one after another; the index of each is torch's."""
+    """Layers applied in order, as ``torch.nn.Sequential``; indices are torch's."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in self:
@@ -29,7 +30,7 @@ class Stack(nnx.List):
 
 
 class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions (timm's ``BasicBlock``)."""
+    """Two 3x3 convolutions (timm's ``BasicBlock``); the first has the stride and `first_dilation`."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3, 1x1, with the stride in the 3x3 convolution (timm's ``Bottleneck``)."""
+    """1x1, 3x3 and 1x1 convolutions (timm's ``Bottleneck``); the 3x3 one has the stride and `first_dilation`."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Bottleneck(ResidualBlock):
         axis_name: str | None,
         rngs: nnx.Rngs,
     ):
-        del dilation  # the 3x3 convolution is the only one, and it is the first
+        del dilation  # for 3x3 convolutions after the first, which this block does not have
         norm = {'dtype': dtype, 'axis_name': axis_name}
         self.conv1 = conv(in_chans, planes, 1, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNormAct(planes, slope=RELU, **norm)
@@ -91,7 +92,10 @@ class Bottleneck(ResidualBlock):
 
 
 def stage_strides(output_stride: int) -> list[tuple[int, int]]:
-    """(stride, dilation) of each stage: once the output stride is reached, dilation stands in for the stride."""
+    """Return (stride, dilation) of each stage.
+
+    Stages after the one that reaches the output stride dilate instead of striding.
+    """
     plan, reached, dilation = [], 4, 1
     for stride in (1, 2, 2, 2):
         if reached >= output_stride:
@@ -102,19 +106,19 @@ def stage_strides(output_stride: int) -> list[tuple[int, int]]:
 
 
 class ResNetD(ImageModel):
-    """ResNet-D; see `ImageModel` for what it takes and gives.
+    """ResNet-D; `ImageModel` describes its inputs and outputs.
 
     Args:
-        config: its row of the table.
-        num_classes: 0 for none.
+        config: the architecture's row in the table.
+        num_classes: number of classes; 0 for no classifier.
         in_chans: channels of the images.
-        global_pool: one of timm's names.
-        output_stride: 32, or 16 or 8 for finer last maps by dilation.
+        global_pool: the pooling before the classifier, one of timm's names.
+        output_stride: 32; 16 or 8 dilate the last stages instead of striding.
         drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; earlier blocks have less, linearly.
-        dtype: of the computation.
-        axis_name: the mapped axis to synchronise batch norm over.
-        rngs: for the initial weights.
+        drop_path_rate: drop path rate of the last block; the rate rises linearly from 0 in the first.
+        dtype: the compute dtype.
+        axis_name: the mapped axis to synchronise batch norm over. None: no synchronisation.
+        rngs: random numbers for the initial weights.
     """
 
     def __init__(
@@ -147,10 +151,10 @@ class ResNetD(ImageModel):
             [
                 conv(in_chans, stem, 3, stride=2, dtype=dtype, rngs=rngs),
                 BatchNormAct(stem, slope=RELU, **norm),
-                Identity(),  # torch's ReLU, which is in the batch norm here; the index stays
+                Identity(),  # torch's ReLU, here part of the batch norm
                 conv(stem, stem, 3, dtype=dtype, rngs=rngs),
                 BatchNormAct(stem, slope=RELU, **norm),
-                Identity(),  # torch's ReLU, which is in the batch norm here; the index stays
+                Identity(),  # torch's ReLU, here part of the batch norm
                 conv(stem, stem * 2, 3, dtype=dtype, rngs=rngs),
             ]
         )
@@ -185,7 +189,7 @@ class ResNetD(ImageModel):
                         **common,
                     )
                 )
-                # timm's: a stage's first block still has the dilation of the stage before.
+                # As in timm, the first block of a stage has the dilation of the stage before.
                 width, index, first_dilation = out, index + 1, dilation
             setattr(self, f'layer{stage + 1}', nnx.List(blocks))
 

@@ -1,6 +1,6 @@
 """TResNet: Ridnik et al., "TResNet: High Performance GPU-Dedicated Architecture", arXiv:2003.13630.
 
-The reference is ``timm/models/tresnet.py``; attribute paths are timm's state dict keys.
+The reference is ``timm/models/tresnet.py``; attribute paths are timm's keys.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ from tresnet_jax.variants import BASIC, EXPANSION, TRESNET, TResNetConfig
 
 
 class ConvNormAct(nnx.Module):
-    """Convolution, batch norm, leaky ReLU, and a blur behind the activation where the stride is 2.
+    """Convolution, batch norm, leaky ReLU, and with a stride of 2 a blur.
 
-    timm's ``ConvNormAct`` with ``aa_layer``: the convolution itself keeps stride 1 and the blur takes the step.
+    This is timm's ``ConvNormAct`` with ``aa_layer``: the convolution has stride 1, and the blur has the stride.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ConvNormAct(nnx.Module):
 
 
 class Shortcut(nnx.List):
-    """The projection of a stage's first block: a pool where the stride is 2, then a 1x1 convolution and batch norm."""
+    """The projection in a stage's first block: average pooling if the stride is 2, a 1x1 convolution, batch norm."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int, **common: Any):
         pool = [AvgPool(2)] if stride == 2 else []
@@ -59,7 +59,7 @@ class Shortcut(nnx.List):
 
 
 class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions, then squeeze-excite, then the sum (timm's ``BasicBlock``)."""
+    """Two 3x3 convolutions, then squeeze-excite (timm's ``BasicBlock``)."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class BasicBlock(ResidualBlock):
         common = {'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
         self.conv1 = ConvNormAct(in_chans, planes, 3, stride=stride, slope=slope, **common)
         self.conv2 = ConvNormAct(planes, planes, 3, slope=None, zero_init=True, **common)
+        # timm's reduction: by 4, to 64 channels at least.
         self.se = SqueezeExcite(planes, max(planes // 4, 64), dtype=dtype, rngs=rngs) if use_se else None
         super().__init__(downsample, drop_path_rate)
 
@@ -90,7 +91,7 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3, squeeze-excite on the narrow map, 1x1, then the sum (timm's ``Bottleneck``)."""
+    """1x1 and 3x3 convolutions, squeeze-excite, then a 1x1 convolution (timm's ``Bottleneck``)."""
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class Bottleneck(ResidualBlock):
         common = {'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
         self.conv1 = ConvNormAct(in_chans, planes, 1, slope=slope, **common)
         self.conv2 = ConvNormAct(planes, planes, 3, stride=stride, slope=slope, **common)
-        # Reduced from the block's output width, though it works on the narrow map: 4 planes / 8.
+        # timm reduces the channels of the block's output, 4 * planes, by 8, although the map here has only `planes`.
         self.se = SqueezeExcite(planes, max(planes * 4 // 8, 64), dtype=dtype, rngs=rngs) if use_se else None
         self.conv3 = ConvNormAct(planes, planes * 4, 1, slope=None, zero_init=True, **common)
         super().__init__(downsample, drop_path_rate)
@@ -122,7 +123,7 @@ class Bottleneck(ResidualBlock):
 
 
 class Body(nnx.Module):
-    """Space-to-depth (no weights), the stem and four stages; the last stage has no squeeze-excite."""
+    """The stem, after space-to-depth, and four stages; the last stage has no squeeze-excite."""
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class Body(nnx.Module):
         rngs: nnx.Rngs,
     ):
         common = {'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
-        self.conv1 = ConvNormAct(in_chans * 16, config.planes, 3, slope=stem_slope, **common)
+        self.conv1 = ConvNormAct(in_chans * TRESNET.stem_block**2, config.planes, 3, slope=stem_slope, **common)
         rates = iter(stagewise_drop_path_rates(drop_path_rate, config.layers))
         width = config.planes
         for stage, (depth, kind) in enumerate(zip(config.layers, config.blocks, strict=True)):
@@ -165,20 +166,20 @@ class Body(nnx.Module):
 
 
 class TResNet(ImageModel):
-    """TResNet; see `ImageModel` for what it takes and gives.
+    """TResNet; `ImageModel` describes its inputs and outputs.
 
     Args:
-        config: its row of the table.
-        num_classes: 0 for none.
+        config: the architecture's row in the table.
+        num_classes: number of classes; 0 for no classifier.
         in_chans: channels of the images.
-        global_pool: one of timm's names.
+        global_pool: the pooling before the classifier, one of timm's names.
         drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; earlier blocks have less, linearly.
-        abn_slope: of the leaky ReLUs in the blocks. With 1e-3, timm's and the first version's, the stem's is 1e-2;
-            any other slope (the original second version has 1e-6) is the stem's too.
-        dtype: of the computation.
-        axis_name: the mapped axis to synchronise batch norm over.
-        rngs: for the initial weights.
+        drop_path_rate: drop path rate of the last block; the rate rises linearly from 0 in the first.
+        abn_slope: slope of the leaky ReLUs in the blocks. With 1e-3, the slope of timm and of the first version, the
+            stem's slope is 1e-2; any other slope (the original second version has 1e-6) is the stem's too.
+        dtype: the compute dtype.
+        axis_name: the mapped axis to synchronise batch norm over. None: no synchronisation.
+        rngs: random numbers for the initial weights.
     """
 
     def __init__(
@@ -222,8 +223,7 @@ class TResNet(ImageModel):
         if height % family.input_multiple or width % family.input_multiple or min(height, width) < family.min_input:
             raise ValueError(
                 f'TResNet takes images whose height and width are multiples of {family.input_multiple} and at least '
-                f'{family.min_input} pixels, '
-                f'got {height}x{width}'
+                f'{family.min_input} pixels, got {height}x{width}'
             )
 
     def _stem(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -235,7 +235,7 @@ class TResNet(ImageModel):
 
     def _all_feature_info(self) -> list[dict[str, Any]]:
         assert isinstance(self.config, TResNetConfig)
-        # timm says 2 for the stem, which is behind space-to-depth and so has 4.
+        # The stem's reduction is 4, because space-to-depth comes first; timm reports 2.
         info = [{'num_chs': self.config.planes, 'reduction': 4, 'module': 'body.conv1'}]
         for stage, kind in enumerate(self.config.blocks):
             channels = self.config.channels[stage] * EXPANSION[kind]
@@ -250,4 +250,4 @@ class TResNet(ImageModel):
 
     def _classifier_init(self, in_features: int) -> nnx.Initializer:
         del in_features
-        return normal(0.01)
+        return normal(0.01)  # timm's
