@@ -37,8 +37,11 @@ def compare_with_stored(model: ImageModel, path: str | Path) -> list[Comparison]
     try:
         with safetensors.safe_open(path, framework='np') as file:
             stored, noise = file.get_tensors(), json.loads((file.metadata() or {})['float32_noise'])
-            images = stored.pop('images')
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        images = stored.pop('images')
+        noise = {name: float(noise[name]) for name in stored}
+    except KeyError as error:
+        raise ConversionError(f'{path}: not a file of stored outputs: {error} is missing') from error
+    except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ConversionError(f'{path}: not a file of stored outputs: {reason(error)}') from error
 
     ours = our_outputs(model, images)
