@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 import tresnet_jax
-from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.base import PARTS, ImageModel
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
-from tresnet_jax.profiling import COUNTS, STAGES, Profile, card_image_size, profile
+from tresnet_jax.profiling import COUNTS, Profile, card_image_size, profile
 from tresnet_jax.variants import ARCHITECTURES, TRESNET, family_of, split_name
 
 # FLOPs and File Size (bytes) of timm's model cards (docs/models/tresnet.md, resnet-d.md, gloun-resnet.md, 2021).
@@ -187,7 +187,7 @@ def test_a_stem_by_hand():
 @pytest.mark.parametrize('name', ['tresnet_m', 'resnet50d'])
 def test_the_stages_add_up_to_the_total(name):
     ours = cached_profile(name, card_image_size(name))
-    assert [stage.name for stage in ours.stages] == list(STAGES)
+    assert [stage.name for stage in ours.stages] == list(PARTS)
     for count in COUNTS:
         assert getattr(ours, count) == sum(getattr(stage, count) for stage in ours.stages)
 
@@ -235,7 +235,7 @@ def test_the_table():
     first, header, *rows, last = str(ours).splitlines()
     assert first == 'test_resnet, one image of 64 x 96 pixels'
     assert header.split()[:3] == ['output', 'parameters', 'MACs']
-    assert [row.split()[0] for row in rows] == list(STAGES)
+    assert [row.split()[0] for row in rows] == list(PARTS)
     assert last.split() == ['total', *(f'{getattr(ours, count):,}' for count in COUNTS)]
     assert len({len(line) for line in (header, *rows, last)}) == 1, 'columns are not aligned'
 

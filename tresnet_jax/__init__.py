@@ -1,8 +1,10 @@
 """TResNet and ResNet-D in JAX: timm's models, names and numbers.
 
-import tresnet_jax
-model = tresnet_jax.create_model('resnet50d', checkpoint='resnet50d.safetensors')
-logits = model(images)
+Usage::
+
+    model = tresnet_jax.create_model('resnet50d.a1_in1k', pretrained=True)
+    transform = tresnet_jax.create_transform(**tresnet_jax.resolve_data_config(model))
+    logits = model(transform(image)[None])
 """
 
 from tresnet_jax.data.transforms import create_transform as create_transform

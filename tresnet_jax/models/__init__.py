@@ -1,1 +1,1 @@
-"""The networks: no files and no downloads."""
+"""The networks. Nothing here reads files or downloads."""

@@ -17,7 +17,7 @@ from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 
 Tree = dict[Any, Any]
 
-PARTS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head')
+PARTS: tuple[str, ...] = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head')
 
 
 def part_attributes(part: str) -> tuple[str, ...]:
