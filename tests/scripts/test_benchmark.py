@@ -172,10 +172,12 @@ def test_every_call_takes_another_batch(side):
     assert not np.allclose(first, second) and not np.allclose(second, third) and np.array_equal(first, again)
 
 
-def test_start(side):
+def test_start_reports_times_and_the_growth_of_memory(side, monkeypatch):
+    peaks = iter([1000, 5000])
+    monkeypatch.setattr(jobs, 'peak_resident', lambda: next(peaks))
     found = jobs.start(dataclasses.asdict(side[1]), 'ours-folded', 'inference', 1)
     assert list(found) == ['build', 'first_call', 'memory']
-    assert found['build'] > 0 and found['first_call'] > 0 and found['memory'] >= 0
+    assert found['build'] > 0 and found['first_call'] > 0 and found['memory'] == 4000
 
 
 def test_a_contender_that_fails(here, monkeypatch, tmp_path, capsys):
