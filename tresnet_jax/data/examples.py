@@ -66,7 +66,7 @@ class EpochOrders:
 
 @dataclasses.dataclass(frozen=True)
 class TrainExamples:
-    """Examples at positions 0, 1, ... without end: shuffled anew each epoch, each with its own augmentation.
+    """Examples at positions 0, 1, ... without end: reshuffled each epoch, each with its own augmentation.
 
     An example depends only on the seed and the position. An unreadable image is replaced by the next readable one
     of the order; `patience` images are tried.
@@ -163,13 +163,13 @@ def _transformed(data: Any, transform: Callable[[Image.Image], np.ndarray]) -> n
 class Unreadable:
     """Counts the unreadable images of batches, logs each once, and raises when there are too many.
 
-    It runs in the process that consumes the batches, whichever process decoded them, and counts the images that this
-    process has met.
+    It runs in the process that consumes the batches, whichever process decoded them, and counts the images of that
+    process's batches.
 
     Args:
         source: the source of the images.
         share: the largest share of the source's images that may be unreadable.
-        log: a file that lists the unreadable images, one a line, created when needed. None: no file.
+        log: a file that lists the unreadable images, one per line, created when needed. None: no file.
     """
 
     def __init__(self, source: Source, share: float, log: Path | None):

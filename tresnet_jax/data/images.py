@@ -40,6 +40,56 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     return found
 
 
+@contextlib.contextmanager
+def _image_errors(prefix: str = '') -> Iterator[None]:
+    """Turn any exception into an ImageError of one line."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ImageError(f'{prefix}not an image, or of a kind that Pillow cannot read') from None
+    except Exception as error:  # A damaged file can raise nearly anything in Pillow's decoders.
+        raise ImageError(f'{prefix}{reason(error)}') from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if there is none or the EXIF data is damaged."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow's parser raises struct.error, SyntaxError and others.
+        return 1
+
+
+def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Scale (H, W) integers or floats to uint8; `load_image` says which value is white."""
+    highest = float(pixels.max())
+    if not math.isfinite(highest + float(pixels.min())):
+        raise ValueError('some pixels are not finite numbers')
+    is_float = np.issubdtype(pixels.dtype, np.floating)
+    scales = (1, 255, 65535, 2**31 - 1) if is_float else (65535, 2**31 - 1)
+    white = next((scale for scale in scales if highest <= scale), highest)
+    return np.rint(np.clip(pixels / white, 0, 1) * 255).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 'RGB', as `load_image` describes."""
+    if image.mode == 'P':
+        # `convert` uses the palette's colours either way, but warns about transparency.
+        image.info.pop('transparency', None)
+    if image.mode == 'F' or image.mode.startswith('I'):
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    return image.convert('RGB')
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Decode the pixels of an opened image, rotate it upright and convert it to 'RGB'."""
+    image.load()
+    if _orientation(image) != 1:
+        # Pillow rewrites the EXIF data when it rotates. If that fails, the pixels are still good.
+        with contextlib.suppress(Exception):
+            image = ImageOps.exif_transpose(image)
+    return to_rgb(image)
+
+
 def load_image(path: str | os.PathLike) -> Image.Image:
     """Read an image file: upright, mode 'RGB', the first frame of an animation.
 
@@ -93,53 +143,3 @@ def finish_decoding(image: Image.Image) -> Image.Image:
     with _image_errors():
         image.load()
         return image if image.mode == 'RGB' else to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 'RGB', as `load_image` describes."""
-    if image.mode == 'P':
-        # `convert` uses the palette's colours either way, but warns about transparency.
-        image.info.pop('transparency', None)
-    if image.mode == 'F' or image.mode.startswith('I'):
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
-    return image.convert('RGB')
-
-
-@contextlib.contextmanager
-def _image_errors(prefix: str = '') -> Iterator[None]:
-    """Turn any exception into an ImageError of one line."""
-    try:
-        yield
-    except UnidentifiedImageError:
-        raise ImageError(f'{prefix}not an image, or of a kind that Pillow cannot read') from None
-    except Exception as error:  # A damaged file can raise nearly anything in Pillow's decoders.
-        raise ImageError(f'{prefix}{reason(error)}') from error
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode the pixels of an opened image, rotate it upright and convert it to 'RGB'."""
-    image.load()
-    if _orientation(image) != 1:
-        # Pillow rewrites the EXIF data when it rotates. If that fails, the pixels are still good.
-        with contextlib.suppress(Exception):
-            image = ImageOps.exif_transpose(image)
-    return to_rgb(image)
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) if there is none or the EXIF data is damaged."""
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow's parser raises struct.error, SyntaxError and others.
-        return 1
-
-
-def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scale (H, W) integers or floats to uint8; `load_image` says which value is white."""
-    highest = float(pixels.max())
-    if not math.isfinite(highest + float(pixels.min())):
-        raise ValueError('some pixels are not finite numbers')
-    is_float = np.issubdtype(pixels.dtype, np.floating)
-    scales = (1, 255, 65535, 2**31 - 1) if is_float else (65535, 2**31 - 1)
-    white = next((scale for scale in scales if highest <= scale), highest)
-    return np.rint(np.clip(pixels / white, 0, 1) * 255).astype(np.uint8)

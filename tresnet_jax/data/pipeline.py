@@ -38,11 +38,14 @@ class _Batches:
     examples: Callable[[int], Example]
     """Position in the order of all batches -> example."""
     count: int
+    """Number of batches."""
     batch_size: int
-    """Images over all processes."""
+    """Images in a batch, over all processes."""
     shard: tuple[int, int]
+    """Number of this process, and of all processes."""
     threads: int
     masked: bool
+    """Whether batches have a 'mask'."""
 
     def __post_init__(self) -> None:
         self._pool = concurrent.futures.ThreadPoolExecutor(self.threads, 'decode')
@@ -188,12 +191,12 @@ def train_dataset(
     max_unreadable: float = 0.01,
     log: Path | None = None,
 ) -> grain.IterDataset:
-    """Return endless batches for training: all images, shuffled anew each epoch, each augmented anew.
+    """Return endless batches for training: all images, reshuffled each epoch, with new augmentation each time.
 
-    Batches continue across the end of an epoch: all are of full size, and every image is used. The whole batch number
-    s, over all processes, does not depend on the number of processes, workers or threads; process p gets its p-th
-    part. The state of an iterator is the number of batches taken from it; it can be set in an iterator with another
-    number of processes, workers or threads.
+    Batches continue across the end of an epoch: all are of full size, and every image is used. Each process gets its
+    part of every batch, in the order of the processes. The parts together do not depend on the number of processes,
+    workers or threads. The state of an iterator is the number of batches taken from it; it can be set in an iterator
+    with another number of processes, workers or threads.
 
     An unreadable image is replaced by the next readable one of the epoch's order.
 

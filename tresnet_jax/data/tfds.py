@@ -41,6 +41,22 @@ class TfdsSource:
         return f'{self.name} {index}'
 
 
+def _choose(splits: Any, split: str | None, where: str) -> str:
+    """Return the split to open, after checking that it exists and has images."""
+    available = ', '.join(splits)
+    if split is None:
+        split = next((name for name in EVALUATION if name in splits), None)
+        if split is None:
+            raise DataError(f'{where}: no split to evaluate on ({", ".join(EVALUATION)}); it has {available}')
+    try:
+        size = splits[split].num_examples
+    except Exception as error:  # KeyError, ValueError and others, depending on what is wrong with the text
+        raise DataError(f'{where}: no split {split!r} ({reason(error)}); it has {available}') from error
+    if not size:
+        raise DataError(f'{where}: no images in {split}; it has {available}')
+    return split
+
+
 def open_tfds(name: str, split: str | None, data_dir: Path | None, where: str) -> TfdsSource:
     """Open a split of a data set that TFDS has prepared on this machine.
 
@@ -91,19 +107,3 @@ def open_tfds(name: str, split: str | None, data_dir: Path | None, where: str) -
         raise DataError(f'{where}: prepared as {", ".join(sorted(formats))}; prepare it as array_record: {build}')
     needed = tfds.features.FeaturesDict({image_key: image, label_key: label})
     return TfdsSource(where, class_names, image_key, label_key, records, needed)
-
-
-def _choose(splits: Any, split: str | None, where: str) -> str:
-    """Return the split to open, after checking that it exists and has images."""
-    available = ', '.join(splits)
-    if split is None:
-        split = next((name for name in EVALUATION if name in splits), None)
-        if split is None:
-            raise DataError(f'{where}: no split to evaluate on ({", ".join(EVALUATION)}); it has {available}')
-    try:
-        size = splits[split].num_examples
-    except Exception as error:  # KeyError, ValueError and others, depending on what is wrong with the text
-        raise DataError(f'{where}: no split {split!r} ({reason(error)}); it has {available}') from error
-    if not size:
-        raise DataError(f'{where}: no images in {split}; it has {available}')
-    return split

@@ -4,7 +4,8 @@ A file is a sequence of records (tensorflow/core/lib/io/record_writer.h), all nu
 
     uint64 length | uint32 checksum of the length | data | uint32 checksum of the data
 
-The file has no index, so `open_tfrecords` walks through the lengths once. Every read verifies the checksum of the data.
+A file has no index, so `open_tfrecords` walks through the lengths once. Every read verifies the checksum of the data,
+which also detects a wrong length.
 """
 
 import concurrent.futures
@@ -19,9 +20,9 @@ import numpy as np
 from tresnet_jax.errors import DataError, ImageError, reason
 
 HEADER, FOOTER = 12, 4  # bytes before and after the data of a record
-OPEN_FILES = 16  # indexed at a time
+OPEN_FILES = 16  # files indexed at a time
 
-BLOCK = 512  # bytes for which `crc32c` looks up a checksum at once
+BLOCK = 512  # bytes that `crc32c` looks up at a time
 
 
 def _checksum_tables() -> np.ndarray:
@@ -43,8 +44,8 @@ _FIRST, _SECOND, _THIRD, _FOURTH, *_, _LAST = _TABLES.tolist()
 def crc32c(data: bytes) -> int:
     """Return the CRC-32C (Castagnoli) of bytes.
 
-    The CRC is linear, so the CRC of a block is the exclusive or of one table entry a byte. The register carried from
-    the previous block acts like four more bytes, added to the first four of the block.
+    The CRC is linear, so the CRC of a block is the exclusive or of one table entry per byte. The register carried over
+    from the previous block has the effect of four bytes that are added to the first four of the block.
     """
     whole = len(data) // BLOCK * BLOCK
     blocks = np.frombuffer(data, np.uint8, whole).reshape(-1, BLOCK)
@@ -59,7 +60,7 @@ def crc32c(data: bytes) -> int:
 def masked_crc32c(data: bytes) -> int:
     """Return the checksum that TFRecord files store (tensorflow/core/lib/hash/crc32c.h)."""
     crc = crc32c(data)
-    return (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class FilePart(NamedTuple):
@@ -72,7 +73,7 @@ class FilePart(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfRecords:
-    """Records of several files: ``records[index]`` is bytes; it can be pickled."""
+    """The records of several files, by index; can be pickled. Made by `open_tfrecords`."""
 
     paths: tuple[str, ...]
     firsts: np.ndarray
@@ -97,12 +98,33 @@ class TfRecords:
         path = self.paths[int(np.searchsorted(self.firsts, index, side='right')) - 1]
         start, length = int(self.starts[index]), int(self.lengths[index])
         # Opened for each read: a data set can have more files than a process may keep open.
-        with open(path, 'rb', buffering=0) as file:
-            stored = os.pread(file.fileno(), length + FOOTER, start)
+        with open(path, 'rb') as file:
+            file.seek(start)
+            stored = file.read(length + FOOTER)
         data, checksum = stored[:length], stored[length:]
         if checksum != struct.pack('<I', masked_crc32c(data)):
             raise ImageError(f'{path}: the record at byte {start - HEADER} is damaged: its checksum does not match')
         return data
+
+
+def _index(part: FilePart) -> np.ndarray:
+    """Return (take, 2) int64: where the data of each record begins, and its length in bytes."""
+    positions = np.empty((part.skip + part.take, 2), np.int64)
+    with open(part.path, 'rb', buffering=0) as file:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        for number in range(len(positions)):
+            file.seek(at)
+            header = file.read(HEADER)
+            length = int.from_bytes(header[:8], 'little')
+            end = at + HEADER + length + FOOTER
+            if len(header) < HEADER or end > size:
+                raise DataError(
+                    f'{part.path}: truncated or damaged at byte {at}: expected {len(positions)} records, '
+                    f'found {number}; copy or prepare it again'
+                )
+            positions[number] = at + HEADER, length
+            at = end
+    return positions[part.skip :]
 
 
 def open_tfrecords(parts: Sequence[FilePart], where: str) -> TfRecords:
@@ -129,23 +151,3 @@ def open_tfrecords(parts: Sequence[FilePart], where: str) -> TfRecords:
         starts=positions[:, 0],
         lengths=positions[:, 1],
     )
-
-
-def _index(part: FilePart) -> np.ndarray:
-    """Return (take, 2) int64: where the data of each record begins, and its length in bytes."""
-    positions = np.empty((part.skip + part.take, 2), np.int64)
-    with open(part.path, 'rb', buffering=0) as file:
-        descriptor, at = file.fileno(), 0
-        size = os.fstat(descriptor).st_size
-        for number in range(len(positions)):
-            header = os.pread(descriptor, HEADER, at)
-            length = int.from_bytes(header[:8], 'little')
-            end = at + HEADER + length + FOOTER
-            if len(header) < HEADER or end > size:
-                raise DataError(
-                    f'{part.path}: truncated or damaged at byte {at}: expected {len(positions)} records, '
-                    f'found {number}; copy or prepare it again'
-                )
-            positions[number] = at + HEADER, length
-            at = end
-    return positions[part.skip :]

@@ -191,8 +191,8 @@ def create_train_transform(
     allowed = ('random', *INTERPOLATIONS)
     for name, value, good, expected in (
         ('crop', crop, crop in CROPS, f'one of {", ".join(CROPS)}'),
-        ('scale', scale, len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, 'two rising shares in (0, 1]'),
-        ('ratio', ratio, len(ratio) == 2 and 0 < ratio[0] <= ratio[1], 'two positive, rising numbers'),
+        ('scale', scale, len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, 'two increasing numbers in (0, 1]'),
+        ('ratio', ratio, len(ratio) == 2 and 0 < ratio[0] <= ratio[1], 'two positive, increasing numbers'),
         ('padding', padding, padding >= 0, 'zero or more pixels'),
         ('padding_mode', padding_mode, padding_mode in PADDINGS, f'one of {", ".join(PADDINGS)}'),
         ('interpolation', interpolation, interpolation in allowed, f'one of {", ".join(allowed)}'),
