@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tresnet_jax.checkpoints.identify import describe, foreign_head, head_key, identify, image_channels
+from tresnet_jax.checkpoints.heads import foreign_classifier
+from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.files import sha256
@@ -129,7 +130,7 @@ def inspect(path: str | Path) -> Inspection:
         weight = tensors.get(f'{head_key(architecture)}.weight')
         classes = 0 if weight is None or weight.ndim != 2 else weight.shape[0]
         channels = image_channels(tensors, architecture)
-        head = foreign_head(tensors, architecture) if exact else None
+        head = state.head or (foreign_classifier(tensors, architecture) if exact else None)
     digest = sha256(path)
     tags: tuple[str, ...] = ()
     if exact and checkpoint.container != 'run':  # training changed the weights of the tag

@@ -13,7 +13,8 @@ from flax import nnx
 from convert.comparison import Comparison, relative_error
 from convert.golden import timm_model, timm_outputs
 from tresnet_jax.checkpoints.checkpoint import Checkpoint
-from tresnet_jax.checkpoints.layouts import strip_prefixes, to_timm
+from tresnet_jax.checkpoints.find import clean
+from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.models.base import ImageModel
@@ -92,18 +93,22 @@ def first_difference(model: ImageModel, state: Mapping[str, np.ndarray], seed: i
 def reference_state(checkpoint: Checkpoint, report: Report) -> dict[str, np.ndarray]:
     """Return the tensors of the source under timm's names.
 
-    Renames by timm's own code, so that an error in ours shows; only our own files are renamed by ours.
+    The names of in-place ABN are changed by timm's own code, so that an error in ours shows; other names by ours.
     """
-    if report.layout == 'flax':
-        state = to_timm(checkpoint).tensors
-    else:
-        state = {strip_prefixes(key): value for key, value in checkpoint.tensors.items() if not key.endswith('.filt')}
+    state = to_timm(checkpoint).tensors
     if report.layout == 'inplace_abn':
         import torch
         from timm.models.tresnet import checkpoint_filter_fn
 
-        tensors = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in state.items()}
-        state = {key: value.numpy() for key, value in checkpoint_filter_fn(tensors, None).items()}
+        names = {clean(key): key for key in checkpoint.tensors}
+        body = f'{checkpoint.prefix}body.'
+        original = {
+            name.removeprefix(checkpoint.prefix): checkpoint.tensors[key]
+            for name, key in names.items()
+            if name.startswith(body) and not name.endswith('.filt')
+        }
+        tensors = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in original.items()}
+        state |= {key: value.numpy() for key, value in checkpoint_filter_fn(tensors, None).items()}
     return {key: np.asarray(value, np.float32) for key, value in state.items() if key not in dict(report.dropped)}
 
 

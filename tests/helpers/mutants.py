@@ -7,7 +7,7 @@ not tested.
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,8 +17,9 @@ from flax import nnx
 from PIL import Image
 
 from tresnet_jax import variants
-from tresnet_jax.checkpoints import layouts, names
+from tresnet_jax.checkpoints import find, layouts, names, timm_layouts
 from tresnet_jax.checkpoints import match as params
+from tresnet_jax.checkpoints.layout import as_tensor
 from tresnet_jax.data import transforms
 from tresnet_jax.models import base as model
 from tresnet_jax.models import batch_norm as abn
@@ -30,7 +31,7 @@ batch_statistics, update = abn.batch_statistics, abn.BatchNormAct._update
 conv_norm_act, all_feature_info = tresnet.ConvNormAct, resnetd.ResNetD._all_feature_info
 take_indices = model.take_indices
 forward_intermediates, reset_classifier = model.ImageModel.forward_intermediates, model.ImageModel.reset_classifier
-from_inplace_abn, to_timm = layouts.from_inplace_abn, layouts.to_timm
+scale, to_timm = timm_layouts.scale, layouts.to_timm
 resized, prune = transforms.EvalTransform._resized, model.ImageModel.prune_intermediate_layers
 
 Patch = tuple[Any, str, Any]  # a module, class, function or dict; the attribute or key; what to put there
@@ -420,19 +421,15 @@ def adapted_with(
     return (params, 'adapt_input', adapt)
 
 
-def gammas_twice(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    return from_inplace_abn(from_inplace_abn(tensors)[0])
-
-
-def filters_kept(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    renamed, notes = from_inplace_abn(tensors)
-    return renamed | {key: value for key, value in tensors.items() if key.endswith('.filt')}, notes
+def scale_twice(gamma: Any) -> Any:
+    return scale(scale(gamma))
 
 
 def gammas_of_any_layout(checkpoint: Any) -> layouts.TimmState:
     """timm's filter on a file whose gammas are positive scales already, and whose names are new."""
     state = to_timm(checkpoint)
-    return dataclasses.replace(state, tensors=from_inplace_abn(state.tensors)[0])
+    tensors = timm_layouts.from_inplace_abn({key: as_tensor(value) for key, value in state.tensors.items()})
+    return dataclasses.replace(state, tensors={key: value.numpy() for key, value in tensors.items()})
 
 
 def turned_kernels(key: str, value: np.ndarray) -> np.ndarray:
@@ -731,13 +728,13 @@ MUTANTS = (
         ungroup=lambda g: g.swapaxes(1, 2).reshape(len(g), -1, *g.shape[3:]))),
     row('a space-to-depth stem repeats all of its channels', 'in_chans_of_a_tresnet', adapted_with(
         ungroup=lambda g: g.swapaxes(1, 2).reshape(len(g), -1, *g.shape[3:]))),
-    row('|gamma| without 1e-5', 'inplace_abn', (layouts, 'IABN_EPSILON', 0.0)),
-    row('gamma + 1e-5 with its sign', 'inplace_abn', (layouts, 'np', like(np, abs=lambda x: x))),
-    row('gamma as it is', 'inplace_abn', (layouts, 'np', like(np, abs=lambda x: x)), (layouts, 'IABN_EPSILON', 0.0)),
-    row('|gamma| + 1e-5 twice', 'inplace_abn', (layouts, 'from_inplace_abn', gammas_twice)),
-    row('blur filters are weights', 'inplace_abn', (layouts, 'from_inplace_abn', filters_kept)),
+    row('|gamma| without 1e-5', 'inplace_abn', (timm_layouts, 'IABN_EPSILON', 0.0)),
+    row('gamma + 1e-5 with its sign', 'inplace_abn', (timm_layouts, 'np', like(np, abs=lambda x: x))),
+    row('gamma as it is', 'inplace_abn', (timm_layouts, 'scale', lambda gamma: gamma)),
+    row('|gamma| + 1e-5 twice', 'inplace_abn', (timm_layouts, 'scale', scale_twice)),
+    row('blur filters are weights', 'inplace_abn', (find, 'NO_WEIGHTS', {})),
     row('|gamma| + 1e-5 of a converted file', 'converted_gammas', (params, 'to_timm', gammas_of_any_layout)),
-    row('|gamma| + 1e-5 in half precision', 'half_gammas', (layouts, 'np', like(np, promote_types=lambda a, b: a))),
+    row('|gamma| + 1e-5 in 16 bits', 'half_gammas', (timm_layouts, 'np', like(np, promote_types=lambda a, _: a))),
     # Transforms.
     row('the crop rounds half up', 'pixels', border(larger=lambda x: math.floor(x + 0.5))),
     row('the crop is floored', 'pixels', border(larger=math.floor)),

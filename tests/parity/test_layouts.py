@@ -164,23 +164,31 @@ def test_heads_that_timm_does_not_have(head, name, tmp_path, capsys):
     assert tresnet_jax.create_model('test_tresnet', checkpoint=file, num_classes=3).num_classes == 3
 
 
-def foreign(layers: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Return the keys that identify ML-Decoder's networks: all bottlenecks, width 1."""
+def foreign(layers: tuple[int, ...], basic: int) -> dict[str, np.ndarray]:
+    """Return the keys that identify ML-Decoder's networks of width 1, whose first `basic` stages have basic blocks."""
     tensors = {'body.conv1.conv.weight': np.zeros((64, 48, 3, 3), np.float32)}
     for stage, depth in enumerate(layers):
         planes = 64 * 2**stage
         for block in range(depth):
             path = f'body.layer{stage + 1}.{block}'
             tensors[f'{path}.conv1.conv.weight'] = np.zeros((planes, 4, 1, 1), np.float32)
-            tensors[f'{path}.conv3.conv.weight'] = np.zeros((4 * planes, planes, 1, 1), np.float32)
+            if stage >= basic:
+                tensors[f'{path}.conv3.conv.weight'] = np.zeros((4 * planes, planes, 1, 1), np.float32)
     return tensors
 
 
-@pytest.mark.parametrize('layers, name', [((3, 8, 34, 5), "ML-Decoder's tresnet_xl"), ((3, 4, 6, 3), 'tresnet_s')])
+@pytest.mark.parametrize(
+    'layers, basic, name',
+    [
+        ((3, 8, 34, 5), 0, "ML-Decoder's tresnet_xl"),
+        ((3, 4, 6, 3), 2, "ML-Decoder's tresnet_s"),
+        ((3, 6, 14, 3), 0, "ML-Danbooru's tresnet_d"),
+    ],
+)
 @pytest.mark.parametrize('model', [None, 'tresnet_xl'])
-def test_other_networks_with_our_names_are_refused(layers, name, model):
+def test_other_networks_with_our_names_are_refused(layers, basic, name, model):
     with pytest.raises(convert.ConversionError, match=name):
-        convert.to_flax(convert.Checkpoint(Path('a.pth'), 'torch', foreign(layers), {}), model)
+        convert.to_flax(convert.Checkpoint(Path('a.pth'), 'torch', foreign(layers, basic), {}), model)
 
 
 def test_a_number_of_classes_that_differs_from_the_tags(tmp_path, capsys):

@@ -1,27 +1,52 @@
-"""The content of a checkpoint before its layout is known."""
+"""The content of a checkpoint before its tensors are renamed."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from tresnet_jax.checkpoints.layout import Layout
 
 FLAX_FORMAT = 'tresnet_jax'  # value of 'format' in the metadata of our own files
 COUNTER = 'num_batches_tracked'  # name of torch's counter of batches in a batch norm
 
 
 @dataclasses.dataclass(frozen=True)
+class Stated:
+    """What a checkpoint says beside its tensors.
+
+    Attributes:
+        label_names: every list of class names that it has.
+        data_config: how images are prepared, as arguments of `create_transform`; None if unknown.
+        abn_slope: slope of the leaky ReLUs, from the classes of a pickled module; None: timm's, or unknown.
+        settled_by: what excludes networks of the same tensors and another function; None: nothing does.
+    """
+
+    label_names: tuple[tuple[str, ...], ...] = ()
+    data_config: dict[str, Any] | None = None
+    abn_slope: float | None = None
+    settled_by: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Raw tensors of one file, or of a training run.
+    """The tensors of one dictionary or module in a file, or those of a training run.
 
     Attributes:
         path: the file or folder.
-        container: 'safetensors', 'torch', or 'run' for the folder of a training run.
+        container: 'safetensors'; 'torch' for files of torch, NumPy and pickle; 'run' for the folder of a training run.
         tensors: name -> array with the stored shape and dtype (bfloat16 is ml_dtypes').
-        metadata: the metadata in the header of a safetensors file; the same fields for a run; empty for torch files.
-        wrapper: the key that held the state dict ('state_dict_ema', 'state_dict', 'model', ...), or 'ema' for the
-            moving average of a run; None for a bare state dict.
+        metadata: the metadata in the header of a safetensors file; the same fields for a run; empty for others.
+        wrapper: the keys that lead to the tensors ('state_dict_ema', 'ema.module', ...), or 'ema' for the moving
+            average of a run; None for tensors at the top.
         has_ema: whether averaged weights are stored.
         training: further values stored by a training script: epoch, metric, arch; step and top1 for a run.
+        layout: how the tensors of the network are named; None: timm's names, or our own.
+        prefix: what precedes these names, without what wrappers of torch insert.
+        networks: 'PATH:PREFIX, architecture, parameters' of each network in the file.
+        notes: how the network was found, and what its tensors cannot tell, one line each.
+        stated: what the checkpoint says beside its tensors.
     """
 
     path: Path
@@ -31,3 +56,8 @@ class Checkpoint:
     wrapper: str | None = None
     has_ema: bool = False
     training: dict[str, str | int | float] = dataclasses.field(default_factory=dict)
+    layout: Layout | None = None
+    prefix: str = ''
+    networks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    stated: Stated = Stated()

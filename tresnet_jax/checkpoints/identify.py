@@ -1,137 +1,124 @@
 """Identify the architecture of a state dict under timm's names, from its keys and shapes."""
 
-import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-
-from tresnet_jax.variants import (
-    ALL_BOTTLENECK,
-    ARCHITECTURES,
-    BASIC,
-    BOTTLENECK,
-    RESNETD,
-    TRESNET,
-    Family,
-    family_of,
+from tresnet_jax.checkpoints.structure import (
+    STATISTICS,
+    Differences,
+    Shape,
+    architecture_shape,
+    differences,
+    tensors_shape,
 )
+from tresnet_jax.variants import ALL_BOTTLENECK, ARCHITECTURES, BASIC, BOTTLENECK, family_of
 
-FAMILIES = (TRESNET, RESNETD)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """The properties that distinguish architectures.
-
-    Attributes:
-        family: name of the family.
-        layers: number of blocks of each stage.
-        blocks: kind of the blocks of each stage, BASIC or BOTTLENECK.
-        stem: output channels of the first convolution.
-        channels: output channels of the first convolution of each stage.
-    """
-
-    family: str
-    layers: tuple[int, ...]
-    blocks: tuple[str, ...]
-    stem: int
-    channels: tuple[int, ...]
-
-    def distance(self, other: 'Shape') -> int:
-        """Return how much two shapes differ; 0 for the same architecture."""
-        if self.family != other.family:
-            return 1000
-        differing = sum(a != b for a, b in zip(self.blocks + self.channels, other.blocks + other.channels, strict=True))
-        depth = sum(abs(a - b) for a, b in zip(self.layers, other.layers, strict=True))
-        return 10 * (self.stem != other.stem) + 5 * differing + depth
-
+WIDE = (64, 128, 256, 512)
 
 # Published networks that share a name or the keys with our architectures but are not among them.
 FOREIGN = {
-    Shape(
-        'tresnet', (3, 8, 34, 5), ALL_BOTTLENECK, 64, (64, 128, 256, 512)
-    ): "ML-Decoder's tresnet_xl, another network",
-    Shape('tresnet', (3, 4, 6, 3), ALL_BOTTLENECK, 64, (64, 128, 256, 512)): "ML-Decoder's tresnet_s",
+    Shape('tresnet', (3, 8, 34, 5), ALL_BOTTLENECK, 64, WIDE): "ML-Decoder's tresnet_xl, another network",
+    Shape('tresnet', (3, 4, 6, 3), (BASIC, BASIC, BOTTLENECK, BOTTLENECK), 64, WIDE): "ML-Decoder's tresnet_s",
+    Shape('tresnet', (3, 6, 14, 3), ALL_BOTTLENECK, 64, WIDE): "ML-Danbooru's tresnet_d",
+    Shape('resnetd', (3, 12, 48, 3), ALL_BOTTLENECK, 32, WIDE): "PaddleClas's ResNet200_vd",
 }
 
 
-def architecture_shape(architecture: str) -> Shape:
-    """Return the shape of an architecture of the table."""
-    config = ARCHITECTURES[architecture]
-    return Shape(config.family.name, config.layers, config.blocks, config.stem_channels, config.channels)
+def identify(tensors: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Return the likeliest architecture, and whether all keys and shapes but the classifier's are exactly its own.
 
+    Args:
+        tensors: timm's key -> anything with a `shape`.
 
-def tensors_shape(tensors: Mapping[str, np.ndarray]) -> Shape | None:
-    """Return the shape of a state dict under timm's names, or None if it belongs to neither family."""
-    family = next((family for family in FAMILIES if _signature(family) <= tensors.keys()), None)
-    if family is None:
-        return None
-    first, third = (f'conv{number}{family.convolution}.weight' for number in (1, 3))
-    layers, blocks, channels = [], [], []
-    for stage in '1234':
-        start = f'{family.stages}{stage}.'
-        indices = {key[len(start) :].partition('.')[0] for key in tensors if key.startswith(start)}
-        layers.append(max((int(i) + 1 for i in indices if i.isdigit()), default=0))
-        blocks.append(BOTTLENECK if f'{start}0.{third}' in tensors else BASIC)
-        channels.append(_out_channels(tensors.get(f'{start}0.{first}')))
-    stem = _out_channels(tensors[f'{family.first_conv}.weight'])
-    return Shape(family.name, tuple(layers), tuple(blocks), stem, tuple(channels))
-
-
-def _signature(family: Family) -> set[str]:
-    """Return keys that every state dict of the family has."""
-    # A deep stem has three convolutions; other ResNets have a plain 'conv1.weight'.
-    return {f'{family.first_conv}.weight'} | ({'conv1.6.weight'} if family is RESNETD else set())
-
-
-def _out_channels(weight: np.ndarray | None) -> int:
-    return weight.shape[0] if weight is not None and weight.ndim else 0
-
-
-def identify(tensors: Mapping[str, np.ndarray]) -> tuple[str | None, bool]:
-    """Return the likeliest architecture and whether it matches exactly; the architecture is None in neither family."""
+    Returns:
+        The architecture, None in neither family; whether it is exact.
+    """
     shape = tensors_shape(tensors)
     if shape is None:
         return None, False
     best = min(ARCHITECTURES, key=lambda name: shape.distance(architecture_shape(name)))
-    return best, shape == architecture_shape(best)
+    return best, shape == architecture_shape(best) and not any(differences(tensors, shape))
 
 
-def describe(tensors: Mapping[str, np.ndarray]) -> str:
-    """Return what a state dict looks like, as part of a message."""
+def describe(tensors: Mapping[str, Any]) -> str:
+    """Return what a state dict looks like, as part of a message; `tensors` as in `identify`."""
     shape = tensors_shape(tensors)
     if shape is None:
-        if getattr(tensors.get('conv1.weight'), 'ndim', 0) == 4:
-            return (
-                "a plain ResNet's stem; ResNet-D has three convolutions there (timm's resnet50.d_in1k is no ResNet-D)"
-            )
-        return f'neither a TResNet nor a ResNet-D (first keys: {", ".join(sorted(tensors)[:3]) or "none"})'
+        return _describe_unknown(tensors)
     if shape in FOREIGN:
         return f'{FOREIGN[shape]} that timm does not have'
     best, exact = identify(tensors)
     if exact:
         return str(best)
-    return f'no known architecture; the nearest is {best} (blocks {shape.layers}, stem {shape.stem} wide)'
+    other = _other_network(tensors)
+    if other:
+        return f'{other}, another network'
+    if shape != architecture_shape(str(best)):
+        truncated = _describe_truncated(tensors, shape)
+        if truncated:
+            return truncated
+        return f'no known architecture; the nearest is {best} (blocks {shape.layers}, stem {shape.stem} wide)'
+    found = differences(tensors, shape)
+    if found.missing and all(key.endswith(STATISTICS) for key in found.missing):
+        every = {key for key in tensors if key.endswith(STATISTICS)} == set()
+        return f'{best} with {"no" if every else "too few"} running statistics; save model.state_dict()'
+    return f'{best} with differences: {_count(found)}'
 
 
-def foreign_head(tensors: Mapping[str, np.ndarray], architecture: str) -> str | None:
-    """Return the kind of a classifier that is not timm's; None for timm's or no classifier."""
-    if any(key.startswith('head.decoder.') for key in tensors):
-        return 'an ML-Decoder head'
-    if any(key.startswith('head.fc.embedding_generator.') for key in tensors):
-        return "ASL's bottleneck head"
-    weight, width = tensors.get(f'{head_key(architecture)}.weight'), ARCHITECTURES[architecture].num_features
-    if weight is not None and weight.ndim == 2 and weight.shape[1] not in (width, 2 * width):
-        return f'a classifier that takes {weight.shape[1]} features instead of {width}'
+def _count(found: Differences) -> str:
+    parts = (f'{len(keys)} {what} ({keys[0]}, ...)' for what, keys in found._asdict().items() if keys)
+    return ', '.join(parts)
+
+
+def _describe_truncated(tensors: Mapping[str, Any], shape: Shape) -> str | None:
+    """Return which stages are missing of which architectures; None if the others are not exactly theirs."""
+    count = shape.layers.index(0) if 0 in shape.layers else 4
+    if count == 4 or any(shape.layers[count:]) or any(differences(tensors, shape.first_stages(count))):
+        return None
+    names = [
+        name for name in ARCHITECTURES if architecture_shape(name).first_stages(count) == shape.first_stages(count)
+    ]
+    missing = ', '.join(f'layer{stage}' for stage in range(count + 1, 5))
+    return f'the first part of {" or ".join(names)}, without {missing}' if names else None
+
+
+def _describe_unknown(tensors: Mapping[str, Any]) -> str:
+    if len(getattr(tensors.get('conv1.weight'), 'shape', ())) == 4:
+        return "a plain ResNet's stem; ResNet-D has three convolutions there (timm's resnet50.d_in1k is no ResNet-D)"
+    return f'neither a TResNet nor a ResNet-D (first keys: {", ".join(sorted(tensors)[:3]) or "none"})'
+
+
+def _other_network(tensors: Mapping[str, Any]) -> str | None:
+    """Return the name of a relative of ResNet-D with the same stem; None if nothing tells it."""
+    if tensors_shape(tensors) is None or 'conv1.6.weight' not in tensors:
+        return None
+
+    def channels(key: str, axis: int) -> int:
+        shape = getattr(tensors.get(key), 'shape', ())
+        return shape[axis] if len(shape) == 4 else 0
+
+    if any(key.endswith('.se.conv.weight') for key in tensors):
+        return "an ECA-ResNet-D (timm's ecaresnet50d and others)"
+    if any('.se.fc1.' in key for key in tensors):
+        return "a ResNet-D with squeeze-excite (timm's seresnet50d or resnetrs50)"
+    if channels('conv1.0.weight', 0) != channels('conv1.3.weight', 0):
+        return "a ResNet-T, whose stem widens (timm's resnet50t)"
+    if 'layer2.0.downsample.0.weight' in tensors:
+        return "a ResNet-C, whose shortcuts do not pool (timm's resnet50c, OpenMMLab's V1c)"
+    second, width = channels('layer1.0.conv2.weight', 1), channels('layer1.0.conv2.weight', 0)
+    if 0 < second < width:
+        return "a ResNeXt-D, whose convolutions have groups (timm's resnext50d)"
+    if 'layer1.0.downsample.1.weight' in tensors and 'layer1.0.conv3.weight' not in tensors:
+        return 'a ResNet-D of 18 or 34 layers with one more projection, in stage 1 (Paddle, RT-DETR)'
     return None
 
 
-def image_channels(tensors: Mapping[str, np.ndarray], architecture: str) -> int | None:
+def image_channels(tensors: Mapping[str, Any], architecture: str) -> int | None:
     """Return the channels of the images; None if the first convolution is missing or has an impossible shape."""
-    stem, family = tensors.get(stem_key(architecture)), family_of(architecture)
-    if stem is None or stem.ndim != 4 or stem.shape[1] == 0 or stem.shape[1] % family.stem_block**2:
+    shape, family = getattr(tensors.get(stem_key(architecture)), 'shape', ()), family_of(architecture)
+    if len(shape) != 4 or shape[1] == 0 or shape[1] % family.stem_block**2:
         return None
-    return family.in_chans(stem.shape[1])
+    return family.in_chans(shape[1])
 
 
 def stem_key(architecture: str) -> str:

@@ -1,6 +1,7 @@
 """A layout: how one library names the tensors of a TResNet or ResNet-D."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -81,3 +82,10 @@ class Layout:
     to_timm: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     classifier: str | None = None
     absent: tuple[str, ...] = ()
+
+    def member(self, name: str) -> bool:
+        """Return whether a name, without the prefix, is one of the body or of the classifier."""
+        owner, _, leaf = name.rpartition('.')
+        if owner == self.classifier and leaf in ('weight', 'bias'):
+            return True
+        return re.fullmatch(self.body, name.partition('.')[0]) is not None

@@ -1,34 +1,21 @@
 """Convert any known layout (naming of tensors) into timm's."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tresnet_jax.checkpoints import metadata
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, Checkpoint
-from tresnet_jax.checkpoints.identify import identify
+from tresnet_jax.checkpoints.choose import choose
+from tresnet_jax.checkpoints.find import Network, State, clean, networks_of
+from tresnet_jax.checkpoints.heads import Head, find_head
+from tresnet_jax.checkpoints.identify import head_key, identify
+from tresnet_jax.checkpoints.layout import as_tensor
 from tresnet_jax.checkpoints.names import flax_key_to_torch, flax_to_torch_layout
+from tresnet_jax.checkpoints.timm_layouts import IABN_EPSILON, INPLACE_ABN, TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError
 
-WRAPPING_PREFIXES = ('module.', '_orig_mod.')  # added by torch's DistributedDataParallel and torch.compile
-
-# The original TResNet repository and timm before 2023 nest convolution, in-place ABN and blur in Sequentials. The
-# patterns are applied in this order, as in timm/models/tresnet.py.
-IABN_NAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r'conv(\d+)\.0\.0', r'conv\1.conv'),
-        (r'conv(\d+)\.0\.1', r'conv\1.bn'),
-        (r'conv(\d+)\.0', r'conv\1.conv'),
-        (r'conv(\d+)\.1', r'conv\1.bn'),
-        (r'downsample\.(\d+)\.0', r'downsample.\1.conv'),
-        (r'downsample\.(\d+)\.1', r'downsample.\1.bn'),
-    )
-)
-IABN_EPSILON = 1e-5  # in-place ABN scales by |gamma| + epsilon, never by gamma
 ORIGINAL_V2_SLOPE = 1e-6
 
 
@@ -37,7 +24,7 @@ class TimmState:
     """A checkpoint under timm's names, in torch's layouts.
 
     Attributes:
-        layout: the checkpoint's own layout: 'timm', 'inplace_abn' or 'flax'.
+        layout: the name of the checkpoint's own layout: 'timm', 'inplace_abn', ...; 'flax' for files of ours.
         tensors: timm key -> array, without the counters of batch norm.
         dtypes: timm key -> dtype of the tensor in the PyTorch checkpoint at the start of the chain of conversions.
         counters: timm key -> `num_batches_tracked` of a batch norm.
@@ -46,6 +33,8 @@ class TimmState:
         notes: what was changed or left out, one line each.
         data_config: how images are prepared, as arguments of `create_transform`; None if unknown.
         label_names: one per class; None if unknown.
+        beside: key -> shape of each tensor of the checkpoint that is neither in `tensors` nor a counter.
+        head: the kind of a head, among those, that is not one linear layer; None for a linear one or no head.
     """
 
     layout: str
@@ -57,44 +46,79 @@ class TimmState:
     notes: tuple[str, ...] = ()
     data_config: dict[str, Any] | None = None
     label_names: tuple[str, ...] | None = None
+    beside: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    head: str | None = None
 
 
 def to_timm(checkpoint: Checkpoint) -> TimmState:
-    """Recognise the layout of a checkpoint and convert it to timm's.
+    """Convert the tensors of a checkpoint to timm's names and layouts, and find its classifier.
 
     Raises:
-        ConversionError: a counter is not a number, or a file of ours has unknown keys or wrong metadata.
+        ConversionError: a counter is not a number, several networks are in the checkpoint, or a file of ours has
+            unknown keys or wrong metadata.
     """
     if checkpoint.metadata.get('format') == FLAX_FORMAT:
         return _from_flax(checkpoint)
-    notes = []
-    if checkpoint.wrapper is not None:
-        notes.append(f'took {checkpoint.wrapper!r} of the file')
-    tensors, counters = {}, {}
+    network, notes = _network_of(checkpoint)
+    if network is None:
+        return _unknown(checkpoint)
+    notes = [*notes, *(f'left out {count} {what}' for what, count in sorted(network.left_out.items()))]
+    slope = checkpoint.stated.abn_slope
+    if network.layout is INPLACE_ABN:
+        notes += _gamma_notes(network)
+        if checkpoint.wrapper == 'model' and network.architecture == 'tresnet_v2_l':
+            slope = ORIGINAL_V2_SLOPE
+            notes.append(
+                f'second version of the original repository: leaky ReLUs of slope {slope:g}, kept in the metadata'
+            )
+    architecture, _ = identify(network.tensors)
+    head = find_head(network.tensors, network.beside, architecture) if architecture else Head({}, None, ())
+    tensors = {**network.tensors, **head.tensors}
+    arrays = {key: value.numpy() for key, value in tensors.items()}
+    weight = arrays.get(f'{head_key(architecture)}.weight') if architecture else None
+    classes = 0 if weight is None else len(weight)
+    return TimmState(
+        layout=network.layout.name,
+        tensors=arrays,
+        dtypes={key: value.dtype.name for key, value in arrays.items()},
+        counters={key: _counter(checkpoint, key, value.numpy()) for key, value in network.counters.items()},
+        metadata={},
+        abn_slope=slope,
+        notes=(*notes, *head.notes),
+        data_config=checkpoint.stated.data_config,
+        label_names=next((names for names in checkpoint.stated.label_names if len(names) == classes), None),
+        beside={} if head.tensors else {key: tuple(value.shape) for key, value in network.beside.items()},
+        head=head.foreign,
+    )
+
+
+def _network_of(checkpoint: Checkpoint) -> tuple[Network | None, tuple[str, ...]]:
+    """Return the network of a checkpoint and the notes about it: the one that `read` chose, if `read` made it."""
+    tensors = {key: as_tensor(value) for key, value in checkpoint.tensors.items()}
+    state = State((checkpoint.wrapper,) if checkpoint.wrapper else (), tensors, {})
+    if checkpoint.layout is not None:
+        networks = networks_of(state, (checkpoint.layout,))
+        return next(network for network in networks if network.prefix == checkpoint.prefix), checkpoint.notes
+    choice = choose(checkpoint.path, {}, networks_of(state, TIMM_LAYOUTS), ema=True, key=None)
+    if choice is None:
+        return None, ()
+    if choice.network.problem:
+        raise ConversionError(f'{checkpoint.path}: holds {choice.network.problem}')
+    return choice.network, choice.notes
+
+
+def _unknown(checkpoint: Checkpoint) -> TimmState:
+    """Return tensors without a layout under their own names, so that messages can list them."""
+    counters, tensors = {}, {}
     for key, value in checkpoint.tensors.items():
-        name = strip_prefixes(key)
-        if name.endswith('.' + COUNTER):
+        name = clean(key).removeprefix('module.')
+        if name.endswith(f'.{COUNTER}'):
             counters[name] = _counter(checkpoint, key, value)
         else:
             tensors[name] = value
     dtypes = {key: value.dtype.name for key, value in tensors.items()}
-    # Old keys mark an unconverted file and are renamed here, so gammas are never converted twice.
-    if 'body.conv1.0.weight' not in tensors:
-        return TimmState('timm', tensors, dtypes, counters, {}, None, tuple(notes))
-    tensors, more = from_inplace_abn(tensors)
-    dtypes = {key: value.dtype.name for key, value in tensors.items()}
-    slope = None
-    if checkpoint.wrapper == 'model' and identify(tensors) == ('tresnet_v2_l', True):
-        slope = ORIGINAL_V2_SLOPE
-        more.append(f'second version of the original repository: leaky ReLUs of slope {slope:g}, kept in the metadata')
-    return TimmState('inplace_abn', tensors, dtypes, counters, {}, slope, (*notes, *more))
-
-
-def strip_prefixes(key: str) -> str:
-    """'module._orig_mod.fc.weight' -> 'fc.weight', in either order."""
-    while key.startswith(WRAPPING_PREFIXES):
-        key = key.partition('.')[2]
-    return key
+    notes = (f'took {checkpoint.wrapper!r} of the file',) if checkpoint.wrapper else ()
+    return TimmState('timm', tensors, dtypes, counters, {}, None, notes)
 
 
 def _counter(checkpoint: Checkpoint, key: str, value: np.ndarray) -> int:
@@ -109,28 +133,18 @@ def _counter(checkpoint: Checkpoint, key: str, value: np.ndarray) -> int:
     )
 
 
-def from_inplace_abn(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Convert the in-place ABN layout to timm's: new names, |gamma| + 1e-5 for gamma, no blur filters.
-
-    Returns:
-        The tensors, and a note for each kind of change.
-    """
-    renamed, filters, norms, negative = {}, 0, 0, 0
-    for key, value in tensors.items():
-        if key.endswith('.filt'):  # the blur's weights, which are constants
-            filters += 1
-            continue
-        for pattern, replacement in IABN_NAMES:
-            key = pattern.sub(replacement, key)
-        if key.endswith('bn.weight'):
-            norms, negative = norms + 1, negative + int((value < 0).sum())
-            value = np.abs(value).astype(np.promote_types(value.dtype, np.float32))  # 16 bits would round 1e-5 away
-            value += value.dtype.type(IABN_EPSILON)
-        renamed[key] = value
-    notes = [f'gamma := |gamma| + {IABN_EPSILON:g} in {norms} batch norms ({negative} gammas were negative)']
-    if filters:
-        notes.append(f'left out {filters} blur filters, which are constants')
-    return renamed, notes
+def _gamma_notes(network: Network) -> list[str]:
+    """Return what happened to the gammas of in-place ABN."""
+    gammas = [
+        value
+        for key, value in network.state.tensors.items()
+        if len(value.shape) == 1 and key.endswith('.weight') and clean(key).startswith(f'{network.prefix}body.')
+    ]
+    negative = sum(int((gamma.numpy() < 0).sum()) for gamma in gammas)
+    notes = [f'gamma := |gamma| + {IABN_EPSILON:g} in {len(gammas)} batch norms ({negative} gammas were negative)']
+    if not negative:
+        notes.append('no gamma was negative: if they were |gamma| + 1e-5 already, they are 1e-5 too large now')
+    return notes
 
 
 def _from_flax(checkpoint: Checkpoint) -> TimmState:

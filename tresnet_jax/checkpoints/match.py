@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
-from tresnet_jax.checkpoints.identify import describe, foreign_head, head_key, identify, image_channels, stem_key
+from tresnet_jax.checkpoints.heads import foreign_classifier
+from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels, stem_key
 from tresnet_jax.checkpoints.layouts import TimmState, to_timm
 from tresnet_jax.checkpoints.names import (
     FLOATS,
@@ -119,7 +120,7 @@ def match(
     tensors = state.tensors
 
     channels, adapted = _adapt_stem(tensors, architecture, in_chans)
-    head = _match_head(checkpoint, tensors, architecture, config, num_classes)
+    head = _match_head(checkpoint, state, architecture, config, num_classes)
     slope = state.abn_slope if abn_slope is None else abn_slope
     if slope is not None and family_of(architecture).default_slope is None:
         raise ConversionError(f'{checkpoint.path}: {architecture} has ReLUs; --abn-slope (abn_slope) is for TResNet')
@@ -133,7 +134,7 @@ def match(
     )
     leaves = {'.'.join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(shapes))}
     names = {flax_key_to_torch(key): key for key in leaves}
-    _check_fit(checkpoint, tensors, architecture, {name: _torch_shape(key, leaves[key]) for name, key in names.items()})
+    _check_fit(checkpoint, state, architecture, {name: _torch_shape(key, leaves[key]) for name, key in names.items()})
 
     import tqdm  # here, so that importing the library stays light
 
@@ -219,27 +220,27 @@ class _Head(NamedTuple):
 
 def _match_head(
     checkpoint: Checkpoint,
-    tensors: dict[str, np.ndarray],
+    state: TimmState,
     architecture: str,
     config: PretrainedConfig | None,
     num_classes: int | None,
 ) -> _Head:
-    """Decide whether the checkpoint's classifier is kept; if not, remove it from `tensors`.
+    """Decide whether the checkpoint's classifier is kept; if not, remove it from the tensors of `state`.
 
     Raises:
         ConversionError: `num_classes` is None, and the head is not timm's or has another number of classes than the
             tag.
     """
-    head = head_key(architecture)
+    head, tensors = head_key(architecture), state.tensors
     weight, bias = tensors.get(f'{head}.weight'), tensors.get(f'{head}.bias')
     rows = next((t for t in (weight, bias) if t is not None and t.ndim), None)
     classes = 0 if rows is None else rows.shape[0]
-    foreign = foreign_head(tensors, architecture)
+    foreign = state.head or foreign_classifier(tensors, architecture)
     fits = identify(tensors) == (architecture, True)  # if the body does not fit, report that first
     if num_classes is None and fits and foreign:
         raise ConversionError(
-            f'{checkpoint.path}: has {foreign}, which {architecture} of timm does not have; --drop-head '
-            f'(num_classes=0) converts the body alone'
+            f"{checkpoint.path}: has {foreign}, not {architecture}'s classifier; --drop-head (num_classes=0) converts "
+            'the body alone'
         )
     if num_classes is None and fits and classes and config is not None and config.num_classes != classes:
         raise ConversionError(
@@ -253,15 +254,15 @@ def _match_head(
         dropped = [key for key in tensors if key.startswith(prefix)]
         for key in dropped:
             del tensors[key]
+        dropped += state.beside if state.head else ()
         return _Head(0, None, tuple((key, why) for key in dropped))
     wide = weight is not None and weight.shape[-1:] == (2 * ARCHITECTURES[architecture].num_features,)
     return _Head(classes, 'catavgmax' if classes and wide else None)
 
 
-def _check_fit(
-    checkpoint: Checkpoint, tensors: dict[str, np.ndarray], architecture: str, shapes: dict[str, tuple[int, ...]]
-) -> None:
+def _check_fit(checkpoint: Checkpoint, state: TimmState, architecture: str, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raise ConversionError with all missing, unexpected and misshapen keys; `shapes` is timm key -> torch shape."""
+    tensors = state.tensors
     missing = [f'{name} {shape}' for name, shape in shapes.items() if name not in tensors]
     unexpected = [f'{name} {value.shape}' for name, value in tensors.items() if name not in shapes]
     misshapen = [
@@ -270,14 +271,22 @@ def _check_fit(
         if name in tensors and tensors[name].shape != shape
     ]
     if missing or unexpected or misshapen:
-        looks = '' if identify(tensors) == (architecture, True) else f'; it looks like {describe(tensors)}'
+        looks = describe(tensors)
+        same = looks == architecture or looks.startswith(f'{architecture} with differences')
+        # Keys beside the network are no error by themselves; here one of them can be a missing key, renamed.
+        unexpected += [f'{name} {shape}' for name, shape in state.beside.items() if not state.head]
         lists = (
             listing('missing from the file', missing),
             listing('unexpected in the file', unexpected),
             listing('of another shape', misshapen),
         )
         raise ConversionError(
-            '\n'.join([f'{checkpoint.path}: does not fit {architecture}{looks}', *filter(None, lists)])
+            '\n'.join(
+                [
+                    f'{checkpoint.path}: does not fit {architecture}{"" if same else f"; it looks like {looks}"}',
+                    *filter(None, lists),
+                ]
+            )
         )
 
 

@@ -18,6 +18,7 @@ TENSORFLOW = f'a TensorFlow model; no layout of TensorFlow is read; save the PyT
 DEEPSPEED = (
     'the files of DeepSpeed ZeRO hold parts of every tensor; run in their folder: python zero_to_fp32.py . weights'
 )
+LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors
 COMPRESSED = {
     b'\x1f\x8b': ('gzip', 'gunzip'),
     b'BZh': ('bzip2', 'bunzip2'),
@@ -48,6 +49,9 @@ def of_bytes(head: bytes, name: str) -> str | None:
     compressed = next((COMPRESSED[magic] for magic in COMPRESSED if head.startswith(magic)), None)
     if not head:
         return 'the file is empty; fetch it again'
+    # The length of the header in its first eight bytes; the first one can be that of a pickle.
+    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= LARGEST_HEADER:
+        return SAFETENSORS
     if head.startswith((b'PK\x03\x04', b'\x80')):
         return None
     if not head.strip(b'\0'):
@@ -75,8 +79,6 @@ def of_bytes(head: bytes, name: str) -> str | None:
         return f'an ONNX graph, without the names of the weights; save the PyTorch model instead: {SAVE}'
     if text.startswith((b'{', b'[', b'"')):
         return _of_json(text)
-    if head[8:9] == b'{':
-        return SAFETENSORS
     if text.startswith(b'<'):
         return 'a page of HTML or XML, not the checkpoint (a login, or an error); fetch the file by its download link'
     if TENSORFLOW_NAME.fullmatch(name):

@@ -1,37 +1,55 @@
-"""Read a file or a training run as raw tensors, with their stored names and dtypes. No code in a file is ever run."""
+"""Read a file, files with an index, or a training run, and find the network in it. No code in a file is ever run."""
 
-import argparse
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16', which safetensors needs
 import numpy as np
 import safetensors
 
-from tresnet_jax.checkpoints.checkpoint import Checkpoint
+from tresnet_jax.checkpoints import other_files, shards, torch_file, twins
+from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT, Checkpoint, Stated
+from tresnet_jax.checkpoints.choose import Choice, choose, rows
+from tresnet_jax.checkpoints.find import State, find, state_dicts
+from tresnet_jax.checkpoints.layout import Layout, Tensor
+from tresnet_jax.checkpoints.records import children, printable
 from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
+from tresnet_jax.checkpoints.stated import class_name_lists, data_config
+from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError, reason
 
-# In timm's order (timm/models/_helpers.py): averaged weights first.
-EMA_KEYS = ('state_dict_ema', 'model_ema')
-STATE_KEYS = ('state_dict', 'model')
 TRAINING_KEYS = ('epoch', 'metric', 'arch')
-SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.ckpt')
+# Where a file without a network of ours has the tensors to describe, in this order.
+USUAL_KEYS = (('state_dict_ema',), ('model_ema',), ('state_dict',), ('model',), ())
 
 
-def read(path: str | Path, *, ema: bool = True, step: int | Literal['best', 'latest'] | None = None) -> Checkpoint:
-    """Read a `.safetensors` file, a torch file (needs torch) or the folder of a training run (needs Orbax).
+def read(
+    path: str | Path,
+    *,
+    ema: bool = True,
+    step: int | Literal['best', 'latest'] | None = None,
+    key: str | None = None,
+    layouts: Sequence[Layout] = TIMM_LAYOUTS,
+) -> Checkpoint:
+    """Read the network in a checkpoint: a file, files with an index, or the folder of a training run.
+
+    Files are those of safetensors, torch (modules and TorchScript included), pickle and NumPy; torch is not needed.
+    Reading a training run needs Orbax.
 
     Args:
-        path: the file or folder.
+        path: the file, the index of several files, or the folder of either or of a training run.
         ema: take the averaged weights of a training checkpoint if it has them, as timm does.
         step: the checkpoint of a run: a step, 'latest', or 'best' for the best top-1. None: 'best'.
+        key: the network of a file with several: the keys that lead to it, joined by dots, and behind a colon the
+            prefix of its names ('state_dict', 'state_dict:student', ':encoder_q'). None: the best one, if that is
+            one.
+        layouts: the layouts to look for.
 
     Raises:
-        ConversionError: the file is missing, empty, truncated or corrupt, would run code, or holds no state dict;
-            torch or Orbax is needed and not installed; the folder is not a run, or the run has no such checkpoint.
+        ConversionError: the file is missing, empty, truncated, corrupt or of another kind, holds no tensors, or holds
+            several networks, of which `key` must name one; or its configuration says that it is another network; Orbax
+            is needed and not installed; the folder is not a run, or the run has no such checkpoint.
 
     Example:
         >>> import convert
@@ -47,83 +65,122 @@ def read(path: str | Path, *, ema: bool = True, step: int | Literal['best', 'lat
     if not path.exists():
         raise ConversionError(f'{path}: no such file')
     if (path / CHECKPOINTS).is_dir():
+        if key is not None:
+            raise ConversionError(f'{path}: --key (key) is for files with several networks, and this is a training run')
         return read_run(path, ema=ema, step='best' if step is None else step)
-    if not path.is_file():
-        raise ConversionError(
-            f'{path}: not a file; give the checkpoint itself, or the folder of a training run that has saved one '
-            f'(it has no {CHECKPOINTS}/)'
-        )
+    source = path
+    if path.is_dir():
+        source = shards.file_of_folder(path)
+        if source is None:
+            raise ConversionError(
+                f'{path}: '
+                + (
+                    other_files.of_folder(path)
+                    or 'not a file; give the checkpoint itself, its index, or the folder of a training run that has '
+                    f'saved one (it has no {CHECKPOINTS}/)'
+                )
+            )
     if step is not None:
         raise ConversionError(f'{path}: --step (step) is for the folder of a training run, and this is a file')
-    if path.stat().st_size == 0:
-        raise ConversionError(f'{path}: the file is empty; fetch it again')
-    with path.open('rb') as file:
-        head = file.read(9)
-    if path.suffix == '.safetensors' or head[8:9] == b'{':
-        return _read_safetensors(path)
-    if zipfile.is_zipfile(path) or head[:1] == b'\x80':  # torch's zip format, or a pickle: its older one
-        return _read_torch(path, ema)
-    raise ConversionError(
-        f'{path}: neither a safetensors file nor one that torch.save wrote (an incomplete download or another kind of '
-        f'file?); known suffixes are {", ".join(SUFFIXES)}'
-    )
+    content = _read_index(source) if source.name.endswith(shards.INDEX) else _read_file(source)
+    if content.metadata.get('format') == FLAX_FORMAT:
+        if key is not None:
+            raise ConversionError(f'{path}: --key (key) is for files with several networks, and this file has one')
+        return Checkpoint(path, content.container, content.tree, content.metadata)
+    choice = choose(path, content.tree, find(content.tree, layouts), ema=ema, key=key)
+    if choice is None or choice.network.architecture is None:
+        line = other_files.of_structure(content.tree)
+        if line:
+            raise ConversionError(f'{path}: {line}')
+    if choice is not None:
+        return _with_network(path, source, content, choice)
+    state = _largest_state(path, content.tree)
+    return Checkpoint(path, content.container, _arrays(state.tensors), content.metadata, _joined(state.location))
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+class _Content(NamedTuple):
+    """What a file holds: the container, the tree of its values, and the metadata of a safetensors file."""
+
+    container: str
+    tree: Any
+    metadata: dict[str, str]
+
+
+def _read_file(path: Path) -> _Content:
+    shards.check_not_a_shard(path)
+    try:
+        with path.open('rb') as file:
+            line = other_files.of_bytes(file.read(1024), path.name)
+    except OSError as error:
+        raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
+    return _read_safetensors(path) if line == other_files.SAFETENSORS else _Content('torch', torch_file.load(path), {})
+
+
+def _read_safetensors(path: Path) -> _Content:
     try:
         with safetensors.safe_open(path, framework='np') as file:
-            return Checkpoint(path, 'safetensors', file.get_tensors(), dict(file.metadata() or {}))
+            return _Content('safetensors', file.get_tensors(), dict(file.metadata() or {}))
     except (safetensors.SafetensorError, TypeError, OSError) as error:
         raise ConversionError(f'{path}: cannot be read as safetensors: {reason(error)}; fetch it again') from error
 
 
-def _read_torch(path: Path, ema: bool) -> Checkpoint:
-    try:
-        import torch
-    except ImportError:
-        raise ConversionError(
-            f'{path}: reading a torch file needs torch: pip install torch (or use the .safetensors file)'
-        ) from None
-    try:
-        # timm's training script stores its command line, a Namespace: allow this class and no other.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds: UnpicklingError, RuntimeError, EOFError, KeyError, ...
-        lines = str(error).strip().splitlines() or [type(error).__name__]  # the others are torch's advice
-        raise ConversionError(f'{path}: torch cannot load it as plain weights: {lines[0]}') from error
-    if not isinstance(loaded, Mapping):
-        raise ConversionError(f'{path}: holds a {type(loaded).__name__}, not a state dict of tensors')
-    wrapper = next((key for key in (*(EMA_KEYS if ema else ()), *STATE_KEYS) if _is_state_dict(loaded.get(key))), None)
-    state = loaded if wrapper is None else loaded[wrapper]
-    if not _is_state_dict(state):
-        found = ', '.join(map(str, list(loaded)[:5])) or 'nothing'
-        raise ConversionError(f'{path}: loads, but holds no state dict of tensors (it has {found})')
+def _read_index(path: Path) -> _Content:
+    """Read all files of an index as one dictionary of tensors."""
+    tree: dict[str, Any] = {}
+    container = 'safetensors'
+    for file, keys in shards.read_index(path).items():
+        is_safetensors = file.suffix == '.safetensors'
+        content = _read_safetensors(file) if is_safetensors else _Content('torch', torch_file.load(file), {})
+        container = content.container
+        tensors = content.tree if isinstance(content.tree, dict) else {}
+        missing = [key for key in keys if key not in tensors]
+        if missing:
+            raise ConversionError(f'{path}: {file.name} lacks {printable(missing[0], 80)}; fetch both files again')
+        tree |= {key: tensors[key] for key in keys}
+    return _Content(container, tree, {})
+
+
+def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -> Checkpoint:
+    network, tree = choice.network, content.tree
+    if network.problem:
+        raise ConversionError(f'{path}: holds {network.problem}')
+    stated, notes = Stated(class_name_lists(tree)), choice.notes
+    if network.architecture is not None:
+        function = twins.check_function(source, network)
+        images = data_config(tree, network.architecture)
+        stated = Stated(stated.label_names, images, function.abn_slope, function.settled_by)
+        notes += function.notes
+    top = dict(children(tree))
     return Checkpoint(
         path,
-        'torch',
-        {key: to_numpy(value) for key, value in state.items()},
-        {},
-        wrapper,
-        any(_is_state_dict(loaded.get(key)) for key in EMA_KEYS),
-        {key: loaded[key] for key in TRAINING_KEYS if isinstance(loaded.get(key), str | int | float)},
+        content.container,
+        _arrays(network.state.tensors),
+        content.metadata,
+        _joined(network.state.location),
+        choice.has_average,
+        {key: top[key] for key in TRAINING_KEYS if isinstance(top.get(key), str | int | float)},
+        network.layout,
+        network.prefix,
+        tuple(rows(choice.networks)),
+        notes,
+        stated,
     )
 
 
-def _is_state_dict(value: Any) -> bool:
-    import torch
+def _largest_state(path: Path, tree: Any) -> State:
+    """Return the dictionary to describe in a checkpoint without a network of ours."""
+    states = {state.location: state for state in state_dicts(tree)}
+    if not states:
+        found = ', '.join(printable(name, 40) for name, _ in list(children(tree))[:5]) or type(tree).__name__
+        raise ConversionError(f'{path}: loads, but holds no state dict of tensors (it has {found})')
+    usual = next((states[location] for location in USUAL_KEYS if location in states), None)
+    return usual or max(states.values(), key=lambda state: len(state.tensors))
 
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
-    )
+
+def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return views of a mapped file where the tensors are stored as they are."""
+    return {key: value.numpy() for key, value in tensors.items()}
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
-    """Return a torch tensor as an array of the same dtype, bfloat16 included; shares memory if possible."""
-    import torch
-
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+def _joined(location: tuple[str, ...]) -> str | None:
+    return '.'.join(location) or None

@@ -1,0 +1,130 @@
+"""Find the classifier of a network, wherever a checkpoint keeps it, or say which head it has instead."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tresnet_jax.checkpoints.identify import head_key
+from tresnet_jax.checkpoints.layout import Computed, Tensor
+from tresnet_jax.variants import ARCHITECTURES
+
+# ASL's bottleneck head, two linear layers with nothing between them: features -> 512 -> classes.
+BOTTLENECK_HEAD = re.compile(r'(.*\.)?(embedding_generator\.0|FC)\.(weight|bias)')
+ML_DECODER = re.compile(r'(.*\.)?(query_embed|embed_standart|duplicate_pooling(_bias)?)(\..*)?')
+
+
+class Head(NamedTuple):
+    """The classifier of a checkpoint.
+
+    Attributes:
+        tensors: timm's key -> weight and bias, where the checkpoint keeps them elsewhere; empty otherwise.
+        foreign: the kind of a head that is not one linear layer; None for a linear one or no head.
+        notes: what was taken, changed or left out, one line each.
+    """
+
+    tensors: dict[str, Tensor]
+    foreign: str | None
+    notes: tuple[str, ...]
+
+
+def find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], architecture: str) -> Head:
+    """Find the classifier among the tensors that are not of the body.
+
+    Args:
+        tensors: timm's key -> tensor, of the body and of a classifier in timm's place.
+        beside: key in the checkpoint -> tensor that belongs to neither.
+        architecture: the architecture of the body.
+    """
+    head, width = head_key(architecture), ARCHITECTURES[architecture].num_features
+    if f'{head}.weight' in tensors or f'{head}.bias' in tensors:
+        return Head({}, None, (f'left out {parts(beside)}',) if beside else ())
+    folded, rest = _fold_bottleneck(beside, width)
+    if folded is not None:
+        notes = ["folded ASL's bottleneck head, two linear layers, into one"]
+        notes += [f'left out {parts(rest)}'] if rest else []
+        return Head(dict(zip((f'{head}.weight', f'{head}.bias'), folded, strict=True)), None, tuple(notes))
+    owner = _single_linear(beside, width)
+    if owner is not None:
+        weight, bias = beside[f'{owner}.weight'], beside[f'{owner}.bias']
+        return Head({f'{head}.weight': weight, f'{head}.bias': bias}, None, (f'took {owner} as the classifier',))
+    return Head({}, _describe(beside, width), ())
+
+
+def foreign_classifier(tensors: Mapping[str, Any], architecture: str) -> str | None:
+    """Return the kind of a classifier in timm's place that is not timm's; None for timm's or no classifier.
+
+    Args:
+        tensors: timm's key -> anything with a `shape`.
+        architecture: the architecture of the body.
+    """
+    weight, width = tensors.get(f'{head_key(architecture)}.weight'), ARCHITECTURES[architecture].num_features
+    if weight is not None and len(weight.shape) == 2 and weight.shape[1] not in (width, 2 * width):
+        return f'a classifier that takes {weight.shape[1]} features instead of {width}'
+    return None
+
+
+def _single_linear(beside: Mapping[str, Tensor], width: int) -> str | None:
+    """Return the name of the linear layer of this input width that is all there is."""
+    owners = {key.rpartition('.')[0] for key in beside}
+    if len(owners) != 1 or {key.rpartition('.')[2] for key in beside} != {'weight', 'bias'}:
+        return None
+    owner = owners.pop()
+    weight, bias = beside.get(f'{owner}.weight'), beside.get(f'{owner}.bias')
+    if weight is None or bias is None or len(weight.shape) != 2 or weight.shape[1] != width:
+        return None
+    return owner if tuple(bias.shape) == (weight.shape[0],) else None
+
+
+def _fold_bottleneck(
+    beside: Mapping[str, Tensor], width: int
+) -> tuple[tuple[Tensor, Tensor] | None, dict[str, Tensor]]:
+    """Return weight and bias of the one linear layer that ASL's two are, and the other tensors."""
+    found = {key: match for key in beside if (match := BOTTLENECK_HEAD.fullmatch(key))}
+    rest = {key: value for key, value in beside.items() if key not in found}
+    leaves = {(match[2].partition('.')[0], match[3]): beside[key] for key, match in found.items()}
+    if len(leaves) != 4 or len({match[1] for match in found.values()}) != 1:
+        return None, rest
+    inner, inner_bias, outer, outer_bias = (
+        leaves[owner, leaf] for owner in ('embedding_generator', 'FC') for leaf in ('weight', 'bias')
+    )
+    if any('embedding_generator' in key for key in rest) or len(inner.shape) != 2 or len(outer.shape) != 2:
+        return None, rest
+    between, classes = inner.shape[0], outer.shape[0]
+    expected = [(between, width), (between,), (classes, between), (classes,)]
+    if [tuple(part.shape) for part in (inner, inner_bias, outer, outer_bias)] != expected:
+        return None, rest
+    # In float64, rounded once; 16 bits would round the product more than its factors were.
+    dtype = np.promote_types(outer.dtype, np.float32)
+
+    def weight() -> np.ndarray:
+        return (outer.numpy().astype(np.float64) @ inner.numpy().astype(np.float64)).astype(dtype)
+
+    def bias() -> np.ndarray:
+        product = outer.numpy().astype(np.float64) @ inner_bias.numpy().astype(np.float64)
+        return (product + outer_bias.numpy().astype(np.float64)).astype(dtype)
+
+    return (Computed((classes, width), dtype, weight), Computed((classes,), dtype, bias)), rest
+
+
+def _describe(beside: Mapping[str, Tensor], width: int) -> str | None:
+    """Return the kind of a head, as part of a message; None if there is nothing."""
+    if not beside:
+        return None
+    if any(map(ML_DECODER.fullmatch, beside)):
+        return 'an ML-Decoder head'
+    if any(map(BOTTLENECK_HEAD.fullmatch, beside)):
+        return f"ASL's bottleneck head with other layers than two linear ones from {width} features"
+    matrices = [(key, value.shape) for key, value in beside.items() if len(value.shape) == 2]
+    if len(matrices) == 1 and len(beside) <= 2 and matrices[0][1][1] != width:
+        return f'a classifier ({matrices[0][0]}) that takes {matrices[0][1][1]} features instead of {width}'
+    return f'another head than one linear layer: {parts(beside)}'
+
+
+def parts(names: Iterable[str]) -> str:
+    """Return '447 tensors (decoder, transformer, ...)': the number of names and their first segments."""
+    names = list(names)
+    firsts = list(dict.fromkeys('.'.join(name.split('.')[:-1][:2]) or name for name in names))
+    shown = ', '.join(firsts[:6]) + (', ...' if len(firsts) > 6 else '')
+    return f'{len(names)} tensor{"s" * (len(names) != 1)} ({shown})'

@@ -1,0 +1,145 @@
+"""What a training script stores beside its tensors: the names of the classes, and how images are prepared."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from tresnet_jax.checkpoints.records import Record, walk
+from tresnet_jax.data.transforms import INTERPOLATIONS, create_transform, resolve_data_config
+from tresnet_jax.variants import pretrained_config, split_name
+
+MOST_NESTED = 3  # containers around the names; timm has them at the top, OpenMMLab in meta.dataset_meta
+NAMES = ('idx_to_class', 'id2label', 'label_names', 'class_names', 'class_to_idx', 'classes', 'CLASSES')
+TORCHVISION_SIZES = ('val_crop_size', 'val_resize_size')
+ARGUMENTS = ('args', 'hyper_parameters', 'config')
+
+
+def class_name_lists(tree: Any) -> tuple[tuple[str, ...], ...]:
+    """Return all lists of class names in a checkpoint, in the order of the classes' indices.
+
+    A list can be stored as one, or as a dictionary from index to name or from name to index.
+    """
+    found: dict[tuple[str, ...], None] = {}
+    for path, container in walk(tree):
+        if len(path) > MOST_NESTED:
+            break
+        members = _members(container)
+        for key in NAMES:
+            names = _names(members.get(key))
+            if names:
+                found.setdefault(names)
+    return tuple(found)
+
+
+def _members(container: Any) -> dict[Any, Any]:
+    if isinstance(container, Record):
+        return {**container.attributes, **(container.mapping or {})}
+    return container if isinstance(container, dict) else {}
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    """Return names from a list, {0: name}, {'0': name} or {name: 0}; None for anything else."""
+    if isinstance(value, Record):
+        value = value.mapping
+    if isinstance(value, dict) and value:
+        by_index = {_index(key): name for key, name in value.items()}
+        if None in by_index:
+            by_index = {_index(index): name for name, index in value.items()}
+        value = [by_index.get(index) for index in range(len(value))]
+    if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    return None
+
+
+def _index(value: Any) -> int | None:
+    if type(value) is int:
+        return value
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 8 else None
+
+
+def data_config(tree: Any, architecture: str) -> dict[str, Any] | None:
+    """Return how a training script prepared the images it evaluated, as arguments of `create_transform`.
+
+    timm's script stores its arguments, of which those that are None or '' mean the values of the model's tag. The
+    reference scripts of torchvision store two sizes and the interpolation.
+
+    Args:
+        tree: the checkpoint.
+        architecture: the architecture, for the values that the arguments leave open.
+
+    Returns:
+        The arguments; None if the checkpoint states nothing, or nothing usable, of images.
+    """
+    for arguments in _arguments(tree):
+        stated = _timm(arguments) or _torchvision(arguments)
+        if stated is None:
+            continue
+        config = {**resolve_data_config(_row(arguments.get('model'), architecture)), **stated}
+        try:
+            create_transform(**config)
+        except (TypeError, ValueError):
+            continue
+        return config
+    return None
+
+
+def _arguments(tree: Any) -> Iterator[dict[Any, Any]]:
+    top = _members(tree)
+    for key in ARGUMENTS:
+        members = _members(top.get(key))
+        if members:
+            yield members
+
+
+def _row(model: Any, architecture: str) -> Any:
+    """Return the row of the table that the values left open come from: that of the model's name if it is the same."""
+    try:
+        if isinstance(model, str) and split_name(model)[0] == architecture:
+            return pretrained_config(model)
+    except ValueError:
+        pass
+    return pretrained_config(architecture)
+
+
+def _timm(arguments: dict[Any, Any]) -> dict[str, Any] | None:
+    if 'img_size' not in arguments and 'input_size' not in arguments and 'crop_pct' not in arguments:
+        return None
+    stated: dict[str, Any] = {}
+    size, edge = arguments.get('input_size'), arguments.get('img_size')
+    if isinstance(size, list | tuple) and len(size) == 3 and all(_is_size(n) for n in size):
+        stated['input_size'] = (3, *size[1:])
+    elif _is_size(edge):
+        stated['input_size'] = (3, edge, edge)
+    if _is_number(arguments.get('crop_pct')):
+        stated['crop_pct'] = arguments['crop_pct']
+    for key in ('mean', 'std'):
+        values = arguments.get(key)
+        if isinstance(values, list | tuple) and len(values) in (1, 3) and all(map(_is_number, values)):
+            stated[key] = tuple(values) * (3 // len(values))
+    if arguments.get('interpolation') in INTERPOLATIONS:
+        stated['interpolation'] = arguments['interpolation']
+    if arguments.get('crop_mode'):
+        stated['crop_mode'] = arguments['crop_mode']
+    return stated
+
+
+def _torchvision(arguments: dict[Any, Any]) -> dict[str, Any] | None:
+    crop, resized = (value if _is_size(value := arguments.get(key)) else 0 for key in TORCHVISION_SIZES)
+    if not crop or not resized:
+        return None
+    interpolation = arguments.get('interpolation')
+    return {
+        'input_size': (3, crop, crop),
+        'crop_pct': crop / resized,
+        'interpolation': interpolation if interpolation in INTERPOLATIONS else 'bilinear',
+        'mean': (0.485, 0.456, 0.406),
+        'std': (0.229, 0.224, 0.225),
+    }
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 100_000
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
