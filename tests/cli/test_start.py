@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from convert import __main__ as convert
 from tests.helpers.paths import ROOT
 from tresnet_jax.cli import common, embed, evaluate, predict, start, train
 from tresnet_jax.cli.common import Progress
@@ -25,6 +26,7 @@ COMMAND_LINES = {
     'evaluate': (evaluate, (*MODEL, *DATA), 'load_inputs'),
     'embed': (embed, (*MODEL, *DATA, '--out', 'out'), 'load_inputs'),
     'predict': (predict, (IMAGE, *MODEL), 'create_model'),
+    'convert': (convert, ('inspect', 'weights.safetensors'), 'inspect'),
 }
 
 # A process in which some packages cannot be imported, and then one of the entry points.

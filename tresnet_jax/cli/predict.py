@@ -47,8 +47,8 @@ class PredictArguments:
     """Architecture, or architecture and tag: resnet50d, resnet50d.a1_in1k."""
 
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
-    """Weights of the model: a file in any format that create_model reads, or the folder of a training run. Default:
-    the pretrained weights of the tag."""
+    """Weights of the model: a file that create_model reads, or the folder of a training run.
+    Default: the pretrained weights of the tag."""
 
     topk: int = 5
     """Number of classes to print per image, the likeliest first."""

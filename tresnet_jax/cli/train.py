@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
         TrainArguments,
         argv,
         default=TrainArguments(workdir=tyro.MISSING, config=base),
-        description=f'{TrainArguments.__doc__}\n\nRecipes: {", ".join(RECIPES)}.',
+        description=f'{inspect.getdoc(TrainArguments)}\n\nRecipes: {", ".join(RECIPES)}.',
         pairs=True,
     )
     return arguments if saved is None else dataclasses.replace(arguments, config=_resumed_config(arguments, saved))

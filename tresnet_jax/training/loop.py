@@ -300,9 +300,10 @@ def _evaluate(
 def _opening(config: TrainConfig, data: _Data, step: int, local: int) -> str:
     """Return the first line of a run; `local` is the number of devices of this host."""
     begun = f'resumes at step {step:,} of' if step else 'begins:'
+    processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
     return (
         f'{config.model} on {config.data}: {len(data.train):,} images to train, {len(data.val):,} to evaluate, '
         f'{data.train.num_classes} classes; {begun} {data.steps:,} steps of {config.batch_size} images '
         f'({data.steps / data.steps_per_epoch:.2f} epochs) on {local * jax.process_count()} '
-        f'{jax.devices()[0].device_kind} devices in {jax.process_count()} processes'
+        f'{jax.devices()[0].device_kind} devices{processes}'
     )
