@@ -15,7 +15,7 @@ from tresnet_jax.models.memory import PLAIN, memory_mode
 from tresnet_jax.models.pooling import check_pool_type, global_pool, pool_multiplier
 from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 
-Tree = dict[Any, Any]
+Tree = dict[Any, Any]  # a nested dict of arrays
 
 PARTS: tuple[str, ...] = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head')
 

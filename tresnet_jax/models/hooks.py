@@ -12,8 +12,8 @@ from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.pooling import AvgPool
 
-Path = tuple[Any, ...]  # of attribute names and list indices
-Hook = Callable[[Path, nnx.Module, jax.Array, jax.Array], None]
+LayerPath = tuple[Any, ...]  # of attribute names and list indices
+Hook = Callable[[LayerPath, nnx.Module, jax.Array, jax.Array], None]
 
 
 class _Hooked(nnx.Module):
@@ -46,7 +46,7 @@ def add_forward_hook(model: ImageModel, hook: Hook) -> None:
             replace_layer(modules, path, _Hooked(layer, functools.partial(hook, path, layer)))
 
 
-def replace_layer(modules: Mapping[Path, nnx.Module], path: Path, layer: nnx.Module) -> None:
+def replace_layer(modules: Mapping[LayerPath, nnx.Module], path: LayerPath, layer: nnx.Module) -> None:
     """Replace the layer at a path of a model.
 
     Args:

@@ -91,6 +91,15 @@ class Identity(nnx.Module):
         return x
 
 
+class Stack(nnx.List):
+    """Layers applied in order, as ``torch.nn.Sequential``; indices are torch's."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class SqueezeExcite(nnx.Module):
     """Channel attention: 1x1 convolutions with bias, ReLU, sigmoid (timm's ``SEModule``).
 

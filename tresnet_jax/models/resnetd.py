@@ -13,20 +13,11 @@ from flax import nnx
 from tresnet_jax.models.base import ImageModel, ResidualBlock
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.initializers import torch_uniform
-from tresnet_jax.models.layers import Identity, conv
+from tresnet_jax.models.layers import Identity, Stack, conv
 from tresnet_jax.models.pooling import AvgPool, max_pool
 from tresnet_jax.variants import BASIC, EXPANSION, ResNetDConfig
 
 RELU, LINEAR = 0.0, None  # slopes of `BatchNormAct`
-
-
-class Stack(nnx.List):
-    """Layers applied in order, as ``torch.nn.Sequential``; indices are torch's."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in self:
-            x = layer(x)
-        return x
 
 
 class BasicBlock(ResidualBlock):

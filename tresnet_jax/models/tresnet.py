@@ -12,7 +12,7 @@ from flax import nnx
 from tresnet_jax.models.base import ImageModel, ResidualBlock
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.initializers import normal
-from tresnet_jax.models.layers import SqueezeExcite, conv, space_to_depth, stagewise_drop_path_rates
+from tresnet_jax.models.layers import SqueezeExcite, Stack, conv, space_to_depth, stagewise_drop_path_rates
 from tresnet_jax.models.pooling import AvgPool, BlurPool
 from tresnet_jax.variants import BASIC, EXPANSION, TRESNET, TResNetConfig
 
@@ -45,17 +45,12 @@ class ConvNormAct(nnx.Module):
         return x if self.aa is None else self.aa(x)
 
 
-class Shortcut(nnx.List):
+class Shortcut(Stack):
     """The projection in a stage's first block: average pooling if the stride is 2, a 1x1 convolution, batch norm."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int, **common: Any):
         pool = [AvgPool(2)] if stride == 2 else []
         super().__init__([*pool, ConvNormAct(in_chans, out_chans, 1, slope=None, **common)])
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in self:
-            x = layer(x)
-        return x
 
 
 class BasicBlock(ResidualBlock):
