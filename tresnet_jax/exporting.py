@@ -99,7 +99,7 @@ def export(
         jax.ShapeDtypeStruct((*batch_shape, height, width, model.in_chans), param_dtype(model.dtype))
     )
     metadata = json.dumps(_metadata(model, height, width), ensure_ascii=False)
-    with written_beside(Path(path)) as beside, beside.open('wb') as file:
+    with written_beside(Path(path)) as temporary, temporary.open('wb') as file:
         file.write(exported.serialize())
         file.write(f'\n{metadata}'.encode())
 

@@ -17,6 +17,7 @@ from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 
 Tree = dict[Any, Any]  # a nested dict of arrays
 
+# Parts of a model: for freezing, learning rates by layer, and profiles.
 PARTS: tuple[str, ...] = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head')
 
 

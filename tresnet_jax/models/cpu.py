@@ -19,8 +19,8 @@ Pads = Sequence[tuple[int, int]]  # pixels before and after, for H and W
 
 # JAX 0.10 runs a convolution with at most this many channels on one thread; later versions use all threads.
 SINGLE_THREAD_CHANNELS = 64 if jax.__version_info__ < (0, 11) else 0
-MIN_PIXELS = 32 * 32  # output pixels from which another form than XLA's single-threaded one pays
-IMAGE_CHANNELS = 4  # input channels up to which the patches of a whole map are small enough to write to memory
+MIN_PIXELS = 32 * 32  # output pixels from which avoiding the single thread pays
+IMAGE_CHANNELS = 4  # an image has at most this many channels, and its patches take little memory
 
 
 def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -80,6 +80,7 @@ def _in_eigen(lhs: jax.Array, rhs: jax.Array, padding: Pads, **kwargs: Any) -> j
 
     XLA gives a convolution to YNNPACK unless an edge is longer in the output than in the input, or in the kernel than
     in the input. With the extra row and column one edge is, in the forward convolution and in those of both gradients.
+    The input must be padded on the left.
     """
     (top, bottom), (left, right) = padding
     lhs = jnp.pad(lhs, ((0, 0), (0, 0), (1, 0), (0, 0)))
@@ -89,8 +90,8 @@ def _in_eigen(lhs: jax.Array, rhs: jax.Array, padding: Pads, **kwargs: Any) -> j
 def _in_float32(convolve: Convolve) -> Convolve:
     """Convolve half-precision arrays in float32 and round once.
 
-    CPUs have no such units, and XLA's fusions around bfloat16 convolutions gave wrong numbers from JAX 0.11 to
-    0.12.0.1: in a residual block with a pooled shortcut, and where the mean over a feature map was fused with the
+    A CPU has no half-precision units, and from JAX 0.11 to 0.12.0.1 XLA's fusions around bfloat16 convolutions gave
+    wrong numbers: in a residual block with a pooled shortcut, and where the mean over a feature map was fused with the
     convolutions before it. The barrier prevents that fusion.
     """
 
