@@ -20,9 +20,9 @@ import tyro
 
 from convert.golden import write_golden
 from convert.inspect import inspect
+from convert.reading import read
 from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot_errors, reference_state
 from tresnet_jax.checkpoints.match import match, to_torch
-from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.write import save_flax, save_torch
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
@@ -44,7 +44,7 @@ class ConvertArguments:
     """Convert a checkpoint of a TResNet or ResNet-D between PyTorch (timm) and Flax."""
 
     source: Annotated[Path, tyro.conf.Positional, _argument('SOURCE')]
-    """A .safetensors or torch file under timm's names, a file written by this program, or a training run's folder."""
+    """A checkpoint file, the index or folder of several files, or a training run's folder."""
 
     target: Annotated[Path, tyro.conf.Positional, _argument('TARGET')]
     """The file to write: .safetensors, or also .pth, .pt or .bin with --to torch."""
@@ -67,6 +67,9 @@ class ConvertArguments:
     step: Annotated[int | Literal['best', 'latest'] | None, _argument('N|best|latest', 'best')] = None
     """Checkpoint of a training run; best has the best top-1."""
 
+    key: Annotated[str | None, _argument('PATH[:PREFIX]', 'the best network, if that is one')] = None
+    """Network of a file that has several, as inspect lists them: state_dict:student."""
+
     abn_slope: Annotated[float | None, _argument('SLOPE', "the one that SOURCE states, else timm's 1e-3")] = None
     """Slope of the leaky ReLUs in training, kept for loading: 1e-6 for the original second version."""
 
@@ -82,7 +85,10 @@ class InspectArguments:
     """Describe a checkpoint: layout, architecture, tag, classes, dtypes, digest."""
 
     file: Annotated[Path, tyro.conf.Positional, _argument('FILE')]
-    """A .safetensors or torch file, or a training run's folder."""
+    """A checkpoint file, the index or folder of several files, or a training run's folder."""
+
+    key: Annotated[str | None, _argument('PATH[:PREFIX]', 'the best network, if that is one')] = None
+    """Network of a file that has several."""
 
     json: bool = False
     """Print one JSON document."""
@@ -130,7 +136,7 @@ def convert(arguments: ConvertArguments) -> None:
     if arguments.drop_head and arguments.num_classes:
         raise ConversionError('--drop-head and --num-classes contradict each other; give one of them')
     model, params, batch_stats, report = match(
-        read(source, ema=arguments.ema, step=arguments.step),
+        read(source, ema=arguments.ema, step=arguments.step, key=arguments.key),
         arguments.model,
         num_classes=0 if arguments.drop_head else arguments.num_classes,
         abn_slope=arguments.abn_slope,
@@ -169,7 +175,8 @@ def _verify(arguments: ConvertArguments, model: ImageModel, report: Report) -> N
     model.pretrained_cfg = config or pretrained_config(report.architecture)
     state = None
     if importlib.util.find_spec('timm') is not None:
-        state = reference_state(read(arguments.source, ema=arguments.ema, step=arguments.step), report)
+        source = read(arguments.source, ema=arguments.ema, step=arguments.step, key=arguments.key)
+        state = reference_state(source, report)
         rows, reference = compare_with_timm(model, state), 'timm'
     elif config is not None and config.embedded:
         rows = compare_with_stored(model, embedded_path(config, 'golden.safetensors'))
@@ -199,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         if isinstance(arguments, InspectArguments):
-            inspection = inspect(arguments.file)
+            inspection = inspect(arguments.file, key=arguments.key)
             print(inspection.to_json() if arguments.json else inspection)
         elif isinstance(arguments, GoldenArguments):
             target = arguments.target

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from convert.reading import read
 from tresnet_jax.checkpoints.heads import foreign_classifier
 from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels
 from tresnet_jax.checkpoints.layouts import to_timm
-from tresnet_jax.checkpoints.read import read
+from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.files import sha256
 from tresnet_jax.variants import PRETRAINED
 
@@ -66,6 +67,9 @@ class Inspection:
         ema: whether averaged weights are stored.
         training: further values stored by a training script.
         abn_slope: slope of the leaky ReLUs, if the file states one.
+        data_config: how images are prepared, if the file states it.
+        networks: 'PATH:PREFIX, architecture, parameters' of each network in the file; `key` takes the first part.
+        notes: how the network was found, and what its tensors cannot tell.
     """
 
     path: str
@@ -87,6 +91,9 @@ class Inspection:
     ema: bool
     training: dict[str, Any]
     abn_slope: float | None
+    data_config: dict[str, Any] | None
+    networks: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def to_json(self) -> str:
         """Return all attributes as a JSON document."""
@@ -106,6 +113,9 @@ class Inspection:
             ('averaged', 'yes' if self.ema else 'no'),
             *((key, str(value)) for key, value in self.training.items()),
             *([('slope', f'{self.abn_slope:g}')] if self.abn_slope is not None else []),
+            *([('images', describe_images(self.data_config))] if self.data_config else []),
+            *(('network', network) for network in (self.networks if len(self.networks) > 1 else ())),
+            *(('note', note) for note in self.notes),
         ]
         return '\n'.join(f'{name:<11} {value}' for name, value in rows)
 
@@ -114,14 +124,18 @@ def _or_dash(value: int | None) -> str:
     return '-' if value is None else str(value)
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | Path, *, key: str | None = None) -> Inspection:
     """Read a checkpoint and return its properties.
+
+    Args:
+        path: the file or folder.
+        key: see `read`.
 
     Raises:
         ConversionError: the checkpoint cannot be read, or its metadata is wrong.
     """
     path = Path(path)
-    checkpoint = read(path)
+    checkpoint = read(path, key=key)
     state = to_timm(checkpoint)
     tensors = state.tensors
     architecture, exact = identify(tensors)
@@ -159,4 +173,7 @@ def inspect(path: str | Path) -> Inspection:
         ema=checkpoint.has_ema,
         training=checkpoint.training,
         abn_slope=state.abn_slope,
+        data_config=state.data_config,
+        networks=checkpoint.networks,
+        notes=state.notes,
     )

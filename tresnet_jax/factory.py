@@ -1,5 +1,6 @@
 """`create_model`: build a model by name; weights come from a file, this package, a folder or the hub, or are drawn."""
 
+import dataclasses
 import importlib.resources
 import warnings
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT
 from tresnet_jax.checkpoints.match import match
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.report import Report
-from tresnet_jax.errors import HubError
+from tresnet_jax.checkpoints.shards import file_of_folder
+from tresnet_jax.errors import ConversionError, HubError
 from tresnet_jax.hub.client import WEIGHTS, find, split_source
 from tresnet_jax.hub.config import SavedConfig, read_config
 from tresnet_jax.models.base import ImageModel
@@ -46,8 +49,9 @@ def create_model(
         name: an architecture ('resnet50d'), an architecture with a tag ('resnet50d.a1_in1k'), or one of timm's older
             names; or 'hf-hub:org/name' or 'local-dir:FOLDER', whose ``config.json`` describes the model.
         pretrained: load the weights of the tag from the Hugging Face hub, or those of the named repository or folder.
-        checkpoint: load the weights of this file (timm's, or written by ``python -m convert``), or of the best
-            checkpoint in the folder of a training run. With a run, `pretrained_cfg` describes that run's images.
+        checkpoint: load the weights of this file (timm's in any container, or written by ``python -m convert``), of
+            the index or folder of several files, or of the best checkpoint in the folder of a training run. If it
+            states how its images were prepared, or the names of its classes, `pretrained_cfg` has them.
         num_classes: number of classes. None: the checkpoint's number, else the tag's, else 1000. A number that differs
             from the checkpoint's drops its classifier and draws a new one; 0: no classifier.
         in_chans: channels of the images. None: the checkpoint's number, else 3. A number that differs from the
@@ -117,12 +121,12 @@ def create_model(
         channels = in_chans if in_chans is not None else tagged.input_size[0] if tagged else 3
         model = build_model(architecture, num_classes=classes, in_chans=channels, rngs=rngs, **options)
     else:
-        model, report = _load(path, architecture if saved else name, num_classes, in_chans, rngs, options)
+        # A backbone has no classifier, so whatever head the file has is dropped.
+        classes = 0 if features_only and num_classes is None else num_classes
+        model, report = _load(path, architecture if saved else name, classes, in_chans, rngs, options)
         if saved and checkpoint is None:
-            _check_saved(saved, model, path, num_classes, in_chans)
-        if report.data_config is not None:  # a run's own images take precedence over those of the tag
-            images = {**report.data_config, 'label_names': report.label_names}
-            tagged = PretrainedConfig(architecture, '', num_classes=model.num_classes, license='', **images)
+            _check_saved(saved, model, path, classes, in_chans)
+        tagged = _stated_config(tagged or pretrained_config(architecture), model, report)
     model.pretrained_cfg = tagged or pretrained_config(architecture)
     if features_only:
         indices = model.config.family.feature_indices if out_indices is None else out_indices
@@ -140,7 +144,21 @@ def _weights_path(config: PretrainedConfig, pretrained: bool, checkpoint: str | 
         return None if checkpoint is None else Path(checkpoint)
     if config.embedded:
         return embedded_path(config)
+    if isinstance(config, SavedConfig) and config.source.startswith('local-dir:'):
+        file = file_of_folder(Path(config.source.removeprefix('local-dir:')))
+        if file is not None:
+            return file
     return find(config.source if isinstance(config, SavedConfig) else f'hf-hub:{config.hf_hub_id}', WEIGHTS)
+
+
+def _stated_config(config: PretrainedConfig, model: ImageModel, report: Report) -> PretrainedConfig:
+    """Return the row of a tag with what the checkpoint itself states about its images and classes, if it does."""
+    if report.data_config is not None:
+        images = {**report.data_config, 'label_names': report.label_names}
+        return PretrainedConfig(config.architecture, '', num_classes=model.num_classes, license='', **images)
+    if report.label_names is not None and config.label_names is None:
+        return dataclasses.replace(config, num_classes=model.num_classes, label_names=report.label_names)
+    return config
 
 
 def _check_saved(
@@ -172,15 +190,22 @@ def _load(
         requested = {key: value for key, value in options.items() if value is not None}
         return build_model(architecture, **{**found, **requested})
 
-    matched = match(
-        read(path),
-        name,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        abn_slope=options['abn_slope'],
-        build=build,
-        consume=True,
-    )
+    checkpoint = read(path)
+    try:
+        matched = match(
+            checkpoint,
+            name,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            abn_slope=options['abn_slope'],
+            build=build,
+            consume=True,
+        )
+    except ConversionError as error:
+        if checkpoint.layout is not None or checkpoint.metadata.get('format') == FLAX_FORMAT:
+            raise
+        command = f'python -m convert {path} TARGET.safetensors'
+        raise ConversionError(f'{error}\nIf another library named the tensors, first run: {command}') from error
     for warning in matched.report.warnings:
         warnings.warn(f'{path}: {warning}', stacklevel=3)
     model = fill(matched.model, matched.params, matched.batch_stats)

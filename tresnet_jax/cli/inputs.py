@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from tresnet_jax.checkpoints.shards import file_of_folder
 from tresnet_jax.data.folders import SPLITS, FolderSource
 from tresnet_jax.data.images import find_images
 from tresnet_jax.data.pipeline import eval_dataset, to_devices
@@ -100,7 +101,8 @@ def load_inputs(
         TrainingError: a flag is missing or contradicts another.
         DataError, ValueError: as `open_source` and `create_model`.
     """
-    run = load_config(flags.checkpoint) if flags.checkpoint is not None and flags.checkpoint.is_dir() else None
+    folder = flags.checkpoint if flags.checkpoint is not None and flags.checkpoint.is_dir() else None
+    run = load_config(folder) if folder is not None and file_of_folder(folder) is None else None
     name = flags.model or (_name_of(run) if run else None)
     if name is None:
         raise TrainingError('which model? give --model NAME, or --checkpoint RUN')
