@@ -144,7 +144,8 @@ def interruption() -> Iterator[Callable[[int], bool]]:
     """Graceful shutdown: catch SIGTERM and Ctrl-C while the context is open.
 
     Yields a function of the step that returns whether the run was asked to stop. A second Ctrl-C raises
-    KeyboardInterrupt. Over several hosts JAX's preemption service listens, and all processes stop at the same step.
+    KeyboardInterrupt. Over several hosts JAX's preemption service listens for SIGTERM, and all processes stop at the
+    same step.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
