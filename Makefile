@@ -9,7 +9,7 @@ demo: .venv-demo/ready  ## convert, compare, classify, fine-tune; needs no torch
 	.venv-demo/bin/python scripts/demo.py --out demo_output
 
 test: .venv/ready  ## the test suite, which compares with timm
-	.venv/bin/python -m pytest -n 2 --dist worksteal
+	.venv/bin/python -m pytest -n 2 --dist worksteal --durations=20
 
 # Tests that create, call, split or train networks. They may depend on whether NNX is in graph or tree mode.
 NETWORKS = $(addprefix tests/, models convert/test_golden.py test_factory.py test_folding.py test_profiling.py \
@@ -18,13 +18,13 @@ NETWORKS = $(addprefix tests/, models convert/test_golden.py test_factory.py tes
 
 test-all: .venv/ready  ## slow tests, the others, and NETWORKS in NNX's tree mode; writes tests/LAST_FULL_RUN.md
 	printf '# The last run of `make test-all`\n\nRelative error is max|a-b| / max|b|, the largest of all tensors.\n\n' > tests/LAST_FULL_RUN.md
-	.venv/bin/python -m pytest -n 2 --dist worksteal -m slow --summary tests/LAST_FULL_RUN.md
-	.venv/bin/python -m pytest -n 2 --dist worksteal --summary tests/LAST_FULL_RUN.md
+	.venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 -m slow --summary tests/LAST_FULL_RUN.md
+	.venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 --summary tests/LAST_FULL_RUN.md
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
-	  .venv/bin/python -m pytest -n 2 --dist worksteal $(NETWORKS) --summary tests/LAST_FULL_RUN.md
+	  .venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 $(NETWORKS) --summary tests/LAST_FULL_RUN.md
 
 test-newest: .venv-newest/ready  ## the tests that need no torch, on the newest Python found and the newest JAX
-	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --ignore tests/parity
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --durations=20 --ignore tests/parity
 
 check: .venv/ready  ## lint, format, types, direction of imports
 	.venv/bin/ruff check .

@@ -1,5 +1,8 @@
 """Checkpoints in timm's layout and in that of the original TResNet repository."""
 
+# pyright: reportPrivateImportUsage=false
+# timm does not mark what it exports.
+
 from collections.abc import Mapping
 from typing import Any, TypeVar
 

@@ -1,7 +1,6 @@
-"""What a port can get wrong: each quirk of timm's numbers as a patch of our code, and the comparison that must see it.
+"""Mistakes that a port can make: patches of our code, and the comparison that must detect each.
 
-`comparisons.py` has the comparisons, and `test_mutants.py` holds the table against them. A quirk without a row here is
-not tested.
+Every quirk of timm's numbers has a row. `comparisons.py` has the comparisons, and `test_mutants.py` runs the table.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from tresnet_jax.models import base as model
 from tresnet_jax.models import batch_norm as abn
 from tresnet_jax.models import build, initializers, layers, memory, pooling, resnetd, tresnet
 
-# What a patch calls although it stands in its place.
+# Originals that patches call.
 blur_pool, drop = pooling.blur_pool, layers.drop
 batch_statistics, update = abn.batch_statistics, abn.BatchNormAct._update
 conv_norm_act, all_feature_info = tresnet.ConvNormAct, resnetd.ResNetD._all_feature_info
@@ -34,12 +33,18 @@ forward_intermediates, reset_classifier = model.ImageModel.forward_intermediates
 scale, to_timm = timm_layouts.scale, layouts.to_timm
 resized, prune = transforms.EvalTransform._resized, model.ImageModel.prune_intermediate_layers
 
-Patch = tuple[Any, str, Any]  # a module, class, function or dict; the attribute or key; what to put there
+Patch = tuple[Any, str, Any]  # a module, class, function or dict; the attribute or key; the new value
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One mistake: its name, the function of `comparisons.py` whose error must rise, and the patches that make it."""
+    """One mistake.
+
+    Attributes:
+        name: a description.
+        comparison: the function of `comparisons.py` whose error must rise.
+        patches: the changes that make the mistake.
+    """
 
     name: str
     comparison: str
@@ -51,38 +56,38 @@ def row(name: str, comparison: str, *patches: Patch) -> Mutant:
 
 
 def like(module: types.ModuleType, **changes: Any) -> types.SimpleNamespace:
-    """A module with a few other functions, for one of our modules alone."""
+    """Return a copy of a module with some functions replaced, for use in one of our modules."""
     return types.SimpleNamespace(**{**vars(module), **changes})
 
 
 def with_options(make: Callable[..., Any], **forced: Any) -> Callable[..., Any]:
-    """A class or function some of whose keyword arguments are not the caller's."""
+    """Return a class or function that ignores some of the caller's keyword arguments."""
     return lambda *args, **options: make(*args, **{**options, **forced})
 
 
 def defaults(function: Callable[..., Any], **changes: Any) -> Patch:
-    return (function, '__kwdefaults__', {**function.__kwdefaults__, **changes})
+    return (function, '__kwdefaults__', {**(function.__kwdefaults__ or {}), **changes})
 
 
 # Space-to-depth, blur and pools.
 
 
 def s2d_channels_first(x: jax.Array) -> jax.Array:
-    """Channel c * 16 + dy * 4 + dx, as torch's PixelUnshuffle and the usual einops line."""
+    """Put channel c of pixel (dy, dx) at c * 16 + dy * 4 + dx, as torch's PixelUnshuffle does."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // 4, 4, w // 4, 4, c).transpose(0, 1, 3, 5, 2, 4)
     return x.reshape(b, h // 4, w // 4, 16 * c)
 
 
 def s2d_columns_first(x: jax.Array) -> jax.Array:
-    """Channel (dx * 4 + dy) * C + c."""
+    """Put channel c of pixel (dy, dx) at (dx * 4 + dy) * C + c."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // 4, 4, w // 4, 4, c).transpose(0, 1, 3, 4, 2, 5)
     return x.reshape(b, h // 4, w // 4, 16 * c)
 
 
 def blur_bordered_by(mode: str) -> Patch:
-    """The blur with another border than one that mirrors."""
+    """Return a patch of the blur with another border than the mirrored one."""
 
     def blur(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
@@ -96,31 +101,32 @@ def blur_bordered_by(mode: str) -> Patch:
 
 
 def subsample(x: jax.Array) -> jax.Array:
-    """What a stride of 2 in the convolution before it leaves, or in the 1x1 convolution behind it takes."""
+    """Subsample as a stride of 2 does, in the convolution before or in the 1x1 convolution after."""
     return x[:, ::2, ::2]
 
 
 def blur_from_the_second_pixel(x: jax.Array) -> jax.Array:
-    """The blur of a framework that pads 'SAME': the odd pixels of an even map."""
+    """Blur around the odd pixels of an even map, as frameworks that pad 'SAME' do."""
     shifted = jnp.concatenate([x[:, 1:], x[:, -1:]], axis=1)
     return blur_pool(jnp.concatenate([shifted[:, :, 1:], shifted[:, :, -1:]], axis=2))
 
 
 def average_counting_the_border(x: jax.Array) -> jax.Array:
-    """count_include_pad=True."""
+    """Average with count_include_pad=True."""
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
     return average_without_the_border(x)
 
 
 def average_without_the_border(x: jax.Array) -> jax.Array:
-    """ceil_mode=False."""
+    """Average with ceil_mode=False."""
     b, h, w, c = x.shape
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
 def dilated_average_not_counting(x: jax.Array) -> jax.Array:
-    """What count_include_pad=False would do if the pool padded; timm pads before it, and so the zeros count."""
-    return nnx.avg_pool(x, (2, 2), (1, 1), padding=((0, 1), (0, 1)), count_include_pad=False)
+    """Average without the border. timm pads before the pool, so its zeros count."""
+    padding: Any = ((0, 1), (0, 1))
+    return nnx.avg_pool(x, (2, 2), (1, 1), padding=padding, count_include_pad=False)
 
 
 def dilated_average_padded_in_front(x: jax.Array) -> jax.Array:
@@ -133,7 +139,7 @@ def max_pool_same(x: jax.Array) -> jax.Array:
 
 
 def max_pool_of_zeros(x: jax.Array) -> jax.Array:
-    """A border of zeros wins over negative values. In the network all are positive, so only the layer shows it."""
+    """Pad with zeros, which exceed negative values. Only the layer shows it: a network's values are positive."""
     return nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
 
 
@@ -158,7 +164,7 @@ def cancelling_statistics(x: jax.Array, axis_name: str | None) -> abn.BatchStati
 
 
 def gamma_zero_at(zero: Callable[[float | None, bool], bool]) -> Patch:
-    """BatchNormAct that starts at scale 0 where `zero` of its slope and its own flag says so."""
+    """Return a patch of BatchNormAct whose scale starts at 0 if `zero(slope, zero_init)` is true."""
     original = abn.BatchNormAct.__init__
 
     def init(self: abn.BatchNormAct, num_features: int, *, zero_init: bool = False, **options: Any) -> None:
@@ -167,11 +173,11 @@ def gamma_zero_at(zero: Callable[[float | None, bool], bool]) -> Patch:
     return (abn.BatchNormAct, '__init__', init)
 
 
-# TResNet's blocks, with something in another place.
+# The order of operations in TResNet's blocks.
 
 
 def blur_before_the_activation(self: tresnet.ConvNormAct, x: jax.Array) -> jax.Array:
-    """conv -> blur -> norm -> activation; the blur and the norm alone would commute."""
+    """conv -> blur -> norm -> activation. Blur and norm commute, blur and activation do not."""
     x = self.conv(x)
     return self.bn(x if self.aa is None else self.aa(x))
 
@@ -182,9 +188,10 @@ def stride_instead_of_blur(self: tresnet.ConvNormAct, x: jax.Array) -> jax.Array
 
 
 def block(order: str) -> Callable[[Any, jax.Array, jax.Array | None], jax.Array]:
-    """A TResNet's block with its parts in another order: the numbers of the convolutions, [b]lur, [s]e, [d]rop path.
+    """Return a TResNet block with its parts in another order.
 
-    timm's are '1b2sd' and '12bs3d'.
+    Args:
+        order: the numbers of the convolutions, [b]lur, [s]e, [d]rop path. timm's are '1b2sd' and '12bs3d'.
     """
 
     def call(self: Any, x: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -206,7 +213,7 @@ def block(order: str) -> Callable[[Any, jax.Array, jax.Array | None], jax.Array]
 
 
 def se_with(width: Callable[[int, int], int]) -> Patch:
-    """Squeeze-excite with another inner width, of the channels and the width asked for."""
+    """Return a patch of squeeze-excite with the inner width `width(channels, rd_channels)`."""
     original = layers.SqueezeExcite
     return (
         tresnet,
@@ -216,7 +223,7 @@ def se_with(width: Callable[[int, int], int]) -> Patch:
 
 
 def stem_of_one_pixel(in_chans: int, out_chans: int, kernel_size: int, **options: Any) -> tresnet.ConvNormAct:
-    """The paper's figure has a 1x1 convolution behind space-to-depth."""
+    """Use a 1x1 convolution after space-to-depth, as in the paper's figure."""
     return conv_norm_act(in_chans, out_chans, 1 if in_chans == 48 else kernel_size, **options)
 
 
@@ -258,7 +265,7 @@ def conv_padded_same(*args: Any, **options: Any) -> nnx.Conv:
 
 
 class StrideInTheFirst(resnetd.Bottleneck):
-    """The original ResNet's bottleneck, whose 1x1 convolution has the stride."""
+    """The original ResNet's bottleneck, whose first 1x1 convolution has the stride."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -282,7 +289,7 @@ class PoolAtStrideOne(resnetd.Stack):
 
 
 def dilated_from_the_first(make: type) -> Callable[..., Any]:
-    """A block whose first convolution has the dilation of its own stage already."""
+    """Return a block whose first convolution already has the dilation of its stage."""
     return lambda *args, **options: make(*args, **{**options, 'first_dilation': options['dilation']})
 
 
@@ -300,26 +307,31 @@ def reductions_without_dilation(self: resnetd.ResNetD) -> list[dict[str, Any]]:
 # Randomness, pooling, features.
 
 
+def needed(key: jax.Array | None) -> jax.Array:
+    assert key is not None
+    return key
+
+
 def drop_without_scaling(x: jax.Array, key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, tuple(shape)), x, jnp.zeros((), x.dtype))
 
 
 def drop_path_of_values(self: layers.DropPath, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    """A mask of values instead of images."""
-    return layers.drop(x, key, self.rate, x.shape) if self.is_random else x
+    """Drop values instead of images."""
+    return drop(x, needed(key), self.rate, x.shape) if self.is_random else x
 
 
 def drop_path_of_the_batch(self: layers.DropPath, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    return layers.drop(x, key, self.rate, (1, 1, 1, 1)) if self.is_random else x
+    return drop(x, needed(key), self.rate, (1, 1, 1, 1)) if self.is_random else x
 
 
 def dropout_keeping_the_rate(self: layers.Dropout, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-    """The rate taken for the share that is kept, which a rate of 1/2 does not show."""
+    """Keep the share that should be dropped; a rate of 1/2 would not show it."""
     return x if self.deterministic or self.rate == 0 else drop(x, layers.draw_key(rngs, ''), 1 - self.rate, x.shape)
 
 
 def rates_a_stage(rate: float, depths: tuple[int, ...]) -> list[float]:
-    """One rate for all blocks of a stage."""
+    """Return one rate for all blocks of a stage."""
     return [rate * stage / 3 for stage, depth in enumerate(depths) for _ in range(depth)]
 
 
@@ -329,7 +341,7 @@ def rates_in_float64(rate: float, depths: tuple[int, ...]) -> list[float]:
 
 
 def rates_from_one_end(rate: float, depths: tuple[int, ...]) -> list[float]:
-    """numpy's linspace in float32, where torch counts the second half from the end."""
+    """Return NumPy's linspace in float32; torch counts the second half from the end."""
     n = sum(depths)
     step = np.float32(rate) / np.float32(n - 1)
     return [float(np.float32(step * np.float32(i))) for i in range(n)]
@@ -354,14 +366,14 @@ def maps_in_the_order_asked_for(self: model.ImageModel, x: jax.Array, indices: A
 
 
 def reset_to_average(self: model.ImageModel, num_classes: int, global_pool: str | None = None, **options: Any) -> Any:
-    """timm 1.0.29's ResNet: a pooling that is not named becomes 'avg'."""
+    """Reset as timm 1.0.29's ResNet does: without an argument the pooling becomes 'avg'."""
     return reset_classifier(self, num_classes, 'avg' if global_pool is None else global_pool, **options)
 
 
-def logits_behind_dropout_alone(
+def pre_logits_without_dropout(
     self: model.ImageModel, x: jax.Array, pre_logits: bool = False, *, rngs: nnx.Rngs | None = None
 ) -> jax.Array:
-    """A pre_logits that is taken before the dropout."""
+    """Take pre_logits before the dropout."""
     x = pooling.global_pool(x, self.global_pool)
     return x if pre_logits else self.get_classifier()(self.head_drop(x, rngs))
 
@@ -370,7 +382,7 @@ def logits_behind_dropout_alone(
 
 
 def truncated_normal(std: float) -> nnx.Initializer:
-    """JAX's usual one: within two deviations, widened to the same deviation."""
+    """Return JAX's usual initialiser: cut at two deviations, and rescaled to the same deviation."""
 
     def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         values = rng.standard_normal(shape, np.float32)
@@ -387,7 +399,7 @@ def zeros(fan_in: int) -> nnx.Initializer:
 
 
 def conv_drawn_by(kernel: Callable[..., Any] | None = None, bias: Callable[..., Any] | None = None) -> Patch:
-    """nnx.Conv, in `layers.conv` alone, with initialisers made from (in_chans, out_chans, pixels of the kernel)."""
+    """Return a patch of `layers.conv` whose initialisers come from (in_chans, out_chans, pixels of the kernel)."""
 
     def make(in_chans: int, out_chans: int, kernel_size: tuple[int, int], **options: Any) -> nnx.Conv:
         if kernel is not None:
@@ -409,7 +421,7 @@ def adapted_with(
     ungroup: Callable[[np.ndarray], np.ndarray] = lambda g: g.reshape(len(g), -1, *g.shape[3:]),
     repeat: Callable[[np.ndarray, int], np.ndarray] = lambda g, times: np.concatenate([g] * times, axis=2),
 ) -> Patch:
-    """`adapt_input` with one step done otherwise."""
+    """Return a patch of `adapt_input` with one step changed."""
 
     def adapt(weight: np.ndarray, in_file: int, in_chans: int) -> np.ndarray:
         grouped = group(weight, in_file)
@@ -426,14 +438,14 @@ def scale_twice(gamma: Any) -> Any:
 
 
 def gammas_of_any_layout(checkpoint: Any) -> layouts.TimmState:
-    """timm's filter on a file whose gammas are positive scales already, and whose names are new."""
+    """Convert the gammas of a file in timm's layout, as timm's filter does."""
     state = to_timm(checkpoint)
     tensors = timm_layouts.from_inplace_abn({key: as_tensor(value) for key, value in state.tensors.items()})
     return dataclasses.replace(state, tensors={key: value.numpy() for key, value in tensors.items()})
 
 
 def turned_kernels(key: str, value: np.ndarray) -> np.ndarray:
-    """Height and width of a convolution's kernel exchanged."""
+    """Exchange height and width of a convolution's kernel."""
     if key.endswith('kernel') and value.ndim == 4:
         return value.transpose(3, 2, 1, 0)
     return names.torch_to_flax_layout(key, value)
@@ -451,13 +463,13 @@ def transform_with(
     ),
     crop_first: bool = False,
 ) -> Patch:
-    """`EvalTransform.__call__` with one step done otherwise."""
+    """Return a patch of `EvalTransform.__call__` with one step changed."""
 
     def call(self: transforms.EvalTransform, image: Image.Image) -> np.ndarray:
         image = image.convert('RGB')
         size, filter_ = self._resized(*image.size), transforms.INTERPOLATIONS[self.interpolation]
         if crop_first:
-            # The part of the image that the crop would show, in whole pixels.
+            # The part of the image that the crop shows, in whole pixels.
             across = min(image.width, round(image.width * self.width / size[0]))
             down = min(image.height, round(image.height * self.height / size[1]))
             x0, y0 = (image.width - across) // 2, (image.height - down) // 2
@@ -473,20 +485,20 @@ def transform_with(
 
 
 def resize_without_antialiasing(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    """As torch's and OpenCV's resize of tensors: the filter does not widen where pixels are left out."""
+    """Resize as torch and OpenCV resize tensors: the filter does not widen when the image shrinks."""
     x, y = image.width / size[0], image.height / size[1]
     return np.asarray(image.transform(size, Image.Transform.AFFINE, (x, 0, 0, 0, y, 0), resampling))
 
 
 def resize_in_jax(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    """Antialiased and rounded, with JAX's filters instead of Pillow's fixed-point ones."""
+    """Resize with antialiasing and rounding, but JAX's filters instead of Pillow's fixed-point ones."""
     kind = 'cubic' if resampling == Image.Resampling.BICUBIC else 'linear'
     x = jax.image.resize(np.asarray(image, np.float32), (size[1], size[0], 3), kind, antialias=True)
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
 
 
 def resize_in_float(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    """Pillow's filters without the rounding between its two passes."""
+    """Resize with Pillow's filters, without rounding between the two passes."""
     bands = [np.asarray(band.convert('F').resize(size, resampling)) for band in image.split()]
     return np.clip(np.rint(np.stack(bands, -1)), 0, 255).astype(np.uint8)
 
@@ -496,7 +508,13 @@ def resized_with(
     long: Callable[[float], int] = int,
     ratio: Callable[[float], int] = round,
 ) -> Patch:
-    """`EvalTransform._resized` of mode 'center' with another rounding: of the scale, the long edge, or both edges."""
+    """Return a patch of `EvalTransform._resized` that rounds differently in mode 'center'.
+
+    Args:
+        scale: rounds the size that the crop is taken from.
+        long: rounds the long edge of a square crop's image.
+        ratio: rounds both edges of a rectangular crop's image.
+    """
 
     def rounded(self: transforms.EvalTransform, width: int, height: int) -> tuple[int, int]:
         if self.crop_mode != 'center':
@@ -512,12 +530,12 @@ def resized_with(
 
 
 def squashed_without_a_crop(self: transforms.EvalTransform, width: int, height: int) -> tuple[int, int]:
-    """The original repository's: resized to the size itself."""
+    """Resize to the crop's size itself, as the original repository does."""
     return (self.width, self.height) if self.crop_mode == 'squash' else resized(self, width, height)
 
 
 def border(smaller: Callable[[float], int] = math.floor, larger: Callable[[float], int] = round) -> Patch:
-    """`_offset` with another rounding of half a pixel, around a smaller image or of a larger one."""
+    """Return a patch of `_offset` that rounds half a pixel differently, for a smaller or a larger image."""
     return (
         transforms,
         '_offset',
@@ -526,19 +544,19 @@ def border(smaller: Callable[[float], int] = math.floor, larger: Callable[[float
 
 
 def rows_with(pattern: str, **fields: Any) -> tuple[Patch, ...]:
-    """The tags of the table that match, with other fields than theirs."""
+    """Return patches of the matching tags with changed fields."""
     rows = {name: variants.PRETRAINED[name] for name in variants.list_pretrained(pattern)}
     changed = {name: dataclasses.replace(tag, **fields) for name, tag in rows.items()}
     return tuple((variants.PRETRAINED, name, tag) for name, tag in changed.items() if tag != rows[name])
 
 
 def normalise_grey_levels(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """The same but for rounding."""
+    """Normalise in grey levels, which differs by rounding."""
     return (x - mean * np.float32(255)) / (std * np.float32(255))
 
 
 def with_slope(slope: float) -> tuple[Any, str, Any]:
-    """A patch: TResNet is built with this slope by default."""
+    """Return a patch that builds TResNets with another default slope."""
     return build.CLASSES, 'tresnet', with_options(tresnet.TResNet, abn_slope=slope)
 
 
@@ -554,7 +572,7 @@ MUTANTS = (
     row('the stem keeps its slope when another is asked for', 'another_slope',
         (tresnet, 'Body', with_options(tresnet.Body, stem_slope=1e-2))),
     row('a block ends with a leaky ReLU', 'tresnet',
-        # The method, not what it calls: the trace of a function that is computed once stays.
+        # Patches the method, because JAX keeps the trace of the function that it calls.
         (memory.Memory, 'relu_of_sum', lambda self, x, shortcut: abn.activate(x + shortcut, 1e-3))),
     row('the leaky ReLU has slope 1 at zero', 'activation_at_zero',
         (abn, 'activate', lambda x, slope: x if slope is None else jnp.where(x >= 0, x, slope * x))),
@@ -569,22 +587,22 @@ MUTANTS = (
     row('sizes must be multiples of 32', 'sizes_taken',
         (tresnet.TResNet, '_check_input', multiples_of_32)),
     row("a ResNet's sizes are multiples of 32", 'sizes_taken', (resnetd.ResNetD, '_check_input', multiples_of_32)),
-    row('the blur is bordered by zeros', 'blur_pool', blur_bordered_by('constant')),
+    row('the border of the blur is zero', 'blur_pool', blur_bordered_by('constant')),
     row("the blur's border repeats the edge", 'blur_pool', blur_bordered_by('edge')),
-    row("the blur's border mirrors the edge too", 'blur_pool', blur_bordered_by('symmetric')),
+    row("the blur's border repeats the edge before mirroring", 'blur_pool', blur_bordered_by('symmetric')),
     row('the blur begins at the second pixel', 'blur_pool', (pooling, 'blur_pool', blur_from_the_second_pixel)),
     row('a 2x2 box instead of the blur', 'blur_pool', (pooling, 'blur_pool', pooling.avg_pool)),
     row('a strided convolution instead of the blur', 'tresnet',
         (tresnet.ConvNormAct, '__call__', stride_instead_of_blur)),
     row('the blur comes before the activation', 'tresnet',
         (tresnet.ConvNormAct, '__call__', blur_before_the_activation)),
-    row('basic block: the blur is behind conv2', 'tresnet', (tresnet.BasicBlock, '__call__', block('12bsd'))),
-    row('bottleneck: the blur is behind conv1', 'tresnet', (tresnet.Bottleneck, '__call__', block('1b2s3d'))),
+    row('basic block: the blur comes after conv2', 'tresnet', (tresnet.BasicBlock, '__call__', block('12bsd'))),
+    row('bottleneck: the blur comes after conv1', 'tresnet', (tresnet.Bottleneck, '__call__', block('1b2s3d'))),
     # TResNet: squeeze-excite.
     row('basic block: squeeze-excite before conv2', 'tresnet', (tresnet.BasicBlock, '__call__', block('1bs2d'))),
     row('bottleneck: squeeze-excite before conv2', 'tresnet', (tresnet.Bottleneck, '__call__', block('1s2b3d'))),
     row('bottleneck: squeeze-excite before the blur', 'tresnet', (tresnet.Bottleneck, '__call__', block('12sb3d'))),
-    row('bottleneck: squeeze-excite behind conv3', 'keys_and_shapes', se_with(lambda channels, rd: rd * 4)),
+    row('bottleneck: squeeze-excite after conv3', 'keys_and_shapes', se_with(lambda channels, rd: rd * 4)),
     row('squeeze-excite narrower than 64', 'keys_and_shapes', se_with(lambda channels, rd: channels // 4)),
     row('squeeze-excite by a 16th', 'keys_and_shapes', se_with(lambda channels, rd: max(channels // 16, 64))),
     row("bottleneck: squeeze-excite by the block's planes / 4", 'keys_and_shapes',
@@ -607,7 +625,7 @@ MUTANTS = (
         (variants.TResNetConfig, 'planes', property(v2_without_rounding))),
     row('second version: a pool in the shortcut of layer1', 'tresnet_v2',
         (tresnet.Shortcut, '__call__', pooled_at_stride_one)),
-    row('an activation behind the shortcut', 'tresnet', (tresnet.Shortcut, '__call__', activated_shortcut)),
+    row('an activation after the shortcut', 'tresnet', (tresnet.Shortcut, '__call__', activated_shortcut)),
     row("a TResNet's strided 1x1 shortcut", 'tresnet', (pooling, 'avg_pool', subsample)),
     row("a TResNet's pool counts the border", 'tresnet', (pooling, 'avg_pool', average_counting_the_border)),
     # The pools of both.
@@ -624,7 +642,7 @@ MUTANTS = (
     row("Keras' epsilon of 1e-3", 'batch_norm', defaults(abn.BatchNormAct.__init__, epsilon=1e-3)),
     row('an epsilon of 1.001e-5', 'batch_norm', defaults(abn.BatchNormAct.__init__, epsilon=1.001e-5)),
     row('an epsilon of 1.001e-5 in a whole network', 'resnet', defaults(abn.BatchNormAct.__init__, epsilon=1.001e-5)),
-    row('epsilon behind the root', 'batch_norm', (abn, 'jax', like(jax,
+    row('epsilon outside of the root', 'batch_norm', (abn, 'jax', like(jax,
         lax=like(jax.lax, rsqrt=lambda x: 1 / (jnp.sqrt(x - 1e-5) + 1e-5))))),
     row("Flax's momentum of 0.99", 'running_statistics', defaults(abn.BatchNormAct.__init__, momentum=0.99)),
     row("torch's momentum taken for Flax's", 'running_statistics', defaults(abn.BatchNormAct.__init__, momentum=0.1)),
@@ -641,10 +659,10 @@ MUTANTS = (
     # ResNet-D.
     row('strided convolutions are padded as SAME', 'resnet', (resnetd, 'conv', conv_padded_same)),
     row("the stem's stride is in its third convolution", 'resnet', (resnetd, 'Stack', StemStrideLast)),
-    row('the stem is 64 wide from the beginning', 'keys_and_shapes', (
+    row('the stem is 64 wide from its first convolution', 'keys_and_shapes', (
         variants.ARCHITECTURES, 'resnet18d', dataclasses.replace(variants.ARCHITECTURES['resnet18d'], stem_width=64))),
     row("a network's max pool is padded as SAME", 'resnet', (resnetd, 'max_pool', max_pool_same)),
-    row('the first feature map is behind the max pool', 'resnet',
+    row('the first feature map is taken after the max pool', 'resnet',
         (resnetd.ResNetD, '_stem', lambda self, x: (pooling.max_pool(self.bn1(self.conv1(x))),) * 2)),
     row("a bottleneck's stride is in its first convolution", 'resnet', (resnetd, 'Bottleneck', StrideInTheFirst)),
     row('a strided 1x1 shortcut', 'resnet', (pooling, 'avg_pool', subsample)),
@@ -673,8 +691,8 @@ MUTANTS = (
         (model, 'DropPath', lambda rate: layers.DropPath(rate * 7 / 8))),
     row('dropout is not scaled', 'dropout', (layers, 'drop', drop_without_scaling)),
     row('dropout keeps what it should drop', 'dropout', (layers.Dropout, '__call__', dropout_keeping_the_rate)),
-    row('what comes before the logits is without dropout', 'dropout',
-        (model.ImageModel, 'forward_head', logits_behind_dropout_alone)),
+    row('pre_logits are taken before the dropout', 'dropout',
+        (model.ImageModel, 'forward_head', pre_logits_without_dropout)),
     # Heads and features.
     row("'avgmax' is the sum", 'global_pools', pool_with('avgmax', lambda x: x.mean((1, 2)) + x.max((1, 2)))),
     row("'catavgmax' has the maximum first", 'global_pools',
@@ -759,7 +777,7 @@ MUTANTS = (
     row('TResNets with bicubic', 'data_configs', *rows_with('tresnet*', interpolation='bicubic')),
     row('ResNets with bilinear', 'data_configs', *rows_with('resnet50d*', interpolation='bilinear')),
     row("the model cards' crop of 0.94", 'data_configs', *rows_with('resnet*.ra2_in1k', crop_pct=0.94)),
-    row('the size of training when that of testing is asked for', 'data_configs',
+    row('the training size instead of the test size', 'data_configs',
         *rows_with('resnet101d*', test_input_size=None)),
     row('the last tag is the default', 'default_tags',
         (variants, 'PRETRAINED', dict(reversed(variants.PRETRAINED.items())))),

@@ -95,8 +95,8 @@ def images(batch: int, channels: int, height: int, width: int, seed: int = 1) ->
     return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
 
 
-def nhwc(x: torch.Tensor) -> np.ndarray:
-    """Return a tensor as an array, with the channels of images and feature maps last."""
+def nhwc(x: torch.Tensor) -> Any:
+    """Return a tensor as a NumPy array, with the channels of images and feature maps last."""
     x = x.detach()
     return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy()
 

@@ -1,6 +1,7 @@
 """torch's layers beside ours, with the same values, and their gradients."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import torch
@@ -20,7 +21,7 @@ def torch_gradient(
     return y, x.grad
 
 
-def batch_norms(slope: float | None, channels: int = 5) -> tuple[torch.nn.Sequential, BatchNormAct]:
+def batch_norms(slope: float | None, channels: int = 5) -> tuple[Any, BatchNormAct]:
     """Return torch's batch norm and activation, and ours, with the same random state and gammas of both signs."""
     generator = torch.Generator().manual_seed(7)
     norm = torch.nn.BatchNorm2d(channels).double()

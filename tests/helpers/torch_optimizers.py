@@ -1,6 +1,10 @@
 """Training configurations, and timm's and torch's optimisers and schedules for them."""
 
+# pyright: reportPrivateImportUsage=false
+# timm does not mark what it exports.
+
 from collections.abc import Callable
+from typing import Any
 
 import timm.optim
 import timm.scheduler
@@ -13,7 +17,7 @@ PLAIN = TrainConfig(
     opt='momentum', lr=0.1, weight_decay=1e-2, sched='constant', warmup_epochs=0, smoothing=0.0, dtype='float64'
 )
 # The fields that differ from PLAIN. The decay is larger than usual, so that an error in it shows.
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     'plain': {},
     'nesterov, cosine, warm-up': {'opt': 'sgd', 'lr': 0.2, 'sched': 'cosine', 'warmup_epochs': 5, 'min_lr': 1e-3},
     'step': {'lr': 0.05, 'sched': 'step', 'decay_epochs': 7, 'decay_rate': 0.5},
@@ -33,7 +37,7 @@ RECIPES = {
 
 def torch_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return timm's optimiser for a configuration."""
-    options = {'momentum': config.momentum} if config.opt in ('sgd', 'momentum') else {}
+    options: dict[str, Any] = {'momentum': config.momentum} if config.opt in ('sgd', 'momentum') else {}
     return timm.optim.create_optimizer_v2(
         model,
         opt=config.opt,
