@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+from convert.foreign import LAYOUTS
 from tresnet_jax.checkpoints import read as reader
 from tresnet_jax.checkpoints.checkpoint import Checkpoint
-from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
-
-LAYOUTS = TIMM_LAYOUTS
 
 
 def read(

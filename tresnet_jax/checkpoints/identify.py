@@ -20,7 +20,7 @@ FOREIGN = {
     Shape('tresnet', (3, 8, 34, 5), ALL_BOTTLENECK, 64, WIDE): "ML-Decoder's tresnet_xl, another network",
     Shape('tresnet', (3, 4, 6, 3), (BASIC, BASIC, BOTTLENECK, BOTTLENECK), 64, WIDE): "ML-Decoder's tresnet_s",
     Shape('tresnet', (3, 6, 14, 3), ALL_BOTTLENECK, 64, WIDE): "ML-Danbooru's tresnet_d",
-    Shape('resnetd', (3, 12, 48, 3), ALL_BOTTLENECK, 32, WIDE): "PaddleClas's ResNet200_vd",
+    Shape('resnetd', (3, 12, 48, 3), ALL_BOTTLENECK, 32, WIDE): "PaddleClas's ResNet200_vd (3, 12, 48, 3 blocks)",
 }
 
 
@@ -104,7 +104,7 @@ def _other_network(tensors: Mapping[str, Any]) -> str | None:
     if channels('conv1.0.weight', 0) != channels('conv1.3.weight', 0):
         return "a ResNet-T, whose stem widens (timm's resnet50t)"
     if 'layer2.0.downsample.0.weight' in tensors:
-        return "a ResNet-C, whose shortcuts do not pool (timm's resnet50c, OpenMMLab's V1c)"
+        return "a ResNet-C, whose shortcuts do not pool (timm's resnet50c, OpenMMLab's V1c, Paddle's variant c)"
     second, width = channels('layer1.0.conv2.weight', 1), channels('layer1.0.conv2.weight', 0)
     if 0 < second < width:
         return "a ResNeXt-D, whose convolutions have groups (timm's resnext50d)"

@@ -74,6 +74,7 @@ class Layout:
             a sentence ('PaddleClas ResNet18_vd, which has one more projection'), for another network of the library.
         classifier: where the layout keeps its classifier, without the leaf: 'fc'; None: it has none of its own.
         absent: parts of names which rule the layout out if a tensor under the prefix, or a counter, has one.
+        unseen: networks of the library with the same tensors and another function; empty for timm's, in `twins`.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Layout:
     to_timm: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     classifier: str | None = None
     absent: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     def member(self, name: str) -> bool:
         """Return whether a name, without the prefix, is one of the body or of the classifier."""

@@ -64,12 +64,19 @@ def check_function(path: Path, network: Network) -> Function:
     settled = by_module or (CONFIG if by_config is not None else None)
     notes += by_config or []
     if settled is None and family_of(architecture) is RESNETD:
-        notes.append(remaining(architecture))
+        notes.append(_remaining(architecture, network.layout.unseen))
     return Function(settled, slope, tuple(notes))
 
 
-def remaining(architecture: str) -> str:
-    """Return the note about the twins that the tensors of a ResNet-D cannot exclude."""
+def _remaining(architecture: str, unseen: tuple[str, ...]) -> str:
+    """Return the note about the twins that the tensors of a ResNet-D cannot exclude.
+
+    Args:
+        architecture: the architecture.
+        unseen: the twins in the library whose names the tensors have; empty for timm's names.
+    """
+    if unseen:
+        return f'the tensors alone do not exclude {", ".join(unseen)}'
     others = ', '.join((*TWINS.get(architecture, ()), 'other activations', 'dilations'))
     return f'the tensors alone do not exclude {others}; a {CONFIG} of timm beside the file would'
 
