@@ -150,7 +150,7 @@ def make_train_step(
         if ema is not None:
             ema = moving_average(ema, {'params': params, 'batch_stats': batch_stats}, state.step, config)
 
-        norm = optax.tree.norm(grads)
+        norm = _norm(grads)
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
         new = TrainState(state.step, params, batch_stats, opt_state, ema, state.nonfinite)
         good = finite & (state.nonfinite <= config.skip_nonfinite)
@@ -159,6 +159,15 @@ def make_train_step(
         return new, metrics | {'grad_norm': norm, 'finite': finite}
 
     return step
+
+
+def _norm(tree: Tree) -> jax.Array:
+    """Return the Euclidean norm of all leaves together."""
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
+    # Without the barrier XLA for GPUs adds the running sum in the kernel of each square, and so computes the gradients
+    # in the order of the leaves, from the stem on: the activations of all layers live until then. TResNet-M, 128
+    # images, abn_memory 'lean': 2,469 instead of 1,910 MB of temporaries.
+    return jnp.sqrt(sum(jax.lax.optimization_barrier(squares)))
 
 
 def augment(
