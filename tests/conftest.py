@@ -1,4 +1,4 @@
-"""Settings of the whole suite. The tests of tests/parity need torch and timm; the others need neither."""
+"""Settings of the whole suite. Only tests/parity needs torch and timm."""
 
 import datetime
 import importlib.metadata
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # what the command lines keep would hide what is compiled now
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # a cached program would hide a compilation
 
 import jax
 import pytest
@@ -21,20 +21,20 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 @pytest.fixture
 def x64():
-    """float64 in JAX for one test."""
+    """Allow float64 in JAX for one test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def record_error(request) -> Callable[[str, str, float], None]:
-    """record_error(architecture, what was compared, relative error); travels with the report between processes."""
-    # A plain float: NumPy's does not travel between processes.
+    """Return record_error(architecture, what was compared, relative error), for the table at the end."""
+    # A plain float, because reports pass between processes and NumPy's floats cannot.
     return lambda name, what, error: request.node.user_properties.append(('relative error', (name, what, float(error))))
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption('--summary', type=Path, help='append what was run, with which versions, and the errors found')
+    parser.addoption('--summary', type=Path, help='append the versions, the counts and the errors to a Markdown file')
 
 
 def pytest_configure(config) -> None:
@@ -42,7 +42,7 @@ def pytest_configure(config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
-    """The largest relative error of every comparison of whole models, as a table at the end, and in --summary FILE."""
+    """Print the largest relative error of each comparison of whole models; append a section to --summary."""
     table: dict[tuple[str, str], float] = {}
     for report in terminalreporter.getreports('passed') + terminalreporter.getreports('failed'):
         for name, value in report.user_properties:
@@ -59,14 +59,14 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
         terminalreporter.write_line(' ' * 14 + ''.join(f'{column:>18}' for column in columns))
         for name, *cells in rows:
             terminalreporter.write_line(f'{name:<14}' + ''.join(f'{cell:>18}' for cell in cells))
-    if config.option.summary and not hasattr(config, 'workerinput'):  # a worker process reports to the first
+    if config.option.summary and not hasattr(config, 'workerinput'):  # only the main process has all reports
         counts = {what: len(terminalreporter.getreports(what)) for what in ('passed', 'failed', 'error', 'skipped')}
         with config.option.summary.open('a', encoding='utf-8') as file:
             file.write(_summary(config, int(exitstatus), counts, columns, rows))
 
 
 def _summary(config, exitstatus: int, counts: dict[str, int], columns: list[str], rows: list[list[str]]) -> str:
-    """A section of Markdown about one run."""
+    """Return a section of Markdown about one run."""
     versions = []
     for package in ('jax', 'flax', 'numpy', 'torch', 'torchvision', 'timm', 'optax', 'orbax-checkpoint', 'grain'):
         try:
