@@ -63,16 +63,16 @@ ARCHIVES = {
     'a name of Windows': ([PICKLE, STORAGE, ('a\\b', b'')], 'outside of it'),
     'an escape code': ([PICKLE, ('a\x1b[31m', b''), ('a\x1b[31m', b'')], r'of the name a\\x1b\[31m'),
     'no storage': ([PICKLE], 'no member a/data/0, which a tensor needs'),
-    'a short storage': ([PICKLE, ('a/data/0', DATA[:-1])], 'member a/data/0 has 95 bytes, not 96'),
+    'a short storage': ([PICKLE, ('a/data/0', DATA[:-1])], 'has 95 bytes, not 96, in its member a/data/0'),
     'an odd byte order': ([PICKLE, STORAGE, ('a/byteorder', b'middle\x1b')], r'unknown byte order'),
     'nothing': ([], 'not a|neither|other files'),
     'other files': (
         [('readme.txt', b'a'), ('weights.pth', b'')],
         r'other files \(readme.txt, weights.pth\); run: unzip',
     ),
-    'a damaged array': ([('a.npy', b'\x93NUMPY\1\0\xff\xff')], 'an array of it is damaged'),
-    'an array of no version': ([('a.npy', b'\x93NUMPY\x09\0\2\0{}  ')], 'an array of it is damaged'),
-    'no array': ([('a.npy', b'os.system')], 'an array of it is damaged'),
+    'a damaged array': ([('a.npy', b'\x93NUMPY\1\0\xff\xff')], 'has a damaged array'),
+    'an array of no version': ([('a.npy', b'\x93NUMPY\x09\0\2\0{}  ')], 'has a damaged array'),
+    'no array': ([('a.npy', b'os.system')], 'has a damaged array'),
 }
 
 
@@ -91,7 +91,7 @@ def npy(header: str, data: bytes = b'abcd') -> bytes:
     [
         ("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", 'goes beyond its storage of 1 elements'),
         ("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }", 'goes beyond'),
-        ("{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }" % ('1, ' * 100), 'no sound shape'),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }" % ('1, ' * 100), 'without a sound shape'),
     ],
 )
 def test_npz(tmp_path, header, message):
@@ -153,7 +153,7 @@ def test_checksums_are_not_compared(tmp_path):
 def test_zip_bombs(tmp_path):
     zeros = tensor(storage('0', 'ByteStorage', 2**27), (2**27,), (1,))
     path = write_zip(tmp_path / 'a.pt', zeros, {'0': bytes(2**27)}, compression=zipfile.ZIP_DEFLATED)
-    assert path.stat().st_size < 150_000
+    assert path.stat().st_size < 600_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert 'expands more than 50 times; pack it without compression' in refusal(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # KiB
@@ -192,26 +192,32 @@ def test_cut_files(tmp_path, kind, share):
 OTHER = {'a': tensor(storage('0', 'FloatStorage', 24, None), (1,), (1,))}
 LEGACY = {
     'another protocol': (legacy(3).replace(b'M\xe9\3.', b'M\xe8\3.', 1), "unknown version of torch's older format"),
-    'storages without tensors': (legacy(3, {'0': (24, DATA)}), 'list of storages is damaged'),
-    'no storages': (legacy(LEGACY_STATE), 'storage 0 has fewer bytes than the 96'),
-    'a short storage': (legacy(LEGACY_STATE, {'0': (23, DATA)}), 'storage 0 has fewer bytes than the 96'),
+    'storages without tensors': (legacy(3, {'0': (24, DATA)}), 'damaged list of storages'),
+    'no storages': (legacy(LEGACY_STATE), 'has fewer bytes than the 96 that its tensors need in its storage 0'),
+    'a short storage': (
+        legacy(LEGACY_STATE, {'0': (23, DATA)}),
+        'has fewer bytes than the 96 that its tensors need in its storage 0',
+    ),
     'a long storage': (legacy(LEGACY_STATE, {'0': (25, DATA)}), 'cut short'),
     'as many elements as there can be': (legacy(LEGACY_STATE, {'0': (2**62, DATA)}), 'cut short'),
     'a negative number of elements': (legacy(LEGACY_STATE, {'0': (-1, DATA)}), 'cut short'),
-    'another list of storages': (legacy(Raw(stream(3) + stream({'0': 1}))), 'list of storages is damaged'),
-    'a list of odd keys': (legacy(Raw(stream(3) + stream([[]]))), 'list of storages is damaged'),
-    'a list that is a call': (legacy(Raw(stream(3) + stream(Call(Name('os', 'system'), ('a',))))), 'list of storages'),
+    'another list of storages': (legacy(Raw(stream(3) + stream({'0': 1}))), 'damaged list of storages'),
+    'a list of odd keys': (legacy(Raw(stream(3) + stream([[]]))), 'damaged list of storages'),
+    'a list that is a call': (
+        legacy(Raw(stream(3) + stream(Call(Name('os', 'system'), ('a',))))),
+        'damaged list of storages',
+    ),
     'two dtypes': (
         legacy([OTHER, tensor(storage('0', 'HalfStorage', 24, None), (1,), (1,))], {'0': (24, DATA)}),
-        'no sound size',
+        'without a sound size',
     ),
     'a view outside': (
         legacy(tensor(storage('0', 'FloatStorage', 24, ('1', 20, 5)), (1,), (1,)), {'0': (24, DATA)}),
-        'no sound size',
+        'without a sound size',
     ),
     'a view before': (
         legacy(tensor(storage('0', 'FloatStorage', 24, ('1', -1, 5)), (1,), (1,)), {'0': (24, DATA)}),
-        'no sound size',
+        'without a sound size',
     ),
 }
 

@@ -151,21 +151,27 @@ def array(shape: Any, data: Any = b'abcd', dtype: Any = DTYPE) -> Call:
 
 # name -> (a value or instructions, what the message says)
 REFUSED: dict[str, tuple[Any, str]] = {
-    'a call of an attribute': (Call(call('builtins', 'getattr', SYSTEM, 'a'), ('touch MARKER',)), 'calls a Record'),
-    'a call of a partial function': (Call(call('functools', 'partial', SYSTEM, 'touch MARKER')), 'calls a Record'),
-    'a call of text': (Call('os.system', ('touch MARKER',)), 'calls a str'),
-    'a call of a list': (Call([]), 'calls a list'),
+    'a call of an attribute': (
+        Call(call('builtins', 'getattr', SYSTEM, 'a'), ('touch MARKER',)),
+        'calls an object of builtins.getattr',
+    ),
+    'a call of a partial function': (
+        Call(call('functools', 'partial', SYSTEM, 'touch MARKER')),
+        'calls an object of functools.partial',
+    ),
+    'a call of text': (Call('os.system', ('touch MARKER',)), 'calls a value of type str'),
+    'a call of a list': (Call([]), 'calls a value of type list'),
     'arguments in a list': (Call(SYSTEM, ['touch MARKER']), 'without a tuple of arguments'),
     'arguments by position': (
         code(instructions(SYSTEM), instructions(()), instructions([]), 'NEWOBJ_EX'),
         'without a tup',
     ),
-    'attributes of a class': (build(SYSTEM), 'sets attributes of a Global'),
-    'attributes of a list': (build([]), 'sets attributes of a list'),
-    'attributes of text': (build('a'), 'sets attributes of a str'),
-    'attributes of None': (build(None), 'sets attributes of a NoneType'),
-    'attributes of a set': (build(call('builtins', 'set')), 'sets attributes of a set'),
-    'attributes of a tuple': (build((1,)), 'sets attributes of a tuple'),
+    'attributes of a class': (build(SYSTEM), 'sets attributes of the class os.system'),
+    'attributes of a list': (build([]), 'sets attributes of a value of type list'),
+    'attributes of text': (build('a'), 'sets attributes of a value of type str'),
+    'attributes of None': (build(None), 'sets attributes of a value of type NoneType'),
+    'attributes of a set': (build(call('builtins', 'set')), 'sets attributes of a value of type set'),
+    'attributes of a tuple': (build((1,)), 'sets attributes of a value of type tuple'),
     'INST': (code('MARK', instructions('touch MARKER'), 'INST', b'os\nsystem\n'), 'instruction INST'),
     'OBJ': (code('MARK', instructions(SYSTEM), instructions('touch MARKER'), 'OBJ'), 'instruction OBJ'),
     'EXT1': (code('EXT1', b'\1'), 'instruction EXT1'),
@@ -195,22 +201,34 @@ REFUSED: dict[str, tuple[Any, str]] = {
     'a tuple of a record': (call('builtins', 'tuple', call('a', 'b')), 'arguments that do not fit'),
     'a complex number of text': (call('builtins', 'complex', '1', 2.0), 'arguments that do not fit'),
     'a dictionary of triples': (call('collections', 'OrderedDict', [[1, 2, 3]]), 'arguments that do not fit'),
-    'a dictionary of keys that are lists': (call('collections', 'OrderedDict', [[[], 2]]), 'key that is a list'),
-    'an item of a class': (code(instructions(SYSTEM), 'NONE', 'NONE', 'SETITEM'), 'sets an item of a Global'),
-    'an item of a list': (code(instructions([]), 'NONE', 'NONE', 'SETITEM'), 'sets an item of a list'),
+    'a dictionary of keys that are lists': (
+        call('collections', 'OrderedDict', [[[], 2]]),
+        'unsuitable key, a value of type list',
+    ),
+    'an item of a class': (
+        code(instructions(SYSTEM), 'NONE', 'NONE', 'SETITEM'),
+        'sets an item of the class os.system',
+    ),
+    'an item of a list': (code(instructions([]), 'NONE', 'NONE', 'SETITEM'), 'sets an item of a value of type list'),
     'an odd number of items': (code('EMPTY_DICT', 'MARK', 'NONE', 'SETITEMS'), 'damaged'),
-    'an element of a class': (code(instructions(SYSTEM), 'NONE', 'APPEND'), 'appends to a Global'),
-    'an element of a dictionary': (code('EMPTY_DICT', 'NONE', 'APPEND'), 'appends to a dict'),
-    'a member of a list': (code('EMPTY_LIST', 'MARK', 'NONE', 'ADDITEMS'), 'adds to a list'),
-    'a key that is a list': (code('EMPTY_DICT', 'EMPTY_LIST', 'NONE', 'SETITEM'), 'key that is a list'),
-    'a key of more than 64 bits': ({2**64: 1}, 'key that is a int, or a large one'),
-    'a key that is a nested tuple': ({((1, 2), 3): 1}, 'key that is a tuple'),
-    'a key that is a long tuple': ({tuple(range(65)): 1}, 'key that is a tuple'),
+    'an element of a class': (code(instructions(SYSTEM), 'NONE', 'APPEND'), 'appends to the class os.system'),
+    'an element of a dictionary': (code('EMPTY_DICT', 'NONE', 'APPEND'), 'appends to a value of type dict'),
+    'a member of a list': (code('EMPTY_LIST', 'MARK', 'NONE', 'ADDITEMS'), 'adds to a value of type list'),
+    'a key that is a list': (
+        code('EMPTY_DICT', 'EMPTY_LIST', 'NONE', 'SETITEM'),
+        'unsuitable key, a value of type list',
+    ),
+    'a key of more than 64 bits': ({2**64: 1}, 'unsuitable key, a value of type int'),
+    'a key that is a nested tuple': ({((1, 2), 3): 1}, 'unsuitable key, a value of type tuple'),
+    'a key that is a long tuple': ({tuple(range(65)): 1}, 'unsuitable key, a value of type tuple'),
     'a key whose hash takes for ever': (
         code('EMPTY_DICT', 'NONE', b'q\0h\0\x86' * 60, 'NONE', 'SETITEM'),
-        'is a tuple',
+        'key, a value of type tuple',
     ),
-    'a member that is a set': (code('MARK', 'MARK', 'FROZENSET', 'FROZENSET'), 'key that is a frozenset'),
+    'a member that is a set': (
+        code('MARK', 'MARK', 'FROZENSET', 'FROZENSET'),
+        'unsuitable key, a value of type frozenset',
+    ),
     'an empty place of the memo': (code('BINGET', b'\x07'), 'a value that it does not store'),
     'an empty stack': (code('POP', 'POP'), 'a value is missing'),
     'TUPLE3 of two': (code('NONE', 'NONE', 'TUPLE3'), 'a value is missing'),
@@ -233,20 +251,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     'nested marks': (code(b'(' * 100_000), 'a value is missing'),
     'copies of a list': (copies(list(range(1000)), 6000, 'builtins', 'list'), 'more than 5,000,000 instructions'),
     'copies of text': (copies('a' * 10**6, 20, '_codecs', 'encode'), 'copies more bytes than the file has'),
-    'an array beyond its bytes': (array((10**12,)), 'has 4 bytes'),
-    'an array of 100 dimensions': (array((1,) * 100), 'no sound shape'),
-    'an array of a shape in a list': (array([1]), 'no sound shape'),
+    'an array beyond its bytes': (array((10**12,)), 'with 4 bytes'),
+    'an array of 100 dimensions': (array((1,) * 100), 'without a sound shape'),
+    'an array of a shape in a list': (array([1]), 'without a sound shape'),
     'an array of negative sizes': (array((-1, -1)), 'out of range'),
-    'an array of a number': (array((1,), 10**12), 'no bytes'),
-    'an array without a state': (Call(array(()).function, array(()).arguments, {'a': 1}), 'no sound state'),
+    'an array of a number': (array((1,), 10**12), 'without bytes'),
+    'an array without a state': (Call(array(()).function, array(()).arguments, {'a': 1}), 'without a sound state'),
     'an array of odd axes': (call('numpy._core.numeric', '_frombuffer', bytes(8), DTYPE, (1, 2), 'K', (0, 5)), 'axes'),
     'an array of axes by name': (
         call('numpy._core.numeric', '_frombuffer', bytes(8), DTYPE, (1, 2), 'K', ('a', 5)),
         'fit',
     ),
-    'a dtype of an odd byte order': (Call(DTYPE.function, ('f4',), (3, 'x')), 'no byte order'),
+    'a dtype of an odd byte order': (Call(DTYPE.function, ('f4',), (3, 'x')), 'without a byte order'),
     'a scalar of odd bytes': (call('numpy.core.multiarray', 'scalar', DTYPE, b'abc'), 'wrong number of bytes'),
-    'a tensor without a storage': (tensor({'a': 1}, (2,), (1,)), 'no storage'),
+    'a tensor without a storage': (tensor({'a': 1}, (2,), (1,)), 'without a storage'),
     'a tensor without a shape': (call('torch._utils', '_rebuild_tensor_v2', 1), 'arguments that do not fit'),
     'a tensor of text': (Call(Name('torch._utils', '_rebuild_tensor_v2'), 'abcdef'), 'without a tuple of arguments'),
 }
@@ -272,19 +290,22 @@ LIES = {
     'too few': (('storage', FLOATS, '0'), 'unknown way'),
     'a key by number': (('storage', FLOATS, 0, 'cpu', 24), 'unknown way'),
     'a size by text': (('storage', FLOATS, '0', 'cpu', '24'), 'unknown way'),
-    'a storage class by text': (('storage', 'FloatStorage', '0', 'cpu', 24), 'unknown class, str'),
-    'another storage class': (('storage', SYSTEM, '0', 'cpu', 24), 'unknown class, os.system'),
+    'a storage class by text': (('storage', 'FloatStorage', '0', 'cpu', 24), 'unknown class, a value of type str'),
+    'another storage class': (('storage', SYSTEM, '0', 'cpu', 24), 'unknown class, the class os.system'),
     'an unknown storage class': (
         ('storage', Name('torch', 'SystemStorage'), '0', 'cpu', 24),
-        'unknown class, torch.System',
+        'unknown class, the class torch.System',
     ),
-    'another module': (('storage', Name('evil', 'FloatStorage'), '0', 'cpu', 24), 'unknown class, evil.Float'),
-    'too many elements': (('storage', FLOATS, '0', 'cpu', 25), 'has 96 bytes, not 100|fewer bytes than the 100'),
+    'another module': (
+        ('storage', Name('evil', 'FloatStorage'), '0', 'cpu', 24),
+        'unknown class, the class evil.Float',
+    ),
+    'too many elements': (('storage', FLOATS, '0', 'cpu', 25), 'has 96 bytes, not 100|has fewer bytes than the 100'),
     'as many as there can be': (('storage', FLOATS, '0', 'cpu', 2**62), 'has 96 bytes, not|fewer bytes than'),
-    'a negative number of elements': (('storage', FLOATS, '0', 'cpu', -1), 'has 96 bytes, not -4|no sound size'),
+    'a negative number of elements': (('storage', FLOATS, '0', 'cpu', -1), 'has 96 bytes, not -4|without a sound size'),
     'a storage that is not there': (
         ('storage', FLOATS, '1\x1b', 'cpu', 24),
-        r'no member archive/data/1\\x1b|1\\x1b has fewer',
+        r'no member archive/data/1\\x1b|has fewer bytes than the 96 that its tensors need in its storage 1\\x1b',
     ),
     'a storage outside of its folder': (('storage', FLOATS, '../data.pkl', 'cpu', 1), 'no member|has fewer'),
 }
@@ -303,20 +324,20 @@ TENSOR_OF = {'zip': TENSOR, 'legacy': tensor(storage('0', 'FloatStorage', 24, No
 
 
 def test_a_plain_pickle_has_no_storages_outside(tmp_path):
-    assert 'refers to data outside of it' in refusal(write(tmp_path / 'file', 'plain pickle', TENSOR))
+    assert 'refers to data outside of the pickle' in refusal(write(tmp_path / 'file', 'plain pickle', TENSOR))
 
 
 @pytest.mark.parametrize('container', ['zip', 'legacy'])
 @pytest.mark.parametrize(
     'shape, strides, offset, message',
     [
-        ((25,), (1,), 0, 'of shape (25,), goes beyond its storage of 24 elements'),
+        ((25,), (1,), 0, 'has a tensor of shape (25,) that goes beyond its storage of 24 elements'),
         ((24,), (1,), 1, 'goes beyond'),
         ((2,), (24,), 0, 'goes beyond'),
         ((5, 5), (5, 1), 0, 'goes beyond'),
         ((), (), 24, 'goes beyond'),
         ((2,), (2**61,), 2**61, 'goes beyond'),
-        ((2**40,), (0,), 0, 'repeats a storage of 24 elements too often'),
+        ((2**40,), (0,), 0, 'repeats 24 elements too often'),
         ((2**20, 2**20), (0, 1), 0, 'goes beyond'),
         ((-1,), (1,), 0, 'out of range'),
         ((2,), (-1,), 1, 'out of range'),
@@ -326,9 +347,9 @@ def test_a_plain_pickle_has_no_storages_outside(tmp_path):
         ((True,), (1,), 0, 'out of range'),
         (('2',), (1,), 0, 'out of range'),
         ((2,), (1,), None, 'out of range'),
-        ((2, 3), (1,), 0, 'no sound shape and strides'),
-        ([2], [1], 0, 'no sound shape and strides'),
-        ((1,) * 65, (1,) * 65, 0, 'no sound shape and strides'),
+        ((2, 3), (1,), 0, 'without a sound shape and strides'),
+        ([2], [1], 0, 'without a sound shape and strides'),
+        ((1,) * 65, (1,) * 65, 0, 'without a sound shape and strides'),
         ((0, 2**62 - 1, 2**62 - 1), (1, 1, 1), 0, 'damaged'),
     ],
 )
@@ -338,12 +359,12 @@ def test_tensors_outside_of_their_storage(tmp_path, container, shape, strides, o
 
 
 NESTED = {
-    'a pickle': (pickle.dumps(3), "not in torch's older format"),
+    'a pickle': (pickle.dumps(3), "has a storage that is not in torch's older format"),
     'no pickle': (b'PK\3\4', 'damaged'),
     'nothing': (b'', 'damaged'),
     'a number': (3, 'arguments that do not fit'),
-    'a storage within it': (legacy(call('torch.storage', '_load_from_bytes', legacy(1))), 'no storage'),
-    'a call': (legacy(Call(SYSTEM, ('touch MARKER',))), 'no storage'),
+    'a storage within it': (legacy(call('torch.storage', '_load_from_bytes', legacy(1))), 'without a storage'),
+    'a call': (legacy(Call(SYSTEM, ('touch MARKER',))), 'without a storage'),
 }
 
 

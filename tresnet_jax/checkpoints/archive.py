@@ -40,14 +40,14 @@ class Archive:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except Exception as error:  # of many kinds, for a damaged archive
-            raise Unreadable(f'a damaged or cut zip archive, {printable(reason(error))}; fetch it again') from error
+            raise Unreadable(f'is a damaged or cut zip archive ({printable(reason(error))}); fetch it again') from error
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in members:
             name = member.filename
             if name in self._members:
-                raise Unreadable(f'a zip archive with two members of the name {printable(name)}')
+                raise Unreadable(f'is a zip archive with two members of the name {printable(name)}')
             if name.startswith('/') or '..' in name.split('/') or '\\' in name:
-                raise Unreadable(f'a zip archive with a member outside of it, {printable(name)}')
+                raise Unreadable(f'is a zip archive with a member outside of it, {printable(name)}')
             self._members[name] = member
 
     def __contains__(self, name: str) -> bool:
@@ -72,23 +72,23 @@ class Archive:
         shown = printable(name)
         start = member.header_offset + LOCAL_HEADER.size
         if not 0 <= member.header_offset <= start <= len(self._data):
-            raise Unreadable(f'a zip archive that ends before its member {shown}; fetch it again')
+            raise Unreadable(f'is a zip archive that ends before its member {shown}; fetch it again')
         signature, name_length, extra_length = LOCAL_HEADER.unpack(self._data[member.header_offset : start])
         end = start + name_length + extra_length + member.compress_size
         stored_name = member.orig_filename.encode('utf-8' if member.flag_bits & 0x800 else 'cp437')
         if signature != b'PK\x03\x04' or bytes(self._data[start : start + name_length]) != stored_name:
-            raise Unreadable(f'a zip archive whose directory is wrong about {shown}')
+            raise Unreadable(f'is a zip archive whose directory is wrong about {shown}')
         if end > len(self._data):
-            raise Unreadable(f'a zip archive that ends within its member {shown}; fetch it again')
+            raise Unreadable(f'is a zip archive that ends within its member {shown}; fetch it again')
         if member.flag_bits & 1:
-            raise Unreadable(f'a zip archive with an encrypted member, {shown}')
+            raise Unreadable(f'is a zip archive with an encrypted member, {shown}')
         raw = self._data[end - member.compress_size : end]
         if member.compress_type == zipfile.ZIP_STORED:
             if member.compress_size != member.file_size:
-                raise Unreadable(f'a zip archive with two sizes of its member {shown}')
+                raise Unreadable(f'is a zip archive with two sizes of its member {shown}')
             return lambda: raw
         if member.compress_type != zipfile.ZIP_DEFLATED:
-            raise Unreadable(f'a zip archive with an unknown compression of its member {shown}; pack it without')
+            raise Unreadable(f'is a zip archive with an unknown compression of its member {shown}; pack it without')
         return functools.partial(self._inflate, member, raw)
 
     def _inflate(self, member: zipfile.ZipInfo, raw: memoryview) -> memoryview:
@@ -96,14 +96,14 @@ class Archive:
             self._inflated_size += member.file_size
             if self._inflated_size > max(ALWAYS_ALLOWED, MOST_EXPANDED * len(self._data)):
                 raise self._error(
-                    f'a zip archive that expands more than {MOST_EXPANDED} times; pack it without compression'
+                    f'is a zip archive that expands more than {MOST_EXPANDED} times; pack it without compression'
                 )
             try:
                 data = zlib.decompressobj(-15).decompress(raw, member.file_size + 1)
             except zlib.error as error:
-                raise self._error(f'a damaged zip archive, {printable(error)}; fetch it again') from error
+                raise self._error(f'is a damaged zip archive ({printable(error)}); fetch it again') from error
             if len(data) != member.file_size:
-                raise self._error(f'a zip archive with two sizes of its member {printable(member.filename)}')
+                raise self._error(f'is a zip archive with two sizes of its member {printable(member.filename)}')
             self._inflated[member.filename] = data
         return memoryview(self._inflated[member.filename])
 

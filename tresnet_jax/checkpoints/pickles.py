@@ -13,10 +13,19 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tresnet_jax.checkpoints.records import PLAIN_CONTAINERS, Global, Leaf, Record, Unreadable, printable, walk
+from tresnet_jax.checkpoints.records import (
+    PLAIN_CONTAINERS,
+    Global,
+    Leaf,
+    Record,
+    Unreadable,
+    described,
+    printable,
+    walk,
+)
 from tresnet_jax.errors import reason
 
-MOST_INSTRUCTIONS = 5_000_000  # a checkpoint of ResNet-200-D with its optimizer has 70,000
+MOST_INSTRUCTIONS = 5_000_000  # a ResNet-200-D with its average and AdamW has 144,256
 MOST_NESTED = 500  # containers within containers; Python's own recursion limit is 1000
 MOST_IN_A_KEY = 64  # values in a tuple that is a key of a dictionary: the hash of a shared, nested one takes 2 ** depth
 
@@ -157,7 +166,7 @@ class Unpickler:
                     self._build(stack.pop())
                 case 'BINPERSID':
                     if self._persistent_load is None:
-                        raise Unreadable('its pickle refers to data outside of it')
+                        raise Unreadable('its pickle refers to data outside of the pickle')
                     self._push(self._persistent_load(stack.pop()))
                 case 'GLOBAL':
                     self._push(self._global(*argument.split(' ', 1)))
@@ -186,6 +195,7 @@ class Unpickler:
                 case 'EMPTY_DICT':
                     stack.append({})
                 case 'EMPTY_SET':
+                    self._budget.spend(instructions=3)  # four times the memory of other values
                     stack.append(set())
                 case 'LIST':
                     self._push(self._since_mark())
@@ -227,7 +237,7 @@ class Unpickler:
         elif type(target) is list:
             target.extend(items)
         else:
-            raise Unreadable(f'its pickle appends to a {type(target).__name__}')
+            raise Unreadable(f'its pickle appends to {described(target)}')
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -235,13 +245,13 @@ class Unpickler:
             target.mapping = target.mapping or {}
             target = target.mapping
         if type(target) is not dict:
-            raise Unreadable(f'its pickle sets an item of a {type(target).__name__}')
+            raise Unreadable(f'its pickle sets an item of {described(target)}')
         target.update(zip(map(checked_key, items[::2]), items[1::2], strict=True))
 
     def _add_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not set:
-            raise Unreadable(f'its pickle adds to a {type(target).__name__}')
+            raise Unreadable(f'its pickle adds to {described(target)}')
         target.update(map(checked_key, items))
 
     def _global(self, module: Any, name: Any) -> Global:
@@ -257,7 +267,7 @@ class Unpickler:
 
     def _call(self, function: Any, arguments: Any, keywords: Any) -> None:
         if type(function) is not Global:
-            raise Unreadable(f'its pickle calls a {type(function).__name__}')
+            raise Unreadable(f'its pickle calls {described(function)}')
         if type(arguments) is not tuple or type(keywords) not in (dict, type(None)):
             raise Unreadable(f'its pickle calls {function.name} without a tuple of arguments')
         known = None if keywords else self._functions.get(function.name)
@@ -277,7 +287,7 @@ class Unpickler:
         elif type(target) is Record:
             target.state = state
         elif not isinstance(target, Leaf | dict):  # attributes of a tensor or of an OrderedDict are dropped
-            raise Unreadable(f'its pickle sets attributes of a {type(target).__name__}')
+            raise Unreadable(f'its pickle sets attributes of {described(target)}')
 
 
 def checked_key(value: Any) -> Any:
@@ -289,7 +299,7 @@ def checked_key(value: Any) -> Any:
     if type(value) is tuple and len(value) <= MOST_IN_A_KEY and all(map(_is_plain_key, value)):
         return value
     if not _is_plain_key(value):
-        raise Unreadable(f'its pickle has a key that is a {type(value).__name__}, or a large one')
+        raise Unreadable(f'its pickle has an unsuitable key, {described(value)}')
     return value
 
 

@@ -68,6 +68,15 @@ PLAIN_CONTAINERS = (dict, list, tuple, set, frozenset)
 CONTAINERS = (*PLAIN_CONTAINERS, Record)
 
 
+def described(value: Any) -> str:
+    """Return what a value is, for a message."""
+    if isinstance(value, Global):
+        return f'the class {value.name}'
+    if isinstance(value, Record):
+        return f'an object of {value.class_name}'
+    return f'a value of type {type(value).__name__}'
+
+
 def children(value: Any) -> Iterator[tuple[str, Any]]:
     """Return what a container holds, with the key, index or attribute of each; nothing for any other value."""
     if isinstance(value, dict):
@@ -87,7 +96,8 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
 def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Return every container once with its shortest path, the root with an empty one; cycles are allowed.
 
-    Containers are dictionaries, lists, tuples, sets and records. All values of one depth precede those of the next.
+    Containers are records and non-empty dictionaries, lists, tuples and sets. All of one depth precede those of the
+    next.
     """
     waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), root)])
     seen = {id(root)}
@@ -95,6 +105,6 @@ def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         path, value = waiting.popleft()
         yield path, value
         for name, child in children(value):
-            if isinstance(child, CONTAINERS) and id(child) not in seen:
+            if isinstance(child, CONTAINERS) and child and id(child) not in seen:
                 seen.add(id(child))
                 waiting.append(((*path, name), child))

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from tresnet_jax.checkpoints.pickles import Budget, Pending, checked_key
-from tresnet_jax.checkpoints.records import Global, Leaf, Record, Unreadable
+from tresnet_jax.checkpoints.records import Global, Leaf, Record, Unreadable, described, printable
 
 MOST_DIMENSIONS = 64  # NumPy's limit
 MOST_EXPANDED = 2**24  # elements of a tensor that has more elements than its storage, by strides of 0
@@ -106,18 +106,20 @@ def view(storage: Any, dtype: np.dtype, offset: Any, shape: Any, strides: Any) -
         Unreadable: they do not, or an argument has another type.
     """
     if type(shape) is not tuple or type(strides) is not tuple or not len(shape) == len(strides) <= MOST_DIMENSIONS:
-        raise Unreadable('a tensor of it has no sound shape and strides')
+        raise Unreadable('has a tensor without a sound shape and strides')
     if not all(type(number) is int and 0 <= number < 2**62 for number in (offset, *shape, *strides)):
-        raise Unreadable('a tensor of it has a shape, a stride or an offset that is no number or out of range')
+        raise Unreadable('has a tensor whose shape, strides or offset are out of range')
     if type(storage) is not Storage:
-        raise Unreadable('a tensor of it has no storage')
+        raise Unreadable('has a tensor without a storage')
     count, available = math.prod(shape), storage.size // dtype.itemsize
     if count == 0:
         np.empty(shape, dtype)  # takes no memory; ValueError where NumPy has no such shape
     elif offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) >= available:
-        raise Unreadable(f'a tensor of it, of shape {shape}, goes beyond its storage of {available} elements')
+        raise Unreadable(
+            f'has a tensor of shape {printable(shape, 80)} that goes beyond its storage of {available} elements'
+        )
     elif count > max(available, MOST_EXPANDED):
-        raise Unreadable(f'a tensor of it, of shape {shape}, repeats a storage of {available} elements too often')
+        raise Unreadable(f'has a tensor of shape {printable(shape, 80)} that repeats {available} elements too often')
     return StoredTensor(storage, dtype, shape, strides, offset)
 
 
@@ -136,7 +138,7 @@ def element_type(kind: Any) -> tuple[np.dtype | None, int]:
         return dtype, dtype.itemsize
     if short in QUANTISED:
         return None, QUANTISED[short]
-    raise Unreadable(f'it has a storage of an unknown class, {name or type(kind).__name__}')
+    raise Unreadable(f'has a storage of an unknown class, {described(kind)}')
 
 
 def functions(budget: Budget) -> dict[str, Callable[..., Any]]:
@@ -228,7 +230,7 @@ def _dtype(name: Any, align: Any = False, copy: Any = True) -> Pending:
             return Record('numpy.dtype', (name, align, copy), state=state)
         order = state[1] if type(state) is tuple and len(state) > 1 else None
         if order not in ('<', '>', '|', '='):
-            raise Unreadable('a NumPy dtype of it has no byte order')
+            raise Unreadable('has a NumPy dtype without a byte order')
         return dtype.newbyteorder(order) if order in '<>' and dtype.kind != 'V' else dtype
 
     return Pending(finish)
@@ -238,9 +240,9 @@ def _array(data: Any, dtype: np.dtype, shape: Any, strides: Any) -> StoredTensor
     if isinstance(data, str):
         data = data.encode('latin1')  # Python 2 wrote bytes like text
     if not isinstance(data, bytes | bytearray):
-        raise Unreadable('a NumPy array of it has no bytes')
+        raise Unreadable('has a NumPy array without bytes')
     if len(data) != math.prod(shape) * dtype.itemsize:
-        raise Unreadable(f'a NumPy array of it, of shape {shape}, has {len(data)} bytes')
+        raise Unreadable(f'has a NumPy array of shape {printable(shape, 80)} with {len(data)} bytes')
     big = dtype.byteorder == '>' or dtype.byteorder == '=' and sys.byteorder == 'big'
     native = dtype.newbyteorder('=') if dtype.kind != 'V' else dtype
     storage = Storage(native, len(data), lambda: memoryview(data), 'big' if big else 'little')
@@ -254,7 +256,7 @@ def contiguous(shape: Any, fortran: bool = False) -> tuple[int, ...]:
         Unreadable: the shape is none.
     """
     if type(shape) is not tuple or len(shape) > MOST_DIMENSIONS or not all(type(n) is int for n in shape):
-        raise Unreadable('an array of it has no sound shape')
+        raise Unreadable('has an array without a sound shape')
     if fortran:
         return tuple(math.prod(shape[:axis]) for axis in range(len(shape)))
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
@@ -265,7 +267,7 @@ def _reconstruct(subtype: Any, shape: Any, kind: Any) -> Pending:
 
     def finish(state: Any) -> Any:
         if type(state) is not tuple or len(state) not in (4, 5):
-            raise Unreadable('a NumPy array of it has no sound state')
+            raise Unreadable('has a NumPy array without a sound state')
         shape, dtype, fortran, data = state[-4:]
         if not isinstance(dtype, np.dtype) or type(data) is list:  # objects, dates, records with fields
             return Record('numpy.ndarray', state=state)
@@ -281,7 +283,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
     strides = contiguous(shape, order == 'F')
     if axes is not None:
         if type(axes) is not tuple or sorted(axes) != list(range(len(shape))):
-            raise Unreadable('a NumPy array of it has no sound order of axes')
+            raise Unreadable('has a NumPy array without a sound order of axes')
         shape, strides = tuple(shape[axis] for axis in axes), tuple(strides[axis] for axis in axes)
     return _array(data, dtype, shape, strides)
 
@@ -293,7 +295,7 @@ def _scalar(dtype: Any, data: Any = None) -> Any:
     if not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
         return Record('numpy.generic', (dtype, data))
     if len(data) != dtype.itemsize:
-        raise Unreadable('a NumPy scalar of it has the wrong number of bytes')
+        raise Unreadable('has a NumPy scalar with the wrong number of bytes')
     return np.frombuffer(data, dtype)[0].item()
 
 
@@ -308,7 +310,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> Any:
     """`_rebuild_tensor` and `_rebuild_tensor_v2`: requires_grad, hooks and, in newer files, metadata follow."""
     if type(storage) is not Storage:
-        raise Unreadable('a tensor of it has no storage')
+        raise Unreadable('has a tensor without a storage')
     metadata = others[2] if len(others) > 2 else None
     if storage.dtype is None or metadata:  # quantised; or a view that is conjugated or negated
         return Record('torch._utils._rebuild_tensor_v2', (storage, offset, shape, strides, *others))

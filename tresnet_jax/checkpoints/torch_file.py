@@ -74,7 +74,7 @@ class _Stream(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > 2**16 and size > self.size - self.tell():
-            raise Unreadable('it is cut short; fetch it again')
+            raise Unreadable('is cut short; fetch it again')
         return super().read(size)
 
     def map(self) -> memoryview:
@@ -93,13 +93,13 @@ def _load(path: Path, stream: _Stream) -> Any:
     table = functions(budget)
     table['torch.storage._load_from_bytes'] = functools.partial(_load_from_bytes, budget)
     first = Unpickler(stream, table, None, budget).load()
-    return _load_legacy(stream, stream.map(), table, budget) if first == MAGIC else first
+    return _load_legacy(stream, stream.map(), table, budget) if type(first) is int and first == MAGIC else first
 
 
 def _load_archive(path: Path, archive: Archive, budget: Budget) -> Any:
     roots = [name for name in archive.names if re.fullmatch(r'([^/]+/)?data\.pkl', name)]
     if len(roots) > 1:
-        raise Unreadable(f'it holds several saved objects: {printable(", ".join(roots))}; unpack it')
+        raise Unreadable(f'holds several saved objects: {printable(", ".join(roots))}; unpack it')
     if not roots:
         if archive.names and all(name.endswith('.npy') for name in archive.names):
             return {name.removesuffix('.npy'): _npy(archive.member(name)()) for name in archive.names}
@@ -107,7 +107,7 @@ def _load_archive(path: Path, archive: Archive, budget: Budget) -> Any:
     folder = roots[0].removesuffix('data.pkl')
     order = bytes(archive.member(f'{folder}byteorder')()) if f'{folder}byteorder' in archive else b'little'
     if order not in (b'little', b'big'):
-        raise Unreadable(f'it has the unknown byte order {printable(order, 20)}')
+        raise Unreadable(f'has the unknown byte order {printable(order, 20)}')
 
     def persistent_load(identity: Any) -> Storage:
         match identity:
@@ -115,14 +115,16 @@ def _load_archive(path: Path, archive: Archive, budget: Budget) -> Any:
                 dtype, unit = element_type(kind)
                 name = f'{folder}data/{key}'
                 if name not in archive:
-                    raise Unreadable(f'it has no member {printable(name)}, which a tensor needs')
+                    raise Unreadable(f'has no member {printable(name)}, which a tensor needs')
                 if not 0 <= count * unit <= archive.size(name):
-                    raise Unreadable(f'its member {printable(name)} has {archive.size(name)} bytes, not {count * unit}')
+                    raise Unreadable(
+                        f'has {archive.size(name)} bytes, not {count * unit}, in its member {printable(name)}'
+                    )
                 return Storage(dtype, count * unit, archive.member(name), order.decode())
-        raise Unreadable('its pickle refers to data outside of it in an unknown way')
+        raise Unreadable('its pickle refers to a storage in an unknown way')
 
-    pickle = io.BytesIO(archive.member(roots[0])())
-    return Unpickler(pickle, functions(budget), persistent_load, budget).load()
+    data = io.BytesIO(archive.member(roots[0])())
+    return Unpickler(data, functions(budget), persistent_load, budget).load()
 
 
 def _load_legacy(stream: Any, data: memoryview, table: dict[str, Callable[..., Any]], budget: Budget) -> Any:
@@ -154,31 +156,31 @@ def _load_legacy(stream: Any, data: memoryview, table: dict[str, Callable[..., A
             case ('storage', kind, str(key), _, int(count), (_, int(start), int(size))):
                 pass
             case _:
-                raise Unreadable('its pickle refers to data outside of it in an unknown way')
+                raise Unreadable('its pickle refers to a storage in an unknown way')
         dtype, unit = element_type(kind)
         if not 0 <= start <= start + size <= count or units.setdefault(key, unit) != unit:
-            raise Unreadable('a storage of it has no sound size')
+            raise Unreadable('has a storage without a sound size')
         needed[key] = max(needed.get(key, 0), count * unit)
         return Storage(dtype, size * unit, lambda: places[key][start * unit :])
 
     if plain() != LEGACY_PROTOCOL:
-        raise Unreadable("it has an unknown version of torch's older format")
+        raise Unreadable("is of an unknown version of torch's older format")
     plain()
     root = Unpickler(stream, table, persistent_load, budget).load()
     keys = plain()
     if type(keys) is not list or not all(isinstance(key, str) and key in units for key in keys):
-        raise Unreadable('its list of storages is damaged')
+        raise Unreadable('has a damaged list of storages; fetch it again')
     position = stream.tell()
     for key in keys:
         count = struct.unpack('<q', data[position : position + 8])[0] if position + 8 <= len(data) else -1
         end = position + 8 + count * units[key]
         if count < 0 or end > len(data):
-            raise Unreadable('it is cut short; fetch it again')
+            raise Unreadable('is cut short; fetch it again')
         places[key] = data[position + 8 : end]
         position = end
     for key, size in needed.items():
         if len(places.get(key, b'')) < size:
-            raise Unreadable(f'its storage {printable(key)} has fewer bytes than the {size} that its tensors need')
+            raise Unreadable(f'has fewer bytes than the {size} that its tensors need in its storage {printable(key)}')
     return root
 
 
@@ -189,7 +191,7 @@ def _load_from_bytes(budget: Budget, data: Any) -> Any:
     budget.spend(size=len(data))
     stream = io.BytesIO(data)
     if Unpickler(stream, {}, None, budget).load() != MAGIC:
-        raise Unreadable("a storage within its pickle is not in torch's older format")
+        raise Unreadable("has a storage that is not in torch's older format")
     return _load_legacy(stream, memoryview(data), functions(budget), budget)
 
 
@@ -197,7 +199,7 @@ def _npy(data: memoryview) -> StoredTensor | Record:
     """Return the array of an .npy file; a record where it holds something other than numbers and text."""
     magic, version = bytes(data[:6]), bytes(data[6:7])
     if magic != b'\x93NUMPY' or version not in (b'\1', b'\2', b'\3') or len(data) < 12:
-        raise Unreadable('an array of it is damaged')
+        raise Unreadable('has a damaged array; fetch it again')
     length = struct.Struct('<H' if version == b'\1' else '<I')
     start = 8 + length.size
     end = start + length.unpack(data[8:start])[0]
