@@ -103,8 +103,8 @@ def torch_training(model: torch.nn.Module, config: TrainConfig):
 
 
 def errors_of(params, batch_stats, model: torch.nn.Module) -> dict[str, float]:
-    expected = {key: value for key, value in state_of(model).tensors.items() if not key.endswith(COUNTER)}
-    return errors(convert.to_torch(params, batch_stats), expected)
+    both = convert.to_torch(params, batch_stats), state_of(model).tensors
+    return errors(*({key: value for key, value in tensors.items() if not key.endswith(COUNTER)} for tensors in both))
 
 
 # test_optimizer compares every recipe on a few small parameters; here a whole network trains.
