@@ -72,14 +72,11 @@ def read(
     if path.is_dir():
         source = shards.file_of_folder(path)
         if source is None:
-            raise ConversionError(
-                f'{path}: '
-                + (
-                    other_files.of_folder(path)
-                    or 'not a file; give the checkpoint itself, its index, or the folder of a training run that has '
-                    f'saved one (it has no {CHECKPOINTS}/)'
-                )
+            usual = (
+                'not a file; give the checkpoint itself, or the folder of a training run that has saved one '
+                f'(it has neither {CHECKPOINTS}/ nor {shards.FOLDER_FILES[0]})'
             )
+            raise ConversionError(f'{path}: {other_files.of_folder(path) or usual}')
     if step is not None:
         raise ConversionError(f'{path}: --step (step) is for the folder of a training run, and this is a file')
     content = _read_index(source) if source.name.endswith(shards.INDEX) else _read_file(source)
@@ -170,6 +167,8 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
 def _largest_state(path: Path, tree: Any) -> State:
     """Return the dictionary to describe in a checkpoint without a network of ours."""
     states = {state.location: state for state in state_dicts(tree)}
+    if not states and tree == {}:  # an empty safetensors file
+        return State((), {}, {})
     if not states:
         found = ', '.join(printable(name, 40) for name, _ in list(children(tree))[:5]) or type(tree).__name__
         raise ConversionError(f'{path}: loads, but holds no state dict of tensors (it has {found})')

@@ -1,0 +1,327 @@
+"""Networks in the containers, under the prefixes and beside the tensors that people's checkpoints have.
+
+Each case is a pickle of NumPy arrays, which is read without torch; `tests/parity/test_find.py` has files of torch.
+"""
+
+import argparse
+import collections
+import importlib.resources
+import pickle
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import convert
+from convert.__main__ import main
+from tests.helpers.closeness import assert_identical
+from tresnet_jax.checkpoints.find import WRAPPERS, clean, find
+from tresnet_jax.checkpoints.layouts import to_timm
+from tresnet_jax.checkpoints.records import Record
+
+State = dict[str, np.ndarray]
+EMBEDDED = Path(str(importlib.resources.files('tresnet_jax') / 'embedded'))
+RESNET, TRESNET = (
+    safetensors.numpy.load_file(EMBEDDED / f'{name}.fashion_mnist.safetensors')
+    for name in ('test_resnet', 'test_tresnet')
+)
+RAW = {key: np.asarray(2 * value, value.dtype) for key, value in RESNET.items()}  # other weights of the same network
+COUNTER = 'num_batches_tracked'
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def without(state: State, *starts: str) -> State:
+    return {key: value for key, value in state.items() if not key.startswith(starts)}
+
+
+def body(state: State) -> State:
+    return without(state, 'fc.', 'head.')
+
+
+def renamed(state: State, old: str, new: str) -> State:
+    return {key.replace(old, new): value for key, value in state.items()}
+
+
+def counted(state: State) -> State:
+    """Return a state dict after thop, which adds two counters to every module."""
+    owners = dict.fromkeys(['', *(key.rpartition('.')[0] for key in state)])
+    counters = (f'{owner}.{name}'.strip('.') for owner in owners for name in ('total_ops', 'total_params'))
+    return state | {key: np.zeros(1) for key in counters}
+
+
+def inserted(state: State, segment: str, depth: int) -> State:
+    """Return a state dict with a segment behind the first `depth` segments of each name."""
+    names = (key.split('.') for key in state)
+    return {'.'.join([*name[:depth], segment, *name[depth:]]): state['.'.join(name)] for name in names}
+
+
+ARGS = argparse.Namespace(
+    model='test_resnet', img_size=48, input_size=None, crop_pct=0.9, mean=None, std=[0.25, 0.25, 0.25], lr=0.1,
+    output=Path('output/train'), interpolation='bicubic',
+)  # fmt: skip
+OPTIMIZER = {'state': {0: {'momentum_buffer': RESNET['fc.weight']}}, 'param_groups': [{'lr': 0.1, 'params': [0]}]}
+
+# What the checkpoint holds, and the state dict that must come out, whose classifier can have been elsewhere.
+READ: dict[str, tuple[Any, State]] = {
+    'bare': (RESNET, RESNET),
+    'bare tresnet': (TRESNET, TRESNET),
+    'ordered dict': (collections.OrderedDict(RESNET), RESNET),
+    'ddp': (prefixed(RESNET, 'module.'), RESNET),
+    'compile and ddp': (prefixed(RESNET, 'module._orig_mod.'), RESNET),
+    'double': ({k: v.astype(np.float64) for k, v in RESNET.items()}, RESNET),
+    'bfloat16': ({k: v if v.dtype == np.int64 else v.astype(ml_dtypes.bfloat16) for k, v in RESNET.items()}, RESNET),
+    'compiled inside': (inserted(prefixed(RESNET, 'model.'), '_orig_mod', 1), RESNET),
+    'compiled stage': ({k.replace('layer2.', 'layer2._orig_mod.'): v for k, v in RESNET.items()}, RESNET),
+    'fsdp': (prefixed({k.replace('.0.', '._fsdp_wrapped_module.0.'): v for k, v in RESNET.items()}, 'module.'), RESNET),
+    'checkpoint wrapper': ({k.replace('layer1.', 'layer1._checkpoint_wrapped_module.'): v for k, v in RESNET.items()},
+                           RESNET),
+    'timm training': ({'epoch': 7, 'arch': 'test_resnet', 'args': ARGS, 'optimizer': OPTIMIZER, 'metric': 71.25,
+                       'state_dict': RAW, 'state_dict_ema': RESNET}, RESNET),
+    'torchvision references': ({'model': RAW, 'optimizer': OPTIMIZER, 'epoch': 3, 'args': ARGS,
+                                'model_ema': {'n_averaged': np.array(3), **prefixed(RESNET, 'module.')}}, RESNET),
+    'averaged model': ({'n_averaged': np.array(3), **prefixed(RESNET, 'module.')}, RESNET),
+    'thop': (counted(RESNET), RESNET),
+    'model and ema': ({'model': RAW, 'ema': RESNET}, RESNET),
+    'RT-DETR solver': ({'model': RAW, 'ema': {'module': RESNET, 'updates': 7}, 'optimizer': OPTIMIZER}, RESNET),
+    'lightning': ({'state_dict': {**prefixed(RESNET, 'model.'), 'criterion.weight': np.ones(10)}, 'callbacks': {},
+                   'hyper_parameters': {'root': Path('data')}, 'optimizer_states': [OPTIMIZER]}, RESNET),
+    'lightning average': ({'state_dict': prefixed(RESNET, 'net.'), 'current_model_state': prefixed(RAW, 'net.'),
+                           'averaging_state': {'n_averaged': np.array(3)}}, RESNET),
+    'lightning swa': ({'state_dict': prefixed(RESNET, 'net.'), 'callbacks': {'StochasticWeightAveraging': {
+        'average_model_state': prefixed(RAW, 'net.')}}}, RESNET),
+    'mmengine': ({'meta': {'mmengine_version': '0.10.7'}, 'state_dict': prefixed(RESNET, 'backbone.'),
+                  'ema_state_dict': {'steps': np.array(3), **prefixed(RAW, 'module.backbone.')}}, RESNET),
+    'mmcv 1 buffers': ({'state_dict': {**RESNET, **{f'ema_{k.replace(".", "_")}': v for k, v in RAW.items()
+                                                    if '.' in k}}}, RESNET),
+    'nested': ({'a': [1, {'deep': ({'net': prefixed(RESNET, 'x.y.z.')},)}]}, RESNET),
+    'list': ([RESNET, 3], RESNET),
+    'ema_pytorch': ({**prefixed(RAW, 'online_model.'), **prefixed(RESNET, 'ema_model.'), 'initted': np.array(True),
+                     'step': np.array(30)}, RESNET),
+    'classifier outside': ({'model': {**prefixed(body(RESNET), 'model.'), 'fc.weight': RESNET['fc.weight'],
+                                      'fc.bias': RESNET['fc.bias']}, 'preds': np.zeros((4, 10))}, RESNET),
+    'dropout before the classifier': (renamed(RESNET, 'fc.', 'fc.1.'), RESNET),
+    'another name of the classifier': ({'m': renamed(prefixed(RESNET, 'backbone.'), 'backbone.fc.', 'head.cls.')},
+                                       RESNET),
+    'equal twice': ({'model': RESNET, 'best': {k: v.copy() for k, v in RESNET.items()}}, RESNET),
+    'incomplete beside complete': ({'model_ema': body(without(RAW, 'layer4.')), 'model': RESNET}, RESNET),
+    'deepspeed': ({'module': RESNET, 'ds_version': '0.14', 'dp_world_size': 8}, RESNET),
+    'features_only': (renamed({k: v for k, v in body(TRESNET).items()}, 'body.', 'body_'), body(TRESNET)),
+    'smp without decoder': (prefixed(renamed(body(TRESNET), 'body.', 'body_'), 'encoder.model.'), body(TRESNET)),
+    'Paddle pairs': ({'model': {k: ('conv2d_0.w_0', v) for k, v in RESNET.items()}}, RESNET),
+    'no counters': ({k: v for k, v in RESNET.items() if not k.endswith(COUNTER)}, RESNET),
+}  # fmt: skip
+
+
+def saved(tmp_path: Path, tree: Any, name: str = 'a.pth') -> Path:
+    with (tmp_path / name).open('wb') as file:
+        pickle.dump(tree, file)
+    return tmp_path / name
+
+
+def assert_is(state: State, expected: State) -> None:
+    """Assert that a state dict has the expected values, whatever the dtype and without counters."""
+    expected = {key: value for key, value in expected.items() if not key.endswith(COUNTER)}
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        wanted = value.astype(state[key].dtype)
+        np.testing.assert_array_equal(state[key].astype(np.float64), wanted.astype(np.float64), err_msg=key)
+
+
+@pytest.mark.parametrize('case', READ)
+def test_the_network_is_found(case, tmp_path):
+    tree, expected = READ[case]
+    checkpoint = convert.read(saved(tmp_path, tree))
+    state = to_timm(checkpoint)
+    assert_is(state.tensors, expected)
+    has_counters = any(key.endswith(COUNTER) for key in expected) and case != 'no counters'
+    assert len(state.counters) == has_counters * sum(key.endswith('running_var') for key in expected)
+    assert not state.head and checkpoint.networks
+    assert convert.to_flax(checkpoint)[2].architecture == ('test_resnet' if expected is RESNET else 'test_tresnet')
+
+
+@pytest.mark.parametrize(
+    'case',
+    ['timm training', 'torchvision references', 'model and ema', 'RT-DETR solver', 'lightning average', 'mmengine',
+     'mmcv 1 buffers', 'ema_pytorch'],
+)  # fmt: skip
+def test_raw_weights_instead_of_the_average(case, tmp_path):
+    file = saved(tmp_path, READ[case][0])
+    assert_is(to_timm(convert.read(file, ema=False)).tensors, RAW)
+    assert convert.read(file).has_ema
+    assert 'the average' in ' '.join(convert.read(file).notes)
+
+
+@pytest.mark.parametrize(
+    'key, expected',
+    [
+        ('a', RESNET),
+        ('a:student', RESNET),
+        ('a:student.', RESNET),
+        ('b', RAW),
+        ('b.deep:x', TRESNET),
+        (':x', TRESNET),
+    ],
+)
+def test_the_key_chooses(key, expected, tmp_path):
+    tree = {'a': prefixed(RESNET, 'student.'), 'b': {**RAW, 'deep': prefixed(TRESNET, 'x.')}}
+    assert_is(to_timm(convert.read(saved(tmp_path, tree), key=key)).tensors, expected)
+
+
+STUDENT_AND_TEACHER = {'state_dict': {**prefixed(RESNET, 'student.'), **prefixed(RAW, 'teacher.')}}
+
+
+@pytest.mark.parametrize(
+    'tree, keys',
+    [
+        (STUDENT_AND_TEACHER, ('state_dict:student', 'state_dict:teacher')),
+        ({'student': RESNET, 'teacher': RAW}, ('student', 'teacher')),
+        ({**prefixed(RESNET, 'encoder_q.'), **prefixed(RAW, 'encoder_k.')}, (':encoder_q', ':encoder_k')),
+        ({**prefixed(RESNET, 'one.'), **prefixed(TRESNET, 'two.')}, (':one', ':two')),
+        ({'ema_0.99': RESNET, 'ema_0.999': RAW}, ('ema_0.99', 'ema_0.999')),
+        ([RESNET, RAW], ('0', '1')),
+    ],
+)
+def test_several_networks_are_listed(tree, keys, tmp_path, capsys):
+    """The message, and the list of `inspect --key`, give what `--key` takes; each key gives another network."""
+    file = saved(tmp_path, tree)
+    with pytest.raises(convert.ConversionError) as error:
+        convert.read(file)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(f'{file}: ') and '--key' in lines[0]
+    assert sorted(line.strip().split(', ')[0] for line in lines[1:]) == sorted(keys)
+    assert all(' parameters' in line and ('test_resnet' in line or 'test_tresnet' in line) for line in lines[1:])
+    found = [to_timm(convert.read(file, key=key)).tensors for key in keys]
+    assert not np.array_equal(*(next(iter(state.values())) for state in found))
+    assert main(['inspect', str(file), '--key', keys[0]]) == 0
+    printed = capsys.readouterr().out
+    assert all(f'network     {key}, ' in printed for key in keys)
+
+
+def test_an_unknown_key_lists_the_known_ones(tmp_path):
+    file = saved(tmp_path, STUDENT_AND_TEACHER)
+    with pytest.raises(convert.ConversionError, match=r'no network at --key mean_teacher(.|\n)*state_dict:student'):
+        convert.read(file, key='mean_teacher')
+    with pytest.raises(convert.ConversionError, match='no network at --key x .*no TResNet or ResNet-D'):
+        convert.read(saved(tmp_path, {'x': np.zeros(3)}), key='x')
+    with pytest.raises(convert.ConversionError, match='--key .* is for files with several'):
+        convert.save_flax(tmp_path / 'a.safetensors', *convert.to_flax(convert.read(saved(tmp_path, RESNET))))
+        convert.read(tmp_path / 'a.safetensors', key='x')
+
+
+def test_the_command_line_takes_the_key(tmp_path):
+    file, out = saved(tmp_path, STUDENT_AND_TEACHER), tmp_path / 'out.safetensors'
+    assert main([str(file), str(out)]) == 2 and not out.exists()
+    assert main([str(file), str(out), '--to', 'torch', '--key', 'state_dict:teacher']) == 0
+    assert_identical(safetensors.numpy.load_file(out), RAW)
+
+
+@pytest.mark.parametrize(
+    'name, network',
+    [
+        ('module.backbone.layer1.0.conv1.weight', 'module.backbone.layer1.0.conv1.weight'),
+        ('_orig_mod.module._fsdp_wrapped_module.fc.bias', 'module.fc.bias'),
+        ('layer1._checkpoint_wrapped_module.0._orig_mod.bn1.weight', 'layer1.0.bn1.weight'),
+    ],
+)
+def test_wrappers_leave_the_names(name, network):
+    assert clean(name) == network
+
+
+def module(class_name: str, members: dict[str, Any], **attributes: Any) -> Record:
+    """Return a pickled module, of arrays and of other modules."""
+    arrays = {key: value for key, value in members.items() if isinstance(value, np.ndarray)}
+    modules = {key: value for key, value in members.items() if isinstance(value, Record)}
+    state = {'_parameters': arrays, '_buffers': {}, '_modules': modules, 'training': False, **attributes}
+    return Record(class_name, state=state)
+
+
+def as_module(state: State, kinds: dict[str, str], path: str = '') -> Record:
+    """Return a network as pickled modules; `kinds` is name -> class of modules, with those that hold no tensors."""
+    members: dict[str, Any] = {}
+    names = dict.fromkeys(
+        [key[len(path) :] for key in [*state, *(f'{kind}.x' for kind in kinds)] if key.startswith(path)]
+    )
+    for name in names:
+        first, dot, _ = name.partition('.')
+        if not dot:
+            members[first] = state.get(path + name)
+        elif first not in members:
+            members[first] = as_module(state, kinds, f'{path}{first}.')
+    members = {key: value for key, value in members.items() if value is not None}
+    return module(kinds.get(path.removesuffix('.'), 'torch.nn.modules.container.Sequential'), members)
+
+
+def test_pickled_modules_give_their_state_dict():
+    """Shared submodules count once, buffers that are not persistent do not count, and a cycle ends."""
+    record = as_module(RESNET, {})
+    record.state['_buffers'] = {'filt': np.zeros(3), 'kept': np.zeros(3)}
+    record.state['_non_persistent_buffers_set'] = {'filt'}
+    learner = Record('fastai.learner.Learner', state={'model': record, 'cbs': [record], 'opt': {}})
+    learner.state['opt']['self'] = learner
+    networks = find(learner)
+    assert [network.key for network in networks] == ['model']
+    assert networks[0].state.tensors.keys() == RESNET.keys() | {'kept'}
+    assert networks[0].architecture == 'test_resnet' and list(networks[0].beside) == ['kept']
+
+
+def test_layouts_are_asked_in_order_and_only_of_their_own_names():
+    """A network of one family is never beside one of the other."""
+    networks = find({**RESNET, **TRESNET})
+    assert {network.architecture for network in networks} == {'test_resnet', 'test_tresnet'}
+    assert not any(network.beside for network in networks)
+
+
+settings_quick = settings(max_examples=30, deadline=None, derandomize=True)
+segments = st.sampled_from(['module', 'model', 'backbone', 'net', 'encoder', '0', 'x1', 'student'])
+
+
+@settings_quick
+@given(
+    st.sampled_from(['test_resnet', 'test_tresnet']),
+    st.lists(segments, max_size=3),
+    st.lists(st.sampled_from(['model', 'state_dict', 'best', 'a', 'net']), max_size=4),
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from(sorted(WRAPPERS))), max_size=3),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_wrapping_prefix_and_nesting(name, prefix, location, wrappers, thop, more, seed):
+    """What is around the network and beside it changes neither its values nor its architecture."""
+    state = expected = {'test_resnet': RESNET, 'test_tresnet': TRESNET}[name]
+    random = Random(seed)
+    if thop:
+        state = counted(state)
+    state = prefixed(state, ''.join(f'{part}.' for part in prefix))
+    for depth, segment in wrappers:
+        state = {
+            key
+            if key.endswith(('total_ops', 'total_params'))
+            else '.'.join([*p[: min(depth, len(p) - 1)], segment, *p[min(depth, len(p) - 1) :]]): value
+            for key, value in state.items()
+            if (p := key.split('.'))
+        }
+    if more:
+        state |= {'criterion.weight': np.ones(3), 'metric.total': np.array(3)}
+    keys = list(state)
+    random.shuffle(keys)
+    tree: Any = {key: state[key] for key in keys}
+    for key in location:
+        tree = {key: tree, 'epoch': 3, 'optimizer': OPTIMIZER} if random.random() < 0.7 else [tree, 'text']
+    networks = find(tree)
+    assert len(networks) == 1
+    checkpoint = convert.Checkpoint(
+        Path('a'), 'torch', {key: value.numpy() for key, value in networks[0].state.tensors.items()}, {}
+    )
+    found = to_timm(checkpoint)
+    assert_is(found.tensors, expected)
+    assert any('profiler' in note for note in found.notes) == thop
+    assert any('left out 2 tensors (' in note for note in found.notes) == more
