@@ -91,7 +91,11 @@ def npy(header: str, data: bytes = b'abcd') -> bytes:
     [
         ("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", 'goes beyond its storage of 1 elements'),
         ("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }", 'goes beyond'),
-        ("{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }" % ('1, ' * 100), 'without a sound shape'),
+        (
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 999999999999999999, 999999999999999999), }",
+            'too large',
+        ),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }" % ('1, ' * 100), 'without a valid shape'),
     ],
 )
 def test_npz(tmp_path, header, message):
@@ -99,7 +103,14 @@ def test_npz(tmp_path, header, message):
 
 
 def test_npz_of_code_is_not_evaluated(tmp_path):
-    for descr in ('__import__("os").system("touch MARKER")', "'|O'", "'<f3'", "'<S0'", "[('a', '<f4')]"):
+    for descr in (
+        '__import__("os").system("touch MARKER")',
+        "'|O'",
+        "'<f3'",
+        "'<S0'",
+        f"'<f4', 'fortran_order': False, 'shape': ({'9' * 5000},), }}",
+        "[('a', '<f4')]",
+    ):
         header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,), }}"
         assert read_all(archive(tmp_path / 'a.npz', ('a.npy', npy(header)))) == 0
 
@@ -209,15 +220,15 @@ LEGACY = {
     ),
     'two dtypes': (
         legacy([OTHER, tensor(storage('0', 'HalfStorage', 24, None), (1,), (1,))], {'0': (24, DATA)}),
-        'without a sound size',
+        'without a valid size',
     ),
     'a view outside': (
         legacy(tensor(storage('0', 'FloatStorage', 24, ('1', 20, 5)), (1,), (1,)), {'0': (24, DATA)}),
-        'without a sound size',
+        'without a valid size',
     ),
     'a view before': (
         legacy(tensor(storage('0', 'FloatStorage', 24, ('1', -1, 5)), (1,), (1,)), {'0': (24, DATA)}),
-        'without a sound size',
+        'without a valid size',
     ),
 }
 

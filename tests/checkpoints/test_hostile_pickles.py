@@ -73,6 +73,12 @@ def copies(value: Any, times: int, module: str, name: str) -> Raw:
     return Raw(instructions(value) + b'r\xff\0\0\0' + b']' + (function + b'j\xff\0\0\0\x85Ra') * times)
 
 
+def shared(value: Any, instruction: str, times: int) -> Raw:
+    """A list of records that have one value as their arguments ('R') or their attributes ('b')."""
+    each = b'h\6h\5R' if instruction == 'R' else b'h\6)Rh\5b'
+    return Raw(instructions(value) + b'q\5' + instructions(SYSTEM) + b'q\6](' + each * times + b'e')
+
+
 # Each would write the file MARKER, or fail loudly, if any of it ran.
 CALLS = [
     call('os', 'system', 'touch MARKER'),
@@ -219,6 +225,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         'unsuitable key, a value of type list',
     ),
     'a key of more than 64 bits': ({2**64: 1}, 'unsuitable key, a value of type int'),
+    'a key of 10,001 letters': ({'a' * 10_001: 1}, 'unsuitable key, a value of type str'),
     'a key that is a nested tuple': ({((1, 2), 3): 1}, 'unsuitable key, a value of type tuple'),
     'a key that is a long tuple': ({tuple(range(65)): 1}, 'unsuitable key, a value of type tuple'),
     'a key whose hash takes for ever': (
@@ -250,13 +257,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
     'nested records': (code('NONE', b'q\0ca\nb\nh\0\x85R' * 1000), 'nests containers more than 500 deep'),
     'nested marks': (code(b'(' * 100_000), 'a value is missing'),
     'copies of a list': (copies(list(range(1000)), 6000, 'builtins', 'list'), 'more than 5,000,000 instructions'),
+    'copies of attributes': (
+        shared({key: None for key in range(10_000)}, 'b', 600),
+        'more than 5,000,000 instructions',
+    ),
+    'copies of arguments': (shared((None,) * 10_000, 'R', 600), 'more than 5,000,000 instructions'),
     'copies of text': (copies('a' * 10**6, 20, '_codecs', 'encode'), 'copies more bytes than the file has'),
     'an array beyond its bytes': (array((10**12,)), 'with 4 bytes'),
-    'an array of 100 dimensions': (array((1,) * 100), 'without a sound shape'),
-    'an array of a shape in a list': (array([1]), 'without a sound shape'),
-    'an array of negative sizes': (array((-1, -1)), 'out of range'),
+    'an array of 100 dimensions': (array((1,) * 100), 'without a valid shape'),
+    'an array of a shape in a list': (array([1]), 'without a valid shape'),
+    'an array of negative sizes': (array((-1, -1)), 'without a valid shape'),
+    'an array of large integers': (array((2**100_000,) * 64), 'without a valid shape'),
     'an array of a number': (array((1,), 10**12), 'without bytes'),
-    'an array without a state': (Call(array(()).function, array(()).arguments, {'a': 1}), 'without a sound state'),
+    'an array without a state': (Call(array(()).function, array(()).arguments, {'a': 1}), 'without a valid state'),
     'an array of odd axes': (call('numpy._core.numeric', '_frombuffer', bytes(8), DTYPE, (1, 2), 'K', (0, 5)), 'axes'),
     'an array of axes by name': (
         call('numpy._core.numeric', '_frombuffer', bytes(8), DTYPE, (1, 2), 'K', ('a', 5)),
@@ -302,7 +315,7 @@ LIES = {
     ),
     'too many elements': (('storage', FLOATS, '0', 'cpu', 25), 'has 96 bytes, not 100|has fewer bytes than the 100'),
     'as many as there can be': (('storage', FLOATS, '0', 'cpu', 2**62), 'has 96 bytes, not|fewer bytes than'),
-    'a negative number of elements': (('storage', FLOATS, '0', 'cpu', -1), 'has 96 bytes, not -4|without a sound size'),
+    'a negative number of elements': (('storage', FLOATS, '0', 'cpu', -1), 'has 96 bytes, not -4|without a valid size'),
     'a storage that is not there': (
         ('storage', FLOATS, '1\x1b', 'cpu', 24),
         r'no member archive/data/1\\x1b|has fewer bytes than the 96 that its tensors need in its storage 1\\x1b',
@@ -347,10 +360,10 @@ def test_a_plain_pickle_has_no_storages_outside(tmp_path):
         ((True,), (1,), 0, 'out of range'),
         (('2',), (1,), 0, 'out of range'),
         ((2,), (1,), None, 'out of range'),
-        ((2, 3), (1,), 0, 'without a sound shape and strides'),
-        ([2], [1], 0, 'without a sound shape and strides'),
-        ((1,) * 65, (1,) * 65, 0, 'without a sound shape and strides'),
-        ((0, 2**62 - 1, 2**62 - 1), (1, 1, 1), 0, 'damaged'),
+        ((2, 3), (1,), 0, 'without a valid shape and strides'),
+        ([2], [1], 0, 'without a valid shape and strides'),
+        ((1,) * 65, (1,) * 65, 0, 'without a valid shape and strides'),
+        ((0, 2**62 - 1, 2**62 - 1), (1, 1, 1), 0, 'which is too large'),
     ],
 )
 def test_tensors_outside_of_their_storage(tmp_path, container, shape, strides, offset, message):

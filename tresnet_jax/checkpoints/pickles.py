@@ -27,12 +27,15 @@ from tresnet_jax.errors import reason
 
 MOST_INSTRUCTIONS = 5_000_000  # a ResNet-200-D with its average and AdamW has 144,256
 MOST_NESTED = 500  # containers within containers; Python's own recursion limit is 1000
-MOST_IN_A_KEY = 64  # values in a tuple that is a key of a dictionary: the hash of a shared, nested one takes 2 ** depth
+# Keys of dictionaries are plain values and short, flat tuples of them: the hash of a nested tuple that shares its parts
+# takes 2 ** depth steps, and a dictionary compares equal keys again and again.
+MOST_IN_A_KEY = 64
+LONGEST_KEY = 10_000
 
-# A name with dots; brackets are those of '<locals>', a hyphen is one of a file's name.
+# A name with dots; '<locals>' has brackets, and the file name of a module may have hyphens.
 NAME = re.compile(r'[\w<>-]+(\.[\w<>-]+)+')
 LONGEST_NAME = 500
-# Old names of modules, by Python 2 and NumPy 1.
+# Module names of Python 2 and NumPy 1, and their names today.
 RENAMED = (
     ('__builtin__', 'builtins'),
     ('copy_reg', 'copyreg'),
@@ -50,8 +53,8 @@ class Pending:
     """An object that the next BUILD instruction completes.
 
     Attributes:
-        finish: from the state in that instruction to the object.
-        places: where the memo of the stream refers to it.
+        finish: function from the state in that instruction to the object.
+        places: the keys of the stream's memo that refer to it.
     """
 
     finish: Callable[[Any], Any]
@@ -60,11 +63,11 @@ class Pending:
 
 @dataclasses.dataclass(slots=True)
 class Budget:
-    """What the streams of one file may still cost, streams within streams included.
+    """The work that the streams of one file may still cause, nested streams included.
 
     Attributes:
-        size: number of bytes that may be copied; a stream can copy one string of its own again and again.
-        instructions: number of instructions, and of elements that calls copy.
+        size: bytes to copy; a stream can have one string of its own copied again and again.
+        instructions: instructions to execute; each element that a call copies, and each attribute, counts as one.
     """
 
     size: int
@@ -84,10 +87,10 @@ class Unpickler:
 
     Args:
         stream: a binary file with `read` and `readline`, at the beginning of the pickle.
-        functions: name -> function that is called instead of the named one; a `Pending` may be its result. It raises
-            `Unreadable`, or TypeError for another number of arguments.
-        persistent_load: from the persistent id, any value of the stream, to the object.
-        budget: the costs that are left for this stream.
+        functions: name -> the function to call instead. It may return a `Pending`. It raises `Unreadable`, or TypeError
+            for arguments that do not fit.
+        persistent_load: function from a persistent id, which can be any value, to the object. None: there are no ids.
+        budget: the work that is left for this stream.
     """
 
     def __init__(
@@ -270,10 +273,11 @@ class Unpickler:
             raise Unreadable(f'its pickle calls {described(function)}')
         if type(arguments) is not tuple or type(keywords) not in (dict, type(None)):
             raise Unreadable(f'its pickle calls {function.name} without a tuple of arguments')
+        self._budget.spend(len(arguments) + len(keywords or ()))
         known = None if keywords else self._functions.get(function.name)
         if known is None:
             return self._push(Record(function.name, arguments, keywords or None))
-        self._budget.spend(sum(len(a) for a in arguments if isinstance(a, PLAIN_CONTAINERS)))
+        self._budget.spend(_elements(arguments))
         try:
             self._push(known(*arguments))
         except TypeError:
@@ -281,6 +285,7 @@ class Unpickler:
 
     def _build(self, state: Any) -> None:
         target = self._stack[-1]
+        self._budget.spend(_elements((state, *state) if type(state) is tuple and len(state) == 2 else (state,)))
         if type(target) is Pending:
             value = self._stack[-1] = target.finish(state)
             self._memo.update(dict.fromkeys(target.places, value))
@@ -290,15 +295,19 @@ class Unpickler:
             raise Unreadable(f'its pickle sets attributes of {described(target)}')
 
 
+def _elements(values: tuple) -> int:
+    return sum(len(value) for value in values if isinstance(value, PLAIN_CONTAINERS))
+
+
 def checked_key(value: Any) -> Any:
     """Return a value that is a key of a dictionary or a member of a set, unchanged.
 
     Raises:
-        Unreadable: the value is mutable, or its hash may take very long.
+        Unreadable: the value is mutable, nested, or so large that its hash or a comparison takes long.
     """
-    if type(value) is tuple and len(value) <= MOST_IN_A_KEY and all(map(_is_plain_key, value)):
-        return value
-    if not _is_plain_key(value):
+    parts = value if type(value) is tuple else (value,)
+    length = sum(len(part) for part in parts if isinstance(part, str | bytes))
+    if len(parts) > MOST_IN_A_KEY or length > LONGEST_KEY or not all(map(_is_plain_key, parts)):
         raise Unreadable(f'its pickle has an unsuitable key, {described(value)}')
     return value
 

@@ -50,9 +50,9 @@ class Storage(Leaf):
     """The bytes that tensors are views of.
 
     Attributes:
-        dtype: dtype of the elements; None for one that NumPy lacks, as that of quantised tensors.
-        size: number of bytes.
-        read: return these bytes, and possibly more behind them.
+        dtype: the dtype of the elements. None: NumPy has no such dtype (quantised tensors).
+        size: the number of bytes.
+        read: function that returns these bytes and, possibly, more bytes behind them.
         byteorder: 'little' or 'big'.
     """
 
@@ -68,10 +68,10 @@ class StoredTensor(Leaf):
 
     Attributes:
         storage: the bytes.
-        dtype: NumPy's dtype in the byte order of this machine; bfloat16 and the 8-bit floats are those of ml_dtypes.
-        shape: as stored.
-        strides: in elements.
-        offset: the first element, in elements.
+        dtype: NumPy's dtype, in the byte order of this machine; bfloat16 and the 8-bit floats are those of ml_dtypes.
+        shape: the stored shape.
+        strides: the distance of neighbours along each axis, in elements.
+        offset: the distance of the first element from the beginning of the storage, in elements.
     """
 
     storage: Storage
@@ -81,7 +81,9 @@ class StoredTensor(Leaf):
     offset: int
 
     def numpy(self) -> np.ndarray:
-        """Return the values. The array is a read-only view of the mapped file, which need not be aligned, if it can be.
+        """Return the values: a read-only, possibly unaligned view of the mapped file.
+
+        Compressed values, and those of another byte order, are a copy.
 
         Raises:
             ConversionError: the bytes are compressed and damaged.
@@ -103,17 +105,20 @@ def view(storage: Any, dtype: np.dtype, offset: Any, shape: Any, strides: Any) -
         offset, strides: in elements.
 
     Raises:
-        Unreadable: they do not, or an argument has another type.
+        Unreadable: an element lies outside, or an argument has another type.
     """
     if type(shape) is not tuple or type(strides) is not tuple or not len(shape) == len(strides) <= MOST_DIMENSIONS:
-        raise Unreadable('has a tensor without a sound shape and strides')
+        raise Unreadable('has a tensor without a valid shape and strides')
     if not all(type(number) is int and 0 <= number < 2**62 for number in (offset, *shape, *strides)):
         raise Unreadable('has a tensor whose shape, strides or offset are out of range')
     if type(storage) is not Storage:
         raise Unreadable('has a tensor without a storage')
     count, available = math.prod(shape), storage.size // dtype.itemsize
     if count == 0:
-        np.empty(shape, dtype)  # takes no memory; ValueError where NumPy has no such shape
+        try:
+            np.empty(shape, dtype)  # takes no memory
+        except ValueError:
+            raise Unreadable(f'has a tensor of shape {printable(shape, 80)}, which is too large') from None
     elif offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) >= available:
         raise Unreadable(
             f'has a tensor of shape {printable(shape, 80)} that goes beyond its storage of {available} elements'
@@ -127,7 +132,7 @@ def element_type(kind: Any) -> tuple[np.dtype | None, int]:
     """Return the dtype of a class of storages, None for one that NumPy lacks, and the bytes of an element.
 
     Raises:
-        Unreadable: it is no class of storages.
+        Unreadable: the value is not a storage class.
     """
     name = kind.name if type(kind) is Global else ''
     if name in UNTYPED:
@@ -145,7 +150,7 @@ def functions(budget: Budget) -> dict[str, Callable[..., Any]]:
     """Return the functions that pickles of torch and NumPy may call, by the names in the pickle.
 
     Args:
-        budget: what strings that are encoded take.
+        budget: pays for the text that is encoded.
     """
 
     def encode(text: Any, encoding: Any = 'latin1') -> bytes:
@@ -253,10 +258,11 @@ def contiguous(shape: Any, fortran: bool = False) -> tuple[int, ...]:
     """Return the strides, in elements, of an array in C or Fortran order.
 
     Raises:
-        Unreadable: the shape is none.
+        Unreadable: the shape is not one.
     """
-    if type(shape) is not tuple or len(shape) > MOST_DIMENSIONS or not all(type(n) is int for n in shape):
-        raise Unreadable('has an array without a sound shape')
+    is_shape = type(shape) is tuple and len(shape) <= MOST_DIMENSIONS
+    if not is_shape or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+        raise Unreadable('has an array without a valid shape')
     if fortran:
         return tuple(math.prod(shape[:axis]) for axis in range(len(shape)))
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
@@ -267,7 +273,7 @@ def _reconstruct(subtype: Any, shape: Any, kind: Any) -> Pending:
 
     def finish(state: Any) -> Any:
         if type(state) is not tuple or len(state) not in (4, 5):
-            raise Unreadable('has a NumPy array without a sound state')
+            raise Unreadable('has a NumPy array without a valid state')
         shape, dtype, fortran, data = state[-4:]
         if not isinstance(dtype, np.dtype) or type(data) is list:  # objects, dates, records with fields
             return Record('numpy.ndarray', state=state)
@@ -283,7 +289,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
     strides = contiguous(shape, order == 'F')
     if axes is not None:
         if type(axes) is not tuple or sorted(axes) != list(range(len(shape))):
-            raise Unreadable('has a NumPy array without a sound order of axes')
+            raise Unreadable('has a NumPy array without a valid order of axes')
         shape, strides = tuple(shape[axis] for axis in axes), tuple(strides[axis] for axis in axes)
     return _array(data, dtype, shape, strides)
 

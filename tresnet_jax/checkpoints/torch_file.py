@@ -25,7 +25,7 @@ from tresnet_jax.errors import ConversionError, reason
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of torch.save before torch 1.6
 LEGACY_PROTOCOL = 1001  # the second one
 NPY_HEADER = re.compile(
-    rb"\{'descr': '([<>|=])(\w+)', 'fortran_order': (True|False), 'shape': \(((?:\d+, ?)*\d*)\), \}\s*"
+    rb"\{'descr': '([<>|=])(\w+)', 'fortran_order': (True|False), 'shape': \(((?:\d{1,18}, ?)*(?:\d{1,18})?)\), \}\s*"
 )
 
 
@@ -159,7 +159,7 @@ def _load_legacy(stream: Any, data: memoryview, table: dict[str, Callable[..., A
                 raise Unreadable('its pickle refers to a storage in an unknown way')
         dtype, unit = element_type(kind)
         if not 0 <= start <= start + size <= count or units.setdefault(key, unit) != unit:
-            raise Unreadable('has a storage without a sound size')
+            raise Unreadable('has a storage without a valid size')
         needed[key] = max(needed.get(key, 0), count * unit)
         return Storage(dtype, size * unit, lambda: places[key][start * unit :])
 
