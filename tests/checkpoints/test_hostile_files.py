@@ -93,7 +93,7 @@ def npy(header: str, data: bytes = b'abcd') -> bytes:
         ("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }", 'goes beyond'),
         (
             "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 999999999999999999, 999999999999999999), }",
-            'too large',
+            'out of range',
         ),
         ("{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }" % ('1, ' * 100), 'without a valid shape'),
     ],
