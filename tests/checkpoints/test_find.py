@@ -5,8 +5,6 @@ Each case is a pickle of NumPy arrays, which is read without torch; `tests/parit
 
 import argparse
 import collections
-import importlib.resources
-import pickle
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,48 +19,24 @@ from hypothesis import strategies as st
 import convert
 from convert.__main__ import main
 from tests.helpers.closeness import assert_identical
+from tests.helpers.states import (
+    RAW,
+    RESNET,
+    TRESNET,
+    State,
+    assert_is,
+    body,
+    counted,
+    inserted,
+    prefixed,
+    renamed,
+    saved,
+    without,
+)  # fmt: skip
+from tresnet_jax.checkpoints.checkpoint import COUNTER
 from tresnet_jax.checkpoints.find import WRAPPERS, clean, find
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.records import Record
-
-State = dict[str, np.ndarray]
-EMBEDDED = Path(str(importlib.resources.files('tresnet_jax') / 'embedded'))
-RESNET, TRESNET = (
-    safetensors.numpy.load_file(EMBEDDED / f'{name}.fashion_mnist.safetensors')
-    for name in ('test_resnet', 'test_tresnet')
-)
-RAW = {key: np.asarray(2 * value, value.dtype) for key, value in RESNET.items()}  # other weights of the same network
-COUNTER = 'num_batches_tracked'
-
-
-def prefixed(state: State, prefix: str) -> State:
-    return {prefix + key: value for key, value in state.items()}
-
-
-def without(state: State, *starts: str) -> State:
-    return {key: value for key, value in state.items() if not key.startswith(starts)}
-
-
-def body(state: State) -> State:
-    return without(state, 'fc.', 'head.')
-
-
-def renamed(state: State, old: str, new: str) -> State:
-    return {key.replace(old, new): value for key, value in state.items()}
-
-
-def counted(state: State) -> State:
-    """Return a state dict after thop, which adds two counters to every module."""
-    owners = dict.fromkeys(['', *(key.rpartition('.')[0] for key in state)])
-    counters = (f'{owner}.{name}'.strip('.') for owner in owners for name in ('total_ops', 'total_params'))
-    return state | {key: np.zeros(1) for key in counters}
-
-
-def inserted(state: State, segment: str, depth: int) -> State:
-    """Return a state dict with a segment behind the first `depth` segments of each name."""
-    names = (key.split('.') for key in state)
-    return {'.'.join([*name[:depth], segment, *name[depth:]]): state['.'.join(name)] for name in names}
-
 
 ARGS = argparse.Namespace(
     model='test_resnet', img_size=48, input_size=None, crop_pct=0.9, mean=None, std=[0.25, 0.25, 0.25], lr=0.1,
@@ -119,21 +93,6 @@ READ: dict[str, tuple[Any, State]] = {
     'Paddle pairs': ({'model': {k: ('conv2d_0.w_0', v) for k, v in RESNET.items()}}, RESNET),
     'no counters': ({k: v for k, v in RESNET.items() if not k.endswith(COUNTER)}, RESNET),
 }  # fmt: skip
-
-
-def saved(tmp_path: Path, tree: Any, name: str = 'a.pth') -> Path:
-    with (tmp_path / name).open('wb') as file:
-        pickle.dump(tree, file)
-    return tmp_path / name
-
-
-def assert_is(state: State, expected: State) -> None:
-    """Assert that a state dict has the expected values, whatever the dtype and without counters."""
-    expected = {key: value for key, value in expected.items() if not key.endswith(COUNTER)}
-    assert state.keys() == expected.keys()
-    for key, value in expected.items():
-        wanted = value.astype(state[key].dtype)
-        np.testing.assert_array_equal(state[key].astype(np.float64), wanted.astype(np.float64), err_msg=key)
 
 
 @pytest.mark.parametrize('case', READ)

@@ -1,0 +1,128 @@
+"""Classifiers in other places than timm's, and heads that are not one linear layer."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import convert
+import tresnet_jax
+from convert.__main__ import main
+from tests.helpers.states import RESNET, TRESNET, body, linear, prefixed, saved
+from tresnet_jax.checkpoints.layouts import to_timm
+
+FEATURES = {'test_resnet': 96, 'test_tresnet': 512}
+
+
+def bottleneck(prefix: str, features: int, dtype: type = np.float32) -> dict[str, np.ndarray]:
+    """Return ASL's head: features -> 64 -> 10 classes."""
+    inner, outer = linear(64, features), linear(10, 64)
+    head = prefixed(inner, 'embedding_generator.0.') | prefixed(outer, 'FC.')
+    return {prefix + key: value.astype(dtype) for key, value in head.items()}
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize('prefix', ['', 'module.model.'])
+@pytest.mark.parametrize('state, head', [(TRESNET, 'head.fc'), (RESNET, 'fc')], ids=['tresnet', 'resnet'])
+def test_the_bottleneck_of_asl_is_one_linear_layer(state, head, prefix, dtype, tmp_path):
+    """W = FC.W E.W and b = FC.W E.b + FC.b, in float64, rounded once."""
+    features = FEATURES['test_tresnet' if state is TRESNET else 'test_resnet']
+    parts = bottleneck(f'{head}.', features, dtype)
+    file = saved(tmp_path, {'model': prefixed({**body(state), **parts}, prefix), 'num_classes': 10})
+    found = to_timm(convert.read(file))
+    inner, inner_bias, outer, outer_bias = (
+        parts[f'{head}.{owner}.{leaf}'].astype(np.float64)
+        for owner in ('embedding_generator.0', 'FC')
+        for leaf in ('weight', 'bias')
+    )
+    wide = np.float64 if dtype is np.float64 else np.float32
+    for leaf, value in (('weight', outer @ inner), ('bias', outer @ inner_bias + outer_bias)):
+        got = found.tensors[f'{head}.{leaf}']
+        assert got.dtype == wide
+        np.testing.assert_array_equal(got, value.astype(wide))
+    assert found.head is None and "folded ASL's bottleneck head, two linear layers, into one" in found.notes
+    assert convert.to_flax(convert.read(file))[2].num_classes == 10
+
+
+DECODER = {
+    'fc.embed_standart.weight': (768, 96),
+    'fc.query_embed.weight': (10, 768),
+    'fc.decoder.layers.0.norm1.weight': (768,),
+    'fc.duplicate_pooling': (10, 768, 1),
+}
+FASTAI = {'1.2.weight': (192,), '1.4.weight': (512, 192), '1.6.weight': (512,), '1.8.weight': (10, 512)}
+OTHER_HEADS = {
+    'ML-Decoder': (DECODER, 'an ML-Decoder head'),
+    'fastai': (FASTAI, r'another head than one linear layer: 4 tensors \(1.2, 1.4, 1.6, 1.8\)'),
+    'decoder': ({'decoder.blocks.0.weight': (8, 96, 3, 3)}, r'linear layer: 1 tensor \(decoder.blocks\)'),
+    'two layers': ({'fc.0.weight': (32, 96), 'fc.0.bias': (32,), 'fc.2.weight': (10, 32), 'fc.2.bias': (10,)},
+                   r'linear layer: 4 tensors \(fc.0, fc.2\)'),
+    'no bias': ({'fc.1.weight': (10, 96)}, r'linear layer: 1 tensor \(fc.1\)'),
+    'another width': ({'cls.weight': (10, 80), 'cls.bias': (10,)}, r'classifier \(cls.weight\) that takes 80 features'),
+    'in place, another width': ({'fc.weight': (10, 80), 'fc.bias': (10,)}, 'classifier that takes 80 features'),
+    'two linear layers': ({'a.weight': (10, 96), 'a.bias': (10,), 'b.weight': (4, 96), 'b.bias': (4,)},
+                          r'linear layer: 4 tensors \(a, b\)'),
+    'half of a bottleneck': ({'fc.embedding_generator.0.weight': (64, 96), 'fc.FC.weight': (10, 64)},
+                             "ASL's bottleneck head with other layers"),
+    'a deeper bottleneck': ({**{f'fc.embedding_generator.{i}.weight': (96, 96) for i in (0, 2)},
+                             **{f'fc.embedding_generator.{i}.bias': (96,) for i in (0, 2)},
+                             'fc.FC.weight': (10, 96), 'fc.FC.bias': (10,)}, "ASL's bottleneck head with other layers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', OTHER_HEADS)
+def test_other_heads_are_named_and_can_be_dropped(case, tmp_path, capsys):
+    shapes, words = OTHER_HEADS[case]
+    head = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    file, out = saved(tmp_path, {'model': {**body(RESNET), **head}}), tmp_path / 'out.safetensors'
+    with pytest.raises(convert.ConversionError, match=f'{file}: has .*{words}.*--drop-head'):
+        convert.to_flax(convert.read(file))
+    assert main([str(file), str(out), '--drop-head']) == 0
+    said = capsys.readouterr().out
+    assert all(f'dropped {key}: ' in said for key in head)
+    assert tresnet_jax.create_model('test_resnet', checkpoint=out).num_classes == 0
+
+
+@pytest.mark.parametrize('case', ['fastai', 'ML-Decoder'])
+def test_models_that_need_no_head_of_the_file(case, tmp_path):
+    head = {key: np.zeros(shape, np.float32) for key, shape in OTHER_HEADS[case][0].items()}
+    file = saved(tmp_path, {**body(RESNET), **head})
+    for options, classes in (({'num_classes': 0}, 0), ({'num_classes': 3}, 3), ({'features_only': True}, 0)):
+        model = tresnet_jax.create_model('test_resnet', checkpoint=file, **options)
+        assert model.num_classes == classes
+        np.testing.assert_array_equal(np.asarray(model.bn1.mean), RESNET['bn1.running_mean'])
+    with pytest.raises(convert.ConversionError, match='--drop-head'):
+        tresnet_jax.create_model('test_resnet', checkpoint=file)
+
+
+def test_what_is_beside_a_classifier_is_left_out_and_named(tmp_path):
+    others = {'criterion.weight': np.ones(10), 'metrics.total': np.array(3), **prefixed(linear(4, 8), 'aux.cls.')}
+    report = convert.to_flax(convert.read(saved(tmp_path, {**prefixed(RESNET, 'net.'), **others})))[2]
+    assert report.num_classes == 10
+    assert 'left out 4 tensors (criterion, metrics, aux.cls)' in report.notes
+
+
+def test_a_classifier_outside_of_the_network_is_taken_and_named(tmp_path):
+    state = {**prefixed(body(RESNET), 'backbone.'), **prefixed(linear(7), 'head.layers.2.')}
+    report = convert.to_flax(convert.read(saved(tmp_path, state)))[2]
+    assert report.num_classes == 7 and 'took head.layers.2 as the classifier' in report.notes
+    with pytest.raises(convert.ConversionError, match='has 7 classes, but test_resnet.fashion_mnist has 10'):
+        convert.to_flax(convert.read(saved(tmp_path, state)), 'test_resnet.fashion_mnist')
+
+
+def test_the_body_stays_strict(tmp_path):
+    """A tensor within the body is never left out, and a renamed one is listed on both sides."""
+    state = {**RESNET, 'layer1.0.extra.weight': np.zeros(3)}
+    with pytest.raises(convert.ConversionError, match=r'unexpected in the file \(1\):\n  layer1.0.extra.weight'):
+        convert.to_flax(convert.read(saved(tmp_path, state)), 'test_resnet')
+    moved = {key.replace('bn1.bias', 'norm.shift') if key == 'bn1.bias' else key: v for key, v in RESNET.items()}
+    with pytest.raises(convert.ConversionError) as error:
+        convert.to_flax(convert.read(saved(tmp_path, moved)), 'test_resnet')
+    assert 'missing from the file (1):\n  bn1.bias' in str(error.value)
+    assert 'unexpected in the file (1):\n  norm.shift' in str(error.value)
+
+
+def test_a_checkpoint_by_hand_has_its_head_found_too():
+    checkpoint = convert.Checkpoint(Path('a'), 'torch', {**body(RESNET), **prefixed(linear(5), 'fc.1.')}, {})
+    assert convert.to_flax(checkpoint)[2].num_classes == 5
