@@ -1,9 +1,9 @@
-"""Tables of Markdown."""
+"""Markdown tables."""
 
 from collections.abc import Iterable, Sequence
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The lines of a table, each with its end; cells are taken as they are, so they may hold no '|'."""
+    """Return the lines of a table, each with its newline. Cells are not escaped and must not contain '|'."""
     lines = [heads, ['---'] * len(heads), *rows]
     return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)

@@ -1,1 +1,1 @@
-"""What the benchmarks beside this folder are made of."""
+"""Benchmarks of inference, training, start-up and memory, compared with timm in PyTorch and other JAX libraries."""

@@ -1,4 +1,4 @@
-"""Do all contenders compute the same? Each is held against timm in float64, within a bound set by timm's own noise."""
+"""Check that all contenders compute the same: compare each with timm in float64, within a bound set by timm's noise."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,18 +6,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarking.contenders import CONTENDERS
-from benchmarking.sides import Side, Subject
+from benchmarking.inputs import random_inputs
+from benchmarking.sides import Side, Workload
 from convert.verify import relative_error
 
-STEPS = 3
-# A ReLU whose input is about zero is open in one rounding and shut in another, and then gradients differ by more than
-# noise. The steps change the logits by a tenth of their size and more.
+STEPS = 2
+# Rounding opens or closes a ReLU whose input is about zero, and then gradients differ by more than noise. The steps
+# change the logits by a tenth of their size or more.
 LEAST_BOUND = {'inference': 1e-6, 'train': 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """The largest error of a contender's logits, relative to the largest of timm's in float64, and what is allowed."""
+    """The largest error of a contender's logits relative to the largest of timm's in float64, and its bound."""
 
     contender: str
     what: str
@@ -29,29 +30,28 @@ class Check:
         return self.error <= self.bound
 
     def __str__(self) -> str:
-        parted = '' if self.agrees else '   <- differs'
-        return f'{self.contender}, {self.what}: relative error {self.error:.1e}, at most {self.bound:.1e}{parted}'
+        mark = '' if self.agrees else '   <- differs'
+        return f'{self.contender}, {self.what}: relative error {self.error:.1e}, at most {self.bound:.1e}{mark}'
 
 
 class Checker:
-    """timm's outputs on a batch, and how far its own float32 (or half precision) is from them.
+    """timm's logits in float64, and the error of timm's own float32 (or half precision).
 
-    Inference gives one batch of logits. Training gives those of the third step on the same batch, which two updates
-    have changed.
+    For inference these are the logits of one batch. For training they are the logits, in training mode, after two
+    steps on the same batch.
 
     Args:
-        subject: what the contenders have loaded.
-        images: (1, B, H, W, 3).
-        labels: (1, B).
-        whats: 'inference' and 'train', or one of them.
+        workload: what the contenders have loaded.
+        batch: number of images.
+        whats: 'inference', 'train' or both.
     """
 
-    def __init__(self, subject: Subject, images: np.ndarray, labels: np.ndarray, whats: Sequence[str]):
+    def __init__(self, workload: Workload, batch: int, whats: Sequence[str]):
         from benchmarking.torch_side import TorchSide, wake
 
-        wake(subject.threads)
-        self.images, self.labels = images, labels
-        exact, rounded = TorchSide(dataclasses.replace(subject, dtype='float64')), TorchSide(subject)
+        wake(workload.threads)
+        self.inputs = {what: random_inputs(workload, what, batch, 1) for what in whats}
+        exact, rounded = TorchSide(dataclasses.replace(workload, dtype='float64')), TorchSide(workload)
         self.expected = {what: self.logits(exact, what) for what in whats}
         self.bounds = {
             what: max(10 * relative_error(self.logits(rounded, what), logits), LEAST_BOUND[what])
@@ -59,13 +59,17 @@ class Checker:
         }
 
     def logits(self, side: Side, what: str) -> np.ndarray:
+        """Return the logits that are compared."""
+        images, labels = self.inputs[what]
         if what == 'inference':
-            return side.inference(self.images)()
-        step = side.training(self.images, self.labels)
-        return [step() for _ in range(STEPS)][-1]
+            return side.inference(images)()
+        training = side.training(images, labels)
+        for _ in range(STEPS):
+            training.step()
+        return training.logits(images[0])
 
     def compare(self, contender: str, side: Side) -> list[Check]:
-        """Of what it takes part in."""
+        """Check a contender in everything that it takes part in."""
         return [
             Check(contender, what, relative_error(self.logits(side, what), expected), self.bounds[what])
             for what, expected in self.expected.items()

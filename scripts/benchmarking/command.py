@@ -1,4 +1,4 @@
-"""`benchmark.py`: what is asked for, checked; each part run in processes of its own; and the files."""
+"""The command line of ``benchmark.py``: check the arguments, run each part in new processes, write the files."""
 
 import dataclasses
 import importlib.metadata
@@ -20,7 +20,7 @@ from benchmarking import results
 from benchmarking.contenders import CONTENDERS, Contender
 from benchmarking.measures import SHARED, Bench
 from benchmarking.processes import JobError, in_new_process
-from benchmarking.sides import CLASSES, Subject
+from benchmarking.sides import CLASSES, Workload
 from convert.golden import seeded_weights
 from tresnet_jax.checkpoints.write import save_safetensors
 from tresnet_jax.cli.common import fail, parse
@@ -33,14 +33,14 @@ PACKAGES = ('tresnet_jax', 'jax', 'flax', 'torch', 'timm', 'jaxnn', 'jax-resnet'
 
 
 class BenchmarkError(ValueError):
-    """What was asked for cannot be done; one line says why."""
+    """The arguments ask for something impossible; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """Time TResNet and ResNet-D beside timm in PyTorch and other JAX libraries.
+class BenchmarkArguments:
+    """Time TResNet and ResNet-D, compared with timm in PyTorch and other JAX libraries.
 
-    Exit codes: 0; 1, outputs differ (with --check) or a contender failed; 2, it cannot be done as asked.
+    Exit codes: 0 for success; 1 if outputs differ (with --check) or a contender failed; 2 for user errors.
     """
 
     models: tuple[str, ...] = ('resnet50d', 'tresnet_m')
@@ -48,79 +48,80 @@ class Command:
     what: tuple[Literal['inference', 'train', 'build', 'first_call', 'memory', 'largest_batch'], ...] = (
         'inference', 'train', 'build', 'first_call', 'memory',
     )  # fmt: skip
-    """Measures. On a GPU largest_batch is possible too, and takes long."""
+    """Measures. largest_batch requires a GPU and takes long."""
     batch_sizes: tuple[int, ...] = (1, 8, 32)
-    """Images in a batch of inference. The first call has the first of these, memory is measured with the largest."""
+    """Batch sizes of inference. first_call uses the first one, memory the largest."""
     train_batch_sizes: tuple[int, ...] = (8,)
-    """Images in a training step."""
+    """Batch sizes of a training step. memory uses the largest."""
     image_size: int = 224
     """Edge of the square images in pixels."""
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
-    """Of the computation. Below float32 other JAX libraries are left out."""
+    """Compute dtype. Other JAX libraries only take part in float32."""
     rounds: int = 7
-    """In which contenders take turns; one more before is not counted."""
+    """Number of rounds in which the contenders take turns, after a warm-up round."""
     fresh_rounds: int = 3
-    """The same of build and first_call, where every turn is a process of its own."""
+    """Number of rounds for build and first_call, where each turn is a new process."""
     turn_seconds: float = 0.5
-    """How long a turn calls, at least once, after a call that does not count."""
+    """Duration of a turn in seconds; a turn is at least one call, after a call that is not timed."""
     threads: int | None = None
-    """Cores for either side; all that the process may use when left out."""
+    """Number of CPU cores for each contender. Default: all that this process may use."""
     contenders: tuple[str, ...] | None = None
-    """Who takes part; all that are installed when left out. Memory modes such as ours-lean must be named."""
+    """Contenders to compare. Default: all that are installed, except memory modes such as ours-lean."""
     out: Path | None = None
     """Folder for benchmark.md, benchmark.csv and benchmark.png."""
     check: bool = False
-    """First compare the outputs with timm's in float64, and time no model whose outputs differ."""
+    """First compare the outputs with timm's in float64. A model whose outputs differ is not timed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = parse(Command, arguments)
+    """Run the command line and return its exit code; invalid usage and ``--help`` raise SystemExit."""
+    parsed = parse(BenchmarkArguments, arguments)
     try:
-        return run(command)
+        return run_benchmark(parsed)
     except (ValueError, JobError, OSError) as error:
         return fail(error)
 
 
-def run(command: Command) -> int:
-    """Measure, print, and write after each part.
+def run_benchmark(arguments: BenchmarkArguments) -> int:
+    """Measure everything, update the files after each part, print the results, and return the exit code.
 
     Raises:
-        ValueError: it cannot be done as asked.
+        ValueError: the arguments ask for something impossible.
     """
-    contenders = chosen(command)
-    architectures = [architecture_of(name, command.image_size) for name in command.models]
-    cores = cores_for(command.threads)
-    check_counts(command)
-    if command.out is not None:
-        command.out.mkdir(parents=True, exist_ok=True)
+    contenders = choose_contenders(arguments)
+    architectures = [architecture_of(name, arguments.image_size) for name in arguments.models]
+    cores = cores_for(arguments.threads)
+    check_counts(arguments)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
     load = f'{os.getloadavg()[0]:.1f}' if hasattr(os, 'getloadavg') else 'unknown'
     woken = in_new_process(
-        'devices', {'contenders': [row.name for row in contenders], 'threads': cores}, command.threads, SHARED
+        'devices', {'contenders': [row.name for row in contenders], 'threads': cores}, arguments.threads, SHARED
     )
     devices = woken['devices']
     contenders = [row for row in contenders if row.name in devices]
-    if 'largest_batch' in command.what and 'cpu' in devices.values():
-        raise BenchmarkError(f'largest_batch needs a GPU for all contenders; {said(devices)}')
-    about = describe(command, cores, devices, load)
+    if 'largest_batch' in arguments.what and 'cpu' in devices.values():
+        raise BenchmarkError(f'largest_batch requires a GPU for every contender; {describe_devices(devices)}')
+    about = describe(arguments, cores, devices, load)
     problems = [f'{name} was left out: {message}' for name, message in woken['failures']]
     found: list[results.Measurement] = []
     text = about
     with tempfile.TemporaryDirectory() as folder:
         for architecture in architectures:
             weights = Path(folder) / f'{architecture}.safetensors'
-            save_safetensors(weights, draw(architecture))
-            subject = Subject(architecture, str(weights), command.image_size, command.dtype, cores)
-            bench = Bench(subject, contenders, command.threads, Path(folder) / 'compiled')
+            save_safetensors(weights, draw_weights(architecture))
+            workload = Workload(architecture, str(weights), arguments.image_size, arguments.dtype, cores)
+            bench = Bench(workload, contenders, arguments.threads, Path(folder) / 'compiled')
             if not bench.contenders:
-                raise BenchmarkError(f'none of {", ".join(devices) or "them"} has {architecture} in {command.dtype}')
+                names = ', '.join(devices) or 'the contenders'
+                raise BenchmarkError(f'none of {names} supports {architecture} in {arguments.dtype}')
             try:
-                for part in measured(bench, command):
+                for part in measure_parts(bench, arguments):
                     found += part
-                    rows = results.rows(found)
-                    text = results.report(rows, about)
-                    if command.out is not None and rows:
-                        results.write(command.out, rows, text, about.splitlines()[0])
+                    rows = results.result_rows(found)
+                    text = results.results_page(rows, about)
+                    if arguments.out is not None and rows:
+                        results.write_files(arguments.out, rows, text, about.splitlines()[0])
             except JobError as error:
                 problems.append(f'{architecture}: {error}')
             problems += [f'{architecture}: {check}' for check in bench.checks if not check.agrees]
@@ -131,97 +132,102 @@ def run(command: Command) -> int:
     return 1 if problems else 0
 
 
-def measured(bench: Bench, command: Command) -> Iterator[list[results.Measurement]]:
-    """All that was asked for of one model, part by part; nothing where outputs differ."""
-    sizes = {'inference': command.batch_sizes, 'train': command.train_batch_sizes}
-    together = {what: batches for what, batches in sizes.items() if what in command.what}
-    if together or command.check:
-        yield bench.side_by_side(together, command.rounds, command.turn_seconds, command.check)
-        print(''.join(f'{bench.subject.architecture}: {check}\n' for check in bench.checks), end='', flush=True)
+def measure_parts(bench: Bench, arguments: BenchmarkArguments) -> Iterator[list[results.Measurement]]:
+    """Measure one model and yield the measurements part by part; stop if outputs differ."""
+    sizes = {'inference': arguments.batch_sizes, 'train': arguments.train_batch_sizes}
+    together = {what: batches for what, batches in sizes.items() if what in arguments.what}
+    if together or arguments.check:
+        yield bench.side_by_side(together, arguments.rounds, arguments.turn_seconds, arguments.check)
+        print(''.join(f'{bench.workload.architecture}: {check}\n' for check in bench.checks), end='', flush=True)
         if not all(check.agrees for check in bench.checks):
             return
-    starts = [what for what in ('build', 'first_call') if what in command.what]
+    starts = [what for what in ('build', 'first_call') if what in arguments.what]
     if starts:
-        yield bench.from_the_start(starts, command.batch_sizes[0], command.fresh_rounds)
+        yield bench.from_the_start(starts, arguments.batch_sizes[0], arguments.fresh_rounds)
     for what, batches in sizes.items():
-        if 'memory' in command.what:
+        if 'memory' in arguments.what:
             yield bench.memory(what, max(batches))
-        if 'largest_batch' in command.what:
+        if 'largest_batch' in arguments.what:
             yield bench.largest_batch(what)
 
 
-def chosen(command: Command) -> list[Contender]:
-    """The contenders asked for, or those installed.
+def choose_contenders(arguments: BenchmarkArguments) -> list[Contender]:
+    """Return the contenders named on the command line, or the default ones.
 
     Raises:
-        BenchmarkError: an unknown one, or one that is not installed.
+        BenchmarkError: a contender is unknown or not installed.
     """
     if importlib.util.find_spec('optax') is None:
         raise BenchmarkError("the training step needs optax: pip install 'tresnet_jax[train]'")
-    for name in command.contenders or ():
+    for name in arguments.contenders or ():
         if name not in CONTENDERS:
             raise BenchmarkError(f'unknown contender {name!r}; expected some of {", ".join(CONTENDERS)}')
         if not CONTENDERS[name].is_installed():
             raise BenchmarkError(f'{name}: {CONTENDERS[name].package} is not installed')
-    if command.check and not CONTENDERS['timm-eager'].is_installed():
+    if arguments.check and not CONTENDERS['timm-eager'].is_installed():
         raise BenchmarkError('--check compares with timm: pip install timm torch torchvision')
     usual = [row.name for row in CONTENDERS.values() if row.is_installed() and not row.by_name]
-    return [row for row in CONTENDERS.values() if row.name in (command.contenders or usual)]
+    return [row for row in CONTENDERS.values() if row.name in (arguments.contenders or usual)]
 
 
 def architecture_of(name: str, image_size: int) -> str:
-    """Raises ValueError for an unknown model, and for images that it cannot take."""
+    """Return the architecture of a model name.
+
+    Raises:
+        ValueError: the model is unknown, or it cannot take images of this size.
+    """
     architecture, _ = split_name(name)
-    profile(architecture, image_size)  # refuses such sizes
+    profile(architecture, image_size)  # raises for such sizes
     return architecture
 
 
 def cores_for(threads: int | None) -> int:
-    """How many cores there are for either side.
+    """Return the number of cores for each contender.
 
     Raises:
-        BenchmarkError: more than there are, or a system that cannot keep a process to some.
+        BenchmarkError: there are not as many cores, or the system cannot limit a process to some of them.
     """
     if not hasattr(os, 'sched_getaffinity'):
         if threads is not None:
-            raise BenchmarkError('--threads needs Linux: XLA has as many threads as the process may use cores')
+            raise BenchmarkError('--threads requires Linux: XLA uses as many threads as the process may use cores')
         return os.cpu_count() or 1
-    there = len(os.sched_getaffinity(0))
-    if threads is not None and not 1 <= threads <= there:
-        raise BenchmarkError(f'--threads must be 1 to {there}, the cores that this process may use, got {threads}')
-    return threads or there
+    available = len(os.sched_getaffinity(0))
+    if threads is not None and not 1 <= threads <= available:
+        raise BenchmarkError(f'--threads must be 1 to {available}, the cores this process may use, got {threads}')
+    return threads or available
 
 
-def check_counts(command: Command) -> None:
-    """Raises BenchmarkError for what must be positive and is not."""
+def check_counts(arguments: BenchmarkArguments) -> None:
+    """Raise BenchmarkError if a number that must be positive is not."""
     for name in ('rounds', 'fresh_rounds', 'batch_sizes', 'train_batch_sizes'):
-        value = getattr(command, name)
+        value = getattr(arguments, name)
         if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
             raise BenchmarkError(f'--{name.replace("_", "-")} must be positive, got {value}')
 
 
-def draw(architecture: str) -> dict[str, np.ndarray]:
-    """Seeded weights with statistics and signs that hide nothing, under timm's names."""
+def draw_weights(architecture: str) -> dict[str, np.ndarray]:
+    """Return seeded weights under timm's names, with non-trivial statistics and gammas of both signs."""
     model = build_model(architecture, num_classes=CLASSES, in_chans=3, rngs=ShapesOnly())
     _, *trees = nnx.split(model, nnx.Param, nnx.BatchStat)
     zeros = [jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nnx.to_pure_dict(tree)) for tree in trees]
     return seeded_weights({key: value.shape for key, value in convert.to_torch(*zeros).items()}, seed=0)
 
 
-def describe(command: Command, cores: int, devices: dict[str, str], load: str) -> str:
-    """What the figures are of, and how to read them."""
+def describe(arguments: BenchmarkArguments, cores: int, devices: dict[str, str], load: str) -> str:
+    """Return the text above the results: what was measured, on what, and how to read it."""
     installed = [name for name in PACKAGES if importlib.util.find_spec(name.replace('-', '_'))]
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in installed)
     return (
-        f'{command.image_size} px, {command.dtype}, {said(devices)}\n\n'
-        f'{processor()}, {cores} core{"s" * (cores > 1)} for either side, load before {load}; {versions}. '
-        f'Medians of {command.rounds} rounds (build and first call {command.fresh_rounds}, memory one) ± quartile '
-        'distance over median; timm is the better of its columns. In the ratios, above 1 a contender is ahead of timm.'
+        f'{arguments.image_size} px, {arguments.dtype}, {describe_devices(devices)}\n\n'
+        f'{processor()}, {cores} core{"s" * (cores > 1)} for each contender, load before: {load}; {versions}. '
+        f'Medians of {arguments.rounds} rounds ({arguments.fresh_rounds} for build and first_call, 1 for memory) ± '
+        'interquartile range over median. timm is the better of its columns. Ratios above 1 mean that a contender is '
+        'ahead of timm.'
     )
 
 
-def said(devices: dict[str, str]) -> str:
-    """'ours, timm-eager on cpu; ...', or 'on cpu' where all are."""
+def describe_devices(devices: dict[str, str]) -> str:
+    """Return 'ours, timm-eager on cpu; ...', or 'on cpu' if all use the same device."""
     by_device = {device: [name for name in devices if devices[name] == device] for device in devices.values()}
     if len(by_device) == 1:
         return f'on {next(iter(by_device))}'
@@ -229,7 +235,7 @@ def said(devices: dict[str, str]) -> str:
 
 
 def processor() -> str:
-    """Its name, as far as the system tells."""
+    """Return the name of the processor, as far as the system provides it."""
     try:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
         return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))

@@ -1,4 +1,4 @@
-"""Who is compared: a row each, with what it takes part in and how it is loaded."""
+"""The libraries compared: one row each, with its measures and how it is loaded."""
 
 import dataclasses
 import functools
@@ -6,10 +6,10 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from benchmarking.sides import Side, Subject
+from benchmarking.sides import Side, Workload
 from tresnet_jax.variants import ALL_BOTTLENECK, ARCHITECTURES, RESNETD, TRESNET, family_of
 
-TIMM = ('timm-eager', 'timm-channels-last')  # the better of both stands for timm
+TIMM = ('timm-eager', 'timm-channels-last')  # the better of the two counts as timm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,23 +17,23 @@ class Contender:
     """A row of the table.
 
     Attributes:
-        name: in the tables.
-        package: what must be installed.
-        wake: imports its libraries, sets so many threads where it must be told, and starts the device, whose name it
-            gives: 'cpu' or that of a GPU.
-        load: a model with the weights of the file.
-        measures: those of `MEASURES` that it takes part in; memory and largest_batch are those of its inference and
-            training.
-        has: whether it knows an architecture.
-        dtypes: that it computes in.
-        by_name: takes part only where it is named.
-        cached: its processes have JAX's persistent compilation cache, filled by the uncounted round.
+        name: its name in the tables.
+        package: the package that must be installed.
+        wake: imports its libraries, sets the number of threads if it has to be set, starts the device and returns its
+            name: 'cpu' or the name of a GPU.
+        load: loads a model with the weights of a workload.
+        measures: the ones of `MEASURES` that it takes part in; memory and largest_batch apply to those of inference
+            and training that are among them.
+        has: whether it supports an architecture.
+        dtypes: supported compute dtypes.
+        by_name: takes part only if it is named on the command line.
+        cached: its processes use JAX's persistent compilation cache, which the warm-up round fills.
     """
 
     name: str
     package: str
     wake: Callable[[int], str]
-    load: Callable[[Subject], Side]
+    load: Callable[[Workload], Side]
     measures: tuple[str, ...]
     has: Callable[[str], bool] = lambda architecture: True
     dtypes: tuple[str, ...] = ('float32', 'bfloat16', 'float16')
@@ -43,11 +43,11 @@ class Contender:
     def is_installed(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
 
-    def takes(self, subject: Subject) -> bool:
-        return self.has(subject.architecture) and subject.dtype in self.dtypes
+    def takes(self, workload: Workload) -> bool:
+        return self.has(workload.architecture) and workload.dtype in self.dtypes
 
 
-# The modules of the sides import their libraries, so each is imported by its contender's own functions.
+# The modules of the sides import their libraries, so only the functions of a contender import its side.
 
 
 def _wake_jax(threads: int) -> str:
@@ -63,14 +63,14 @@ def _wake_cached(threads: int) -> str:
     return _wake_jax(threads)
 
 
-def _ours(subject: Subject, **options: Any) -> Side:
+def _ours(workload: Workload, **options: Any) -> Side:
     from benchmarking import jax_side
 
-    return jax_side.ours(subject, **options)
+    return jax_side.ours(workload, **options)
 
 
-def _winograd(subject: Subject) -> Side:
-    return _ours(subject, folded=True, winograd=True)
+def _winograd(workload: Workload) -> Side:
+    return _ours(workload, folded=True, winograd=True)
 
 
 def _wake_torch(threads: int) -> str:
@@ -79,10 +79,14 @@ def _wake_torch(threads: int) -> str:
     return torch_side.wake(threads)
 
 
-def _timm(subject: Subject, **options: Any) -> Side:
+def _timm(workload: Workload, **options: Any) -> Side:
     from benchmarking import torch_side
 
-    return torch_side.TorchSide(subject, **options)
+    return torch_side.TorchSide(workload, **options)
+
+
+def _channels_last(workload: Workload) -> Side:
+    return _timm(workload, channels_last=True)
 
 
 def _wake_peer(name: str) -> Callable[[int], str]:
@@ -95,11 +99,11 @@ def _wake_peer(name: str) -> Callable[[int], str]:
     return wake
 
 
-def _peer(name: str) -> Callable[[Subject], Side]:
-    def load(subject: Subject) -> Side:
+def _peer(name: str) -> Callable[[Workload], Side]:
+    def load(workload: Workload) -> Side:
         from benchmarking import peers
 
-        return peers.PEERS[name](subject)
+        return peers.PEERS[name](workload)
 
     return load
 
@@ -117,7 +121,7 @@ def _in_jax_resnet(architecture: str) -> bool:
 
 
 def _in_keras_hub(architecture: str) -> bool:
-    """Its basic blocks have a convolution in the first shortcut that timm's have not."""
+    """Bottleneck blocks only: its basic blocks have a convolution in the first shortcut, unlike timm's."""
     return _is_resnetd(architecture) and ARCHITECTURES[architecture].blocks == ALL_BOTTLENECK
 
 
@@ -127,14 +131,14 @@ PEER: dict[str, Any] = {'measures': MEASURES, 'dtypes': ('float32',)}
 
 
 def _in_mode(name: str, has: Callable[[str], bool] = lambda architecture: True, **options: Any) -> Contender:
-    """Ours in another memory mode of training."""
+    """Return a row of this package in another memory mode of training."""
     measures = ('train', 'memory', 'largest_batch')
     return Contender(name, 'tresnet_jax', _wake_jax, functools.partial(_ours, **options), measures, has, by_name=True)
 
 
 CONTENDERS: dict[str, Contender] = {row.name: row for row in (
     Contender('ours', 'tresnet_jax', _wake_jax, _ours, MEASURES),
-    Contender('ours-folded', 'tresnet_jax', _wake_jax, lambda subject: _ours(subject, folded=True), FORWARD),
+    Contender('ours-folded', 'tresnet_jax', _wake_jax, lambda workload: _ours(workload, folded=True), FORWARD),
     Contender('ours-winograd', 'tresnet_jax', _wake_jax, _winograd, FORWARD),
     Contender('ours-cached', 'tresnet_jax', _wake_cached, _ours, ('first_call',), cached=True),
     _in_mode('ours-inplace', _is_tresnet, abn_memory='inplace'),
@@ -142,7 +146,7 @@ CONTENDERS: dict[str, Contender] = {row.name: row for row in (
     _in_mode('ours-recompute', abn_memory='recompute'),
     _in_mode('ours-remat', remat=True),
     Contender('timm-eager', 'timm', _wake_torch, _timm, MEASURES),
-    Contender('timm-channels-last', 'timm', _wake_torch, lambda subject: _timm(subject, channels_last=True), MEASURES),
+    Contender('timm-channels-last', 'timm', _wake_torch, _channels_last, MEASURES),
     Contender('jaxnn', 'jaxnn', _wake_peer('jaxnn'), _peer('jaxnn'), has=_is_resnetd, **PEER),
     Contender('jax-resnet', 'jax_resnet', _wake_peer('jax_resnet'), _peer('jax_resnet'), has=_in_jax_resnet, **PEER),
     Contender('keras-hub', 'keras_hub', _wake_peer('keras_hub'), _peer('keras_hub'), has=_in_keras_hub, **PEER),

@@ -1,5 +1,6 @@
-"""JAX under the clock: whatever comes as apply, params, batch_stats, ours among them."""
+"""Timing JAX models: any model in functional form, this package's among them."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -7,46 +8,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from loop_step import loop_step
 
 import convert  # noqa: F401  loading a file imports it, and imports are not timed
 import tresnet_jax
-from benchmarking.sides import LEARNING_RATE, MOMENTUM, Call, Side, Subject
+from benchmarking.sides import CLASSES, MEAN, STD, Call, Side, Training, Workload
+from tresnet_jax.training.devices import AXIS, replicate
+from tresnet_jax.training.step import normalise, over_devices
 
 
 def wake(threads: int) -> str:
-    """Start the device. XLA has as many threads as the process may use cores, so that nothing is set here."""
+    """Start the device and return its name. `threads` has no effect: XLA uses the cores that the process may use."""
     del threads
     device = jax.devices()[0]
     return 'cpu' if device.platform == 'cpu' else device.device_kind
 
 
 class JaxSide:
-    """A model in pure form; weights are arguments of the compiled programs, so that nothing of them is folded in."""
+    """A model in functional form. Weights are arguments of the compiled programs, so that none are constant-folded.
+
+    Args:
+        apply: (params, batch_stats, x) -> logits, and with `train=True` and `rngs` -> (logits, batch_stats).
+        params, batch_stats: nested dicts of arrays; `batch_stats` may be any tree.
+        dtype: of the images that inference takes.
+    """
 
     def __init__(self, apply: Callable[..., Any], params: Any, batch_stats: Any, dtype: str):
-        self.params, self.batch_stats = jax.block_until_ready(jax.device_put((params, batch_stats)))
+        self.devices = jax.local_devices()[:1]
+        self.params, self.batch_stats = jax.block_until_ready(jax.device_put((params, batch_stats), self.devices[0]))
         self.dtype = jnp.dtype(dtype)
-        self.optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
         self.forward = jax.jit(apply)
-
-        def step(state: Any, x: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-            params, batch_stats, opt_state = state
-
-            def loss_of(params: Any) -> tuple[jax.Array, Any]:
-                logits, new = apply(params, batch_stats, x, train=True)
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-                return losses.mean(), (logits, new)
-
-            (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-            updates, opt_state = self.optimizer.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), batch_stats, opt_state), loss, logits
-
-        def start(params: Any, batch_stats: Any) -> Any:
-            """The state before the first step: copies, since a step takes the memory of the state before it."""
-            return *jax.tree.map(jnp.copy, (params, batch_stats)), self.optimizer.init(params)
-
-        self.start, self.step = jax.jit(start), jax.jit(step, donate_argnums=0)
+        self.forward_in_training = jax.jit(functools.partial(apply, train=True))
+        step, self.start = loop_step(apply, params, num_classes=CLASSES, mean=MEAN, std=STD)
+        self.train_step = over_devices(step, donate=True, devices=self.devices)
 
     def inference(self, images: np.ndarray) -> Call:
         batches = itertools.cycle([jnp.asarray(batch, self.dtype) for batch in images])
@@ -57,29 +52,51 @@ class JaxSide:
 
         return call
 
-    def training(self, images: np.ndarray, labels: np.ndarray) -> Call:
-        batches = itertools.cycle(
-            [(jnp.asarray(x, self.dtype), jnp.asarray(y, jnp.int32)) for x, y in zip(images, labels, strict=True)]
-        )
-        state = self.start(self.params, self.batch_stats)
-
-        def call() -> np.ndarray:
-            nonlocal state
-            state, loss, logits = jax.block_until_ready(self.step(state, *next(batches)))
-            float(loss)
-            return np.asarray(logits, np.float32)
-
-        return call
+    def training(self, images: np.ndarray, labels: np.ndarray) -> Training:
+        return JaxTraining(self, images, labels)
 
     def peak_bytes(self) -> int | None:
-        """XLA's choosing between algorithms counts as well."""
-        device = jax.devices()[0]
+        """See `Side`; this includes XLA's trials of different algorithms."""
+        device = self.devices[0]
         return None if device.platform == 'cpu' else device.memory_stats()['peak_bytes_in_use']
 
 
-def ours(subject: Subject, *, folded: bool = False, winograd: bool = False, **options: Any) -> Side:
-    """Options are those of `create_model`; winograd is for a folded model."""
-    model = tresnet_jax.create_model(subject.architecture, checkpoint=subject.weights, dtype=subject.dtype, **options)
+class JaxTraining:
+    """The training loop's step, as `train.py` runs it on one device."""
+
+    def __init__(self, side: JaxSide, images: np.ndarray, labels: np.ndarray):
+        self.side = side
+        self.state = replicate(side.start(side.params, side.batch_stats), side.devices)
+        on_devices = NamedSharding(Mesh(np.asarray(side.devices), (AXIS,)), PartitionSpec(AXIS))
+        self.batches = itertools.cycle(
+            [
+                jax.device_put({'image': x[None], 'label': y[None].astype(np.int32)}, on_devices)
+                for x, y in zip(images, labels, strict=True)
+            ]
+        )
+
+    def step(self) -> float:
+        self.state, metrics = jax.block_until_ready(self.side.train_step(self.state, next(self.batches)))
+        return float(metrics['loss'])
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        x = normalise(jnp.asarray(images), MEAN, STD, jnp.float32)
+        logits, _ = self.side.forward_in_training(self.state.params, self.state.batch_stats, x)
+        return np.asarray(logits, np.float32)
+
+
+def ours(workload: Workload, *, folded: bool = False, winograd: bool = False, **options: Any) -> Side:
+    """Load a model of this package.
+
+    Args:
+        workload: the model and its weights.
+        folded: fold batch norm into the convolutions.
+        winograd: for a folded model, use Winograd convolutions.
+        options: passed to `create_model`.
+    """
+    model = tresnet_jax.create_model(
+        workload.architecture, checkpoint=workload.weights, dtype=workload.dtype, **options
+    )  # fmt: skip
     if folded:
         model = tresnet_jax.fold_batchnorm(model, winograd=winograd)
-    return JaxSide(*tresnet_jax.functional(model), subject.dtype)
+    return JaxSide(*tresnet_jax.functional(model), workload.dtype)

@@ -1,4 +1,4 @@
-"""What runs in a process of its own; arguments and results are what JSON has."""
+"""Jobs that run in new processes; arguments and results are JSON values."""
 
 import dataclasses
 import functools
@@ -11,27 +11,28 @@ from tqdm import tqdm
 
 from benchmarking.checking import Check, Checker
 from benchmarking.contenders import CONTENDERS, Contender
+from benchmarking.inputs import random_inputs
 from benchmarking.memory import peak_resident
 from benchmarking.processes import failure
-from benchmarking.sides import CLASSES, Call, Side, Subject
+from benchmarking.sides import Side, Workload
 from benchmarking.turns import take_turns, timed
 
 T = TypeVar('T')
 
-BATCHES = 3  # different ones that calls go through
-CHECKED_BATCH = 4  # at least: batch norm of fewer values amplifies rounding
+BATCHES = 3  # different batches that calls cycle through
+CHECKED_BATCH = 4  # at least: batch norm over fewer values amplifies rounding
 
 
-class Running:
-    """The loaded contenders of one model; one that fails is noted in `failures` (contender, message) and left out."""
+class LoadedSides:
+    """The loaded contenders of one model. One that fails is removed and noted in `failures` (contender, message)."""
 
-    def __init__(self, subject: Subject, contenders: Sequence[str]):
+    def __init__(self, workload: Workload, contenders: Sequence[str]):
         self.failures: list[tuple[str, str]] = []
         self.sides: dict[str, Any] = dict.fromkeys(contenders)
-        self.sides = self.each(lambda name, _: load(CONTENDERS[name], subject))
+        self.sides = self.each(lambda name, _: load(CONTENDERS[name], workload))
 
     def each(self, action: Callable[[str, Side], T], what: str | None = None) -> dict[str, T]:
-        """The action's results by contender, of those that take part in `what`."""
+        """Return the results of `action` by contender, for those that take part in `what`."""
         found = {}
         for name in [name for name in self.sides if what is None or what in CONTENDERS[name].measures]:
             try:
@@ -42,13 +43,14 @@ class Running:
         return found
 
 
-def load(row: Contender, subject: Subject) -> Side:
-    row.wake(subject.threads)
-    return row.load(subject)
+def load(row: Contender, workload: Workload) -> Side:
+    """Start the device of a contender and load its model."""
+    row.wake(workload.threads)
+    return row.load(workload)
 
 
 def devices(contenders: Sequence[str], threads: int) -> dict[str, Any]:
-    """{'devices': 'cpu' or the name of a GPU, by contender, 'failures': [(contender, message)]}."""
+    """Return {'devices': {contender: 'cpu' or the name of a GPU}, 'failures': [(contender, message)]}."""
     found, failures = {}, []
     for name in contenders:
         try:
@@ -59,40 +61,41 @@ def devices(contenders: Sequence[str], threads: int) -> dict[str, Any]:
 
 
 def side_by_side(
-    subject: dict[str, Any],
+    workload: dict[str, Any],
     contenders: Sequence[str],
     batch_sizes: Mapping[str, Sequence[int]],
     rounds: int,
     turn_seconds: float,
     check: bool,
 ) -> dict[str, Any]:
-    """Contenders of one model take turns.
+    """Time the contenders of one model in turns.
 
     Args:
-        subject: of `contenders.Subject`.
+        workload: fields of a `Workload`.
         contenders: their names.
-        batch_sizes: of 'inference' and of 'train'; without any nothing is timed.
-        rounds: that are counted.
-        turn_seconds: that a turn fills with calls.
-        check: compare their outputs with timm's before; nothing is timed where one differs.
+        batch_sizes: for 'inference' and for 'train'; nothing is timed if both are missing.
+        rounds: number of rounds that count.
+        turn_seconds: duration of a turn.
+        check: first compare the outputs with timm's; if one differs, nothing is timed.
 
     Returns:
-        {'seconds': [(what, batch size, contender, [seconds of a call, one a round])], 'checks': [fields of
+        {'seconds': [(what, batch size, contender, [seconds per call, one per round])], 'checks': [fields of
         `checking.Check`], 'failures': [(contender, message)]}.
     """
-    given = Subject(**subject)
-    running = Running(given, contenders)
+    given = Workload(**workload)
+    loaded = LoadedSides(given, contenders)
     checks: list[Check] = []
     if check:
         whats = ['inference', *(['train'] if batch_sizes.get('train') else [])]
-        checker = Checker(given, *inputs(given, max(CHECKED_BATCH, *batch_sizes.get('train', [0])), 1), whats)
-        checks = [found for each in running.each(checker.compare).values() for found in each]
+        checker = Checker(given, max(CHECKED_BATCH, *batch_sizes.get('train', [0])), whats)
+        checks = [found for each in loaded.each(checker.compare).values() for found in each]
     seconds = []
     cases = [(what, batch) for what, sizes in batch_sizes.items() for batch in sizes]
-    for what, batch in tqdm(cases if all(c.agrees for c in checks) else [], subject['architecture'], disable=None):
-        turn_of = functools.partial(_turn, what=what, inputs=inputs(given, batch, BATCHES), seconds=turn_seconds)
-        seconds += [(what, batch, *found) for found in take_turns(running.each(turn_of, what), rounds).items()]
-    return {'seconds': seconds, 'checks': [dataclasses.asdict(c) for c in checks], 'failures': running.failures}
+    for what, batch in tqdm(cases if all(c.agrees for c in checks) else [], given.architecture, disable=None):
+        inputs = random_inputs(given, what, batch, BATCHES)
+        turn_of = functools.partial(_turn, what=what, inputs=inputs, seconds=turn_seconds)
+        seconds += [(what, batch, *found) for found in take_turns(loaded.each(turn_of, what), rounds).items()]
+    return {'seconds': seconds, 'checks': [dataclasses.asdict(c) for c in checks], 'failures': loaded.failures}
 
 
 def _turn(
@@ -102,23 +105,23 @@ def _turn(
     return timed(call_of(side, what, *inputs), seconds)
 
 
-def start(subject: dict[str, Any], contender: str, what: str, batch: int) -> dict[str, float]:
-    """One contender from the beginning, in a new process.
+def start(workload: dict[str, Any], contender: str, what: str, batch: int) -> dict[str, float]:
+    """Measure one contender from the start; to be called in a new process.
 
     Args:
-        subject: of `contenders.Subject`.
+        workload: fields of a `Workload`.
         contender: its name.
         what: 'inference' or 'train'.
-        batch: images.
+        batch: number of images.
 
     Returns:
-        Seconds: 'build' (from the file to a model), 'first_call' (of inference, or of a step; compiling counts).
-        Bytes: 'memory', the most there was in the device's memory in three calls, or on a CPU in the process beyond
-        what importing the libraries took.
+        Seconds: 'build' (from the file to a model) and 'first_call' (of inference or of a step, with compilation).
+        Bytes: 'memory', the peak of three calls: of the device's memory, or on a CPU of the process's memory above
+        what it took to import the libraries.
     """
-    given, row = Subject(**subject), CONTENDERS[contender]
+    given, row = Workload(**workload), CONTENDERS[contender]
     row.wake(given.threads)
-    images, labels = inputs(given, batch, 1)
+    images, labels = random_inputs(given, what, batch, 1)
     before = peak_resident()
     times = [time.perf_counter()]
     side = row.load(given)
@@ -133,12 +136,6 @@ def start(subject: dict[str, Any], contender: str, what: str, batch: int) -> dic
     return {'build': times[1] - times[0], 'first_call': times[2] - times[1], 'memory': memory}
 
 
-def call_of(side: Side, what: str, images: np.ndarray, labels: np.ndarray) -> Call:
-    return side.inference(images) if what == 'inference' else side.training(images, labels)
-
-
-def inputs(subject: Subject, batch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seeded images (count, batch, H, W, 3) float32, standard normal, and labels (count, batch)."""
-    rng = np.random.default_rng(0)
-    size = subject.image_size
-    return rng.standard_normal((count, batch, size, size, 3), np.float32), rng.integers(0, CLASSES, (count, batch))
+def call_of(side: Side, what: str, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """Return the function that is timed: inference on the next batch, or a training step on it."""
+    return side.inference(images) if what == 'inference' else side.training(images, labels).step

@@ -1,4 +1,4 @@
-"""How much memory this process has held at most."""
+"""Peak memory of this process."""
 
 import resource
 import sys
@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def peak_resident() -> int:
-    """Bytes. On Linux of this program alone: getrusage's figure there begins with that of the parent process."""
+    """Return the peak resident memory in bytes.
+
+    On Linux it is read from /proc, because getrusage's figure starts from that of the parent process.
+    """
     status = Path('/proc/self/status')
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))

@@ -1,6 +1,6 @@
-"""Other JAX libraries with ResNet-D, filled with timm's weights: jaxnn 0.2, jax-resnet 0.0.4, keras-hub 0.32.
+"""Other JAX libraries with ResNet-D, loaded with timm's weights: jaxnn 0.2, jax-resnet 0.0.4, keras-hub 0.32.
 
-None of them reads timm's files, so each has here the rule from its names to timm's.
+They cannot read timm's files, so this module maps the parameter names of each to timm's.
 """
 
 import importlib
@@ -16,47 +16,53 @@ from flax import nnx, traverse_util
 from safetensors.numpy import load_file
 
 from benchmarking.jax_side import JaxSide
-from benchmarking.sides import CLASSES, Side, Subject
+from benchmarking.sides import CLASSES, Side, Workload
 from tresnet_jax.checkpoints.names import flax_key_to_torch, torch_to_flax_layout
 from tresnet_jax.variants import ARCHITECTURES
 
 
 def import_peer(package: str) -> Any:
-    if package == 'keras_hub':  # before Keras is imported, which reads it once
+    """Import one of the libraries."""
+    if package == 'keras_hub':  # Keras reads it once, on import
         os.environ['KERAS_BACKEND'] = 'jax'
     return importlib.import_module(package)
 
 
-def filled(names: Iterable[str], subject: Subject) -> dict[str, np.ndarray]:
-    """timm's weights in Flax's layouts under names that are timm's but for Flax's leaves ('layer1.0.conv1.kernel').
+def filled(names: Iterable[str], workload: Workload) -> dict[str, np.ndarray]:
+    """Return timm's weights by name, in Flax's layouts.
+
+    Args:
+        names: timm's names with Flax's leaf names ('layer1.0.conv1.kernel').
+        workload: the file with the weights.
 
     Raises:
-        ValueError: the names are not all of timm's.
+        ValueError: the names do not match those in the file.
     """
-    state = {key: value for key, value in load_file(subject.weights).items() if 'num_batches' not in key}
-    wanted = {name: flax_key_to_torch(name) for name in names}
-    if set(wanted.values()) != set(state):
-        other = sorted(set(wanted.values()) ^ set(state))
-        raise ValueError(f'its weights are not those of {subject.architecture}: {", ".join(other[:5])}')
-    return {name: np.ascontiguousarray(torch_to_flax_layout(name, state[key])) for name, key in wanted.items()}
+    state = {key: value for key, value in load_file(workload.weights).items() if 'num_batches' not in key}
+    keys = {name: flax_key_to_torch(name) for name in names}
+    if set(keys.values()) != set(state):
+        other = sorted(set(keys.values()) ^ set(state))
+        raise ValueError(f'its weights are not those of {workload.architecture}: {", ".join(other[:5])}')
+    return {name: np.ascontiguousarray(torch_to_flax_layout(name, state[key])) for name, key in keys.items()}
 
 
-def jaxnn(subject: Subject) -> Side:
-    """https://pypi.org/project/jaxnn, Flax NNX."""
-    model = import_peer('jaxnn').create_model(subject.architecture)
+def jaxnn(workload: Workload) -> Side:
+    """Load a model of jaxnn (https://pypi.org/project/jaxnn), in Flax NNX."""
+    model = import_peer('jaxnn').create_model(workload.architecture)
     graphdef, *trees = nnx.split(model, nnx.Param, nnx.BatchStat)
     flat = [dict(nnx.to_flat_state(tree)) for tree in trees]
     names = {path: _jaxnn_name(path) for tree in flat for path in tree}
-    values = filled(names.values(), subject)
+    values = filled(names.values(), workload)
     params, stats = (traverse_util.unflatten_dict({path: values[names[path]] for path in tree}) for tree in flat)
 
-    def apply(params: Any, stats: Any, x: jax.Array, train: bool = False) -> Any:
+    def apply(params: Any, stats: Any, x: jax.Array, train: bool = False, rngs: Any = None) -> Any:
+        del rngs  # nothing is random
         m = nnx.merge(graphdef, params, stats)
         m.train() if train else m.eval()
         logits = m(x)
         return (logits, nnx.to_pure_dict(nnx.state(m, nnx.BatchStat))) if train else logits
 
-    return JaxSide(apply, params, stats, subject.dtype)
+    return JaxSide(apply, params, stats, workload.dtype)
 
 
 def _jaxnn_name(path: tuple[Any, ...]) -> str:
@@ -66,28 +72,32 @@ def _jaxnn_name(path: tuple[Any, ...]) -> str:
     return name.replace('downsample.conv', 'downsample.1').replace('downsample.bn', 'downsample.2')
 
 
-def jax_resnet(subject: Subject) -> Side:
-    """https://github.com/n2cholas/jax-resnet, Flax Linen; its activation before the last sum is timm's."""
-    depth = subject.architecture.removeprefix('resnet').removesuffix('d')
+def jax_resnet(workload: Workload) -> Side:
+    """Load a model of jax-resnet (https://github.com/n2cholas/jax-resnet), in Flax Linen.
+
+    Its activation before the residual sum matches timm's.
+    """
+    depth = workload.architecture.removeprefix('resnet').removesuffix('d')
     model = getattr(import_peer('jax_resnet'), f'ResNetD{depth}')(n_classes=CLASSES)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
-    layers = ARCHITECTURES[subject.architecture].layers
+    layers = ARCHITECTURES[workload.architecture].layers
     names = {path: _jax_resnet_name(path[1:], layers) for path in traverse_util.flatten_dict(shapes)}
-    values = filled(names.values(), subject)
+    values = filled(names.values(), workload)
     variables = traverse_util.unflatten_dict({path: values[name] for path, name in names.items()})
 
-    def apply(params: Any, stats: Any, x: jax.Array, train: bool = False) -> Any:
+    def apply(params: Any, stats: Any, x: jax.Array, train: bool = False, rngs: Any = None) -> Any:
+        del rngs  # nothing is random
         given = {'params': params, 'batch_stats': stats}
         if not train:
             return model.apply(given, x)
         logits, new = model.apply(given, x, mutable=['batch_stats'])
         return logits, new['batch_stats']
 
-    return JaxSide(apply, variables['params'], variables['batch_stats'], subject.dtype)
+    return JaxSide(apply, variables['params'], variables['batch_stats'], workload.dtype)
 
 
 def _jax_resnet_name(path: tuple[str, ...], layers: tuple[int, ...]) -> str:
-    """Its layers are a list: the stem, a pool, all blocks, a mean, the classifier."""
+    """Map a path to timm's name. The layers are a list: the stem, a pool, all blocks, a mean, the classifier."""
     index, leaf = int(path[0].removeprefix('layers_')), path[-1]
     blocks = [f'layer{stage}.{i}' for stage, count in enumerate(layers, 1) for i in range(count)]
     if index == 0:
@@ -104,17 +114,17 @@ def _jax_resnet_name(path: tuple[str, ...], layers: tuple[int, ...]) -> str:
 KERAS_LEAVES = {'gamma': 'scale', 'beta': 'bias', 'moving_mean': 'mean', 'moving_variance': 'var'}
 
 
-def keras_hub(subject: Subject) -> Side:
-    """https://keras.io/keras_hub, resnet_vd."""
+def keras_hub(workload: Workload) -> Side:
+    """Load a ResNet-vd of keras-hub (https://keras.io/keras_hub)."""
     library = import_peer('keras_hub')
     backend = importlib.import_module('keras').config.backend()
     if backend != 'jax':
-        raise ValueError(f'Keras runs on {backend}, which was imported before')
+        raise ValueError(f'Keras was imported with the backend {backend}; the benchmark needs jax')
     backbone = library.models.ResNetBackbone(
         input_conv_filters=[32, 32, 64],
         input_conv_kernel_sizes=[3, 3, 3],
         stackwise_num_filters=[64, 128, 256, 512],
-        stackwise_num_blocks=list(ARCHITECTURES[subject.architecture].layers),
+        stackwise_num_blocks=list(ARCHITECTURES[workload.architecture].layers),
         stackwise_num_strides=[1, 2, 2, 2],
         block_type='bottleneck_block_vd',
         data_format='channels_last',
@@ -122,14 +132,16 @@ def keras_hub(subject: Subject) -> Side:
     model = library.models.ResNetImageClassifier(backbone=backbone, num_classes=CLASSES)
     given = model.trainable_variables, model.non_trainable_variables
     names = [[_keras_name(variable.path) for variable in variables] for variables in given]
-    values = filled([name for group in names for name in group], subject)
+    values = filled([name for group in names for name in group], workload)
 
-    def apply(params: Any, stats: Any, x: jax.Array, train: bool = False) -> Any:
-        logits, new = model.stateless_call(params, stats, x, training=train)
+    def apply(params: Any, stats: Any, x: jax.Array, train: bool = False, rngs: Any = None) -> Any:
+        del rngs  # nothing is random
+        logits, new = model.stateless_call([params[name] for name in names[0]], stats, x, training=train)
         return (logits, new) if train else logits
 
-    params, stats = ([values[name] for name in group] for group in names)
-    return JaxSide(apply, params, stats, subject.dtype)
+    # Parameters are a dict, as the training step requires; Keras takes lists.
+    params, stats = {name: values[name] for name in names[0]}, [values[name] for name in names[1]]
+    return JaxSide(apply, params, stats, workload.dtype)
 
 
 def _keras_name(path: str) -> str:
@@ -145,4 +157,4 @@ def _keras_name(path: str) -> str:
     return f'{where}.{kind}{number}.{leaf}' if number != '0' else f'{where}.downsample.{1 + (kind == "bn")}.{leaf}'
 
 
-PEERS: dict[str, Callable[[Subject], Side]] = {'jaxnn': jaxnn, 'jax_resnet': jax_resnet, 'keras_hub': keras_hub}
+PEERS: dict[str, Callable[[Workload], Side]] = {'jaxnn': jaxnn, 'jax_resnet': jax_resnet, 'keras_hub': keras_hub}

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: what is cold is cold, and what runs out of memory takes nothing else along."""
+"""Run jobs in new processes, so that each starts cold and running out of memory affects nothing else."""
 
 import importlib
 import json
@@ -9,12 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# How XLA, torch and cuDNN say it.
+# Messages of XLA, torch and cuDNN.
 OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory', 'ALLOC_FAILED')
 
 
 class JobError(Exception):
-    """A job failed; one line says why. `out_of_memory` tells whether memory was what it lacked."""
+    """A job failed; the message is one line. `out_of_memory` tells whether it ran out of memory."""
 
     def __init__(self, message: str, out_of_memory: bool = False):
         super().__init__(message)
@@ -22,16 +22,16 @@ class JobError(Exception):
 
 
 def in_new_process(job: str, arguments: dict[str, Any], threads: int | None, environment: dict[str, str]) -> Any:
-    """The result of a function of `jobs`, by its name, called with these arguments in a new process.
+    """Call a function of `jobs` in a new process and return its result. Arguments and result are passed as JSON.
 
     Args:
-        job: the function; arguments and result go through JSON.
-        arguments: of the function.
-        threads: how many cores the process may use; None is those of this one.
-        environment: variables that it has beside this one's.
+        job: name of the function.
+        arguments: its keyword arguments.
+        threads: number of cores that the process may use; None: the same as this process.
+        environment: environment variables to add to those of this process.
 
     Raises:
-        JobError: it raised an exception, or died.
+        JobError: the function raised an exception, or the process died.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / 'result.json'
@@ -39,7 +39,7 @@ def in_new_process(job: str, arguments: dict[str, Any], threads: int | None, env
         done = subprocess.run(
             [sys.executable, '-m', f'{__package__}.processes', job, json.dumps(arguments), str(threads or 0), result],
             env=os.environ | {'PYTHONPATH': paths} | environment,
-            stdout=2,  # what libraries print is no result
+            stdout=2,  # libraries may print to standard output
         )
         if not result.exists():
             raise JobError(f'its process ended with exit code {done.returncode}', done.returncode == -9)
@@ -50,13 +50,14 @@ def in_new_process(job: str, arguments: dict[str, Any], threads: int | None, env
 
 
 def failure(error: Exception) -> tuple[str, bool]:
-    """One line about an exception, and whether memory ran out."""
+    """Return the first line of an exception's text, and whether it means that memory ran out."""
     text = f'{type(error).__name__}: {error}'
     return text.splitlines()[0], any(words in text for words in OUT_OF_MEMORY)
 
 
 def main(job: str, arguments: str, threads: str, result: str) -> None:
-    if int(threads):  # before anything makes threads
+    """Run a job in this process and write its result, or its error, to the file `result` as JSON."""
+    if int(threads):  # before any threads are created
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
     try:
         jobs = importlib.import_module(f'{__package__}.jobs')

@@ -1,4 +1,4 @@
-"""From the values of the rounds to medians, ratios and spreads; and these as Markdown, CSV and a chart."""
+"""Medians, ratios and spreads of the measurements, as Markdown, CSV and a chart."""
 
 import dataclasses
 import statistics
@@ -15,7 +15,7 @@ from tresnet_jax.files import save_text
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How a measure is shown: values times `scale`, in `unit`; whether more is better."""
+    """How a measure is shown: its values times `scale`, in `unit`; and whether more is better."""
 
     unit: str
     scale: float
@@ -29,16 +29,16 @@ KINDS = {
     'first_call': Kind('s', 1),
     'memory, inference': Kind('MB', 1e-6),
     'memory, train': Kind('MB', 1e-6),
-    'largest_batch, inference': Kind('pictures', 1, more_is_better=True),
-    'largest_batch, train': Kind('pictures', 1, more_is_better=True),
+    'largest_batch, inference': Kind('images', 1, more_is_better=True),
+    'largest_batch, train': Kind('images', 1, more_is_better=True),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Of one contender in one case: seconds, bytes or images, one value a round.
+    """The values of one contender in one case: seconds, bytes or images, one value per round.
 
-    `batch` is 0 where it has no meaning.
+    `batch` is 0 for measures without a batch.
     """
 
     model: str
@@ -53,12 +53,12 @@ class Measurement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A measurement beside timm's.
+class ResultRow:
+    """A measurement compared with timm's.
 
-    `ratio` is timm's median over this one (of what is better when more: the other way round), timm being the better of
-    its contenders; above 1 this one is ahead. Spreads are quartile distance over median, that of the ratio over the
-    rounds.
+    `ratio` is timm's median over this median, or the inverse for measures where more is better; above 1, this contender
+    is ahead. timm stands for the better of its contenders. Spreads are the interquartile range over the median; the
+    spread of the ratio is taken over the ratios of the rounds.
     """
 
     model: str
@@ -78,19 +78,19 @@ class Row:
         return self.model, self.what, self.batch
 
 
-def rows(measurements: Sequence[Measurement]) -> list[Row]:
-    """One of each measurement, in their order."""
+def result_rows(measurements: Sequence[Measurement]) -> list[ResultRow]:
+    """Return one row per measurement, in the same order."""
     return [_row(m, best_timm(m, measurements)) for m in measurements]
 
 
-def best_timm(beside: Measurement, measurements: Sequence[Measurement]) -> Measurement | None:
-    """The better of timm's in the same case."""
-    theirs = [m for m in measurements if m.case == beside.case and m.contender in TIMM]
-    better = max if KINDS[beside.what].more_is_better else min
+def best_timm(compared: Measurement, measurements: Sequence[Measurement]) -> Measurement | None:
+    """Return the better of timm's measurements in the same case; None if there is none."""
+    theirs = [m for m in measurements if m.case == compared.case and m.contender in TIMM]
+    better = max if KINDS[compared.what].more_is_better else min
     return better(theirs, key=lambda m: statistics.median(m.values), default=None)
 
 
-def _row(ours: Measurement, timm: Measurement | None) -> Row:
+def _row(ours: Measurement, timm: Measurement | None) -> ResultRow:
     kind, median = KINDS[ours.what], statistics.median(ours.values)
     ratio = ratio_spread = None
     if timm is not None:
@@ -99,7 +99,7 @@ def _row(ours: Measurement, timm: Measurement | None) -> Row:
         if kind.more_is_better:
             ratios, ratio = [1 / value for value in ratios], 1 / ratio
         ratio_spread = spread(ratios)
-    return Row(
+    return ResultRow(
         ours.model,
         ours.what,
         ours.batch,
@@ -114,24 +114,24 @@ def _row(ours: Measurement, timm: Measurement | None) -> Row:
     )
 
 
-def _cases(found: Sequence[Row]) -> Iterator[tuple[list[str], dict[str, Row]]]:
-    """What names a case, and its rows by contender."""
-    for case in dict.fromkeys(row.case for row in found):
+def _cases(rows: Sequence[ResultRow]) -> Iterator[tuple[list[str], dict[str, ResultRow]]]:
+    """Yield the cells that name a case, and its rows by contender."""
+    for case in dict.fromkeys(row.case for row in rows):
         model, what, batch = case
-        yield [model, what, str(batch or '')], {row.contender: row for row in found if row.case == case}
+        yield [model, what, str(batch or '')], {row.contender: row for row in rows if row.case == case}
 
 
-def report(found: Sequence[Row], about: str) -> str:
-    """Markdown: medians; ratios to timm; and images per second, where there are such."""
-    there = {row.contender for row in found}
-    names = [name for name in CONTENDERS if name in there]
+def results_page(rows: Sequence[ResultRow], about: str) -> str:
+    """Return Markdown with medians, ratios to timm, and images per second, as far as they exist."""
+    present = {row.contender for row in rows}
+    names = [name for name in CONTENDERS if name in present]
     others = [name for name in names if name not in TIMM]
     tables: dict[str, tuple[list[str], list[list[str]]]] = {
-        'Medians': ([*names, 'timm'] if there & set(TIMM) else names, []),
-        "timm's over each": (others, []),
+        'Medians': ([*names, 'timm'] if present & set(TIMM) else names, []),
+        'Ratios to timm, above 1 if better than timm': (others, []),
         'Images per second': (names, []),
     }
-    for case, by_name in _cases(found):
+    for case, by_name in _cases(rows):
         timm = next((row for name, row in by_name.items() if name in TIMM and row.ratio == 1), None)
         shown = by_name | ({'timm': timm} if timm else {})
         for (columns, lines), cell in zip(tables.values(), (_median, _ratio, _speed), strict=True):
@@ -145,32 +145,32 @@ def report(found: Sequence[Row], about: str) -> str:
     return text
 
 
-def _median(row: Row) -> str:
+def _median(row: ResultRow) -> str:
     return f'{_short(row.median)} {row.unit}' + (f' ± {row.spread:.0%}' if row.rounds > 1 else '')
 
 
-def _ratio(row: Row) -> str:
+def _ratio(row: ResultRow) -> str:
     if row.ratio is None:
         return ''
     return f'{row.ratio:.2f}' + (f' ± {row.ratio_spread:.0%}' if row.rounds > 1 else '')
 
 
-def _speed(row: Row) -> str:
+def _speed(row: ResultRow) -> str:
     return '' if row.images_per_second is None else _short(row.images_per_second)
 
 
 def _short(value: float) -> str:
-    """Three figures, more of them before the point."""
+    """Format with three significant digits, or as an integer from 1000 on."""
     return f'{value:.3g}' if value < 999.5 else f'{value:.0f}'
 
 
-def write(out: Path, found: Sequence[Row], text: str, title: str) -> None:
-    """benchmark.md, benchmark.csv and, where there are ratios, benchmark.png in a folder."""
+def write_files(out: Path, rows: Sequence[ResultRow], text: str, title: str) -> None:
+    """Write benchmark.md, benchmark.csv and, if there are ratios, benchmark.png to the folder `out`."""
     save_text(out / 'benchmark.md', text)
-    header = [field.name for field in dataclasses.fields(Row)]
-    write_csv(out / 'benchmark.csv', header, [dataclasses.astuple(row) for row in found])
-    groups, bars = [], {row.contender: [] for row in found if row.contender not in TIMM and row.ratio is not None}
-    for (model, what, batch), by_name in _cases(found):
+    header = [field.name for field in dataclasses.fields(ResultRow)]
+    write_csv(out / 'benchmark.csv', header, [dataclasses.astuple(row) for row in rows])
+    groups, bars = [], {row.contender: [] for row in rows if row.contender not in TIMM and row.ratio is not None}
+    for (model, what, batch), by_name in _cases(rows):
         groups.append(f'{model}\n{what}{f", batch {batch}" if batch else ""}')
         for name, lengths in bars.items():
             lengths.append(by_name[name].ratio if name in by_name else None)

@@ -1,4 +1,4 @@
-"""What every library under comparison is given, and what it has to provide."""
+"""What every compared library is given, and what it must provide."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,20 +6,22 @@ from typing import Protocol
 
 import numpy as np
 
-LEARNING_RATE, MOMENTUM = 0.001, 0.9  # of the training step
+from tresnet_jax.variants import IMAGENET
+
 CLASSES = 1000
+MEAN, STD = IMAGENET['mean'], IMAGENET['std']  # normalisation of the training images
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is run, the same for every contender.
+class Workload:
+    """The model and the options of a benchmark, the same for every contender.
 
     Attributes:
-        architecture: its name.
-        weights: a safetensors file of timm's names.
+        architecture: name of the architecture.
+        weights: a safetensors file with timm's names.
         image_size: edge of the square images in pixels.
-        dtype: of the computation: float32, bfloat16, float16, or float64 in PyTorch.
-        threads: of PyTorch; those of JAX are as many as the process may use cores.
+        dtype: compute dtype: float32, bfloat16, float16, or float64 in PyTorch.
+        threads: threads of PyTorch. JAX uses as many as the process may use cores.
     """
 
     architecture: str
@@ -32,19 +34,32 @@ class Subject:
 Call = Callable[[], np.ndarray]
 
 
+class Training(Protocol):
+    """A training run that starts from the loaded weights, with the options of `loop_step.CONFIG`."""
+
+    def step(self) -> float:
+        """Train on the next batch, wait for the result, and return the loss. After the last batch, start over."""
+        ...
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return the current weights' logits (B, classes) float32 on (B, H, W, 3) uint8 images, in training mode."""
+        ...
+
+
 class Side(Protocol):
-    """A loaded model of one contender.
+    """A loaded model of one contender. Inputs are those of `inputs.random_inputs`."""
 
-    A call takes the next batch, from the first again behind the last, waits for everything it computes, and gives the
-    logits (B, classes) as float32. Images are (batches, B, H, W, 3) float32, labels (batches, B) integers.
-    """
+    def inference(self, images: np.ndarray) -> Call:
+        """Return a function that computes the logits (B, classes) float32 of the next batch and waits for them.
 
-    def inference(self, images: np.ndarray) -> Call: ...
+        After the last batch it starts over.
+        """
+        ...
 
-    def training(self, images: np.ndarray, labels: np.ndarray) -> Call:
-        """Calls are steps from the loaded weights on: forward in training mode, backward, SGD with momentum."""
+    def training(self, images: np.ndarray, labels: np.ndarray) -> Training:
+        """Start a training run on these batches."""
         ...
 
     def peak_bytes(self) -> int | None:
-        """The most that was allocated on the device at a time; None on a CPU."""
+        """Return the peak memory allocated on the device; None on a CPU."""
         ...

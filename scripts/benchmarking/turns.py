@@ -1,4 +1,4 @@
-"""Timing side by side: contenders take turns, so that whatever else the machine does is shared."""
+"""Timing side by side: contenders take turns, so that other load on the machine affects all of them."""
 
 import gc
 import math
@@ -11,10 +11,9 @@ T = TypeVar('T')
 
 
 def take_turns(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each contender gave in each round; one more round before them is not counted.
+    """Call each contender once per round and return its results; a warm-up round before them is not counted.
 
-    Within a round every contender has its turn, and each round begins with another one. Python's garbage is collected
-    before a turn and left alone during it.
+    Each round starts with a different contender. Garbage is collected before each turn and never during one.
     """
     names = list(contenders)
     found: dict[str, list[T]] = {name: [] for name in names}
@@ -35,11 +34,11 @@ def take_turns(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[s
 
 
 def timed(call: Callable[[], object], seconds: float) -> Callable[[], float]:
-    """A turn that calls for about so many seconds, at least once, and gives the mean seconds of a call.
+    """Return a turn: a function that calls `call` for about `seconds` and returns the mean seconds per call.
 
-    Calls twice at once: what is compiled at first is not timed, and the second call tells how many fill a turn. Each
-    turn begins with one more that is left out: threads of the contender before may still be looking for work, and
-    memory that was freed has gone back to the system.
+    `call` is called twice here: the first call compiles, and the second determines how many calls fill a turn, at least
+    one. Each turn starts with a call that is not timed, because threads of the previous contender may still be waiting
+    for work, and freed memory has been returned to the system.
     """
     call()
     began = time.perf_counter()
@@ -57,7 +56,7 @@ def timed(call: Callable[[], object], seconds: float) -> Callable[[], float]:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Quartile distance over median; 0 of a single value."""
+    """Return the interquartile range over the median; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     low, middle, high = statistics.quantiles(values, n=4)

@@ -1,1 +1,1 @@
-"""What the programs for a GPU cost, from the compiler alone: memory, bytes moved, kernels. No GPU is needed."""
+"""GPU cost of programs without a GPU: memory, bytes moved and kernels, from XLA's compiler."""

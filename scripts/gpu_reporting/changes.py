@@ -4,19 +4,18 @@ from collections.abc import Iterable, Mapping
 
 from markdown_table import table
 
-from gpu_reporting.program import Program
-from gpu_reporting.rows import Row
-from gpu_reporting.running import Figures
+from gpu_reporting.program import Figures, Program
+from gpu_reporting.rows import ReportRow
 
 COMPARED = (
     'temp_bytes', 'argument_bytes', 'traffic_bytes', 'kernels', 'convolutions', 'fused_convolutions', 'operations'
 )  # fmt: skip
 
 
-def changes(rows: Iterable[Row], before: Mapping[Program, Figures], now: Mapping[Program, Figures]) -> str:
-    """The figures of `rows` that differ, and their ratios, as a table of Markdown; or a line where none does.
+def changes(rows: Iterable[ReportRow], before: Mapping[Program, Figures], now: Mapping[Program, Figures]) -> str:
+    """Return a Markdown table of the figures that differ, with their ratios, or one line if none differs.
 
-    A row that is not in `before` is not compared, and named.
+    Rows that are missing from `before` are not compared but named.
     """
     cells, new, same = [], [], 0
     for row in rows:
@@ -34,10 +33,10 @@ def changes(rows: Iterable[Row], before: Mapping[Program, Figures], now: Mapping
     return '\n'.join(lines) + '\n'
 
 
-def _numbers(row: Row, figures: Mapping[Program, Figures]) -> dict[str, int]:
-    """What is compared of a row, as far as it is known; empty where nothing is."""
+def _numbers(row: ReportRow, figures: Mapping[Program, Figures]) -> dict[str, int]:
+    """Return the figures of a row that are compared, as far as they are known."""
     if row.program not in figures:
         return {}
-    found = row.known(figures) or figures[row.program]  # a report from before its largest batch was looked for
+    found = row.known(figures) or figures[row.program]  # the report may stem from before the largest batch was found
     numbers = {what: found[what] for what in COMPARED}
     return numbers | {f'largest batch, {limit}': batch for limit, batch in found.get('largest', {}).items()}

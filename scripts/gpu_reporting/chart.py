@@ -1,12 +1,11 @@
-"""The memory modes of training as bars."""
+"""A bar chart of the memory modes of training."""
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from gpu_reporting.tables import Found
-from tresnet_jax.files import written_beside
+from gpu_reporting.rows import KnownRows
+from tresnet_jax.plotting import new_figure, save_figure
 
 PANELS = {
     'temporaries, GB': lambda figures: figures['temp_bytes'] / 1e9,
@@ -15,9 +14,9 @@ PANELS = {
 }
 
 
-def draw(found: Found, path: Path) -> None:
-    """Write a PNG: one group of bars a model, one bar a mode, of the rows whose largest batch was looked for."""
-    shown = [(row.program, figures) for row, figures in found if row.largest]
+def draw_memory_modes(rows: KnownRows, path: Path) -> None:
+    """Write a PNG of the rows that have a largest batch: one group of bars per model, one bar per mode."""
+    shown = [(row.program, figures) for row, figures in rows if row.largest]
     models = list(dict.fromkeys(program.model for program, _ in shown))
     modes = list(dict.fromkeys((program.abn_memory, program.remat) for program, _ in shown))
     places, ticks, place = [], [], 0.0
@@ -27,7 +26,7 @@ def draw(found: Found, path: Path) -> None:
         places += [place + i for i in range(count)]
         place += count + 1
     colours = [f'C{modes.index((program.abn_memory, program.remat))}' for program, _ in shown]
-    figure = Figure(figsize=(9, 0.2 * place + 1.6), layout='constrained')
+    figure = new_figure(9, 0.2 * place + 1.6)
     for axis, (title, value) in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
         values = [value(figures) for _, figures in shown]
         axis.barh(places, values, height=0.9, color=colours)
@@ -45,5 +44,4 @@ def draw(found: Found, path: Path) -> None:
     figure.suptitle(
         f'training step, {program.batch} images of {program.image_size} pixels, {program.dtype}', fontsize=10
     )
-    with written_beside(path) as beside:
-        figure.savefig(beside, format='png', dpi=120)
+    save_figure(figure, path, dpi=120)

@@ -1,4 +1,4 @@
-"""`gpu_report.py`: what a program costs on a GPU, or the whole report, without one."""
+"""The command line of ``gpu_report.py``: the cost of one program, or the whole report."""
 
 import dataclasses
 import fnmatch
@@ -12,52 +12,54 @@ import tqdm
 import tyro
 
 from gpu_reporting.changes import changes
-from gpu_reporting.chart import draw
+from gpu_reporting.chart import draw_memory_modes
+from gpu_reporting.fingerprint import versions
 from gpu_reporting.program import Program
-from gpu_reporting.rows import INFER_BATCH, TRAIN_BATCH, Row, rows
-from gpu_reporting.running import ReportError, Results, figures_of, read_document, require_plugin, run, versions
-from gpu_reporting.tables import Found, markdown, programs
+from gpu_reporting.results import Results, figures_of, read_report
+from gpu_reporting.rows import INFER_BATCH, TRAIN_BATCH, KnownRows, ReportRow, report_rows
+from gpu_reporting.subprocesses import ReportError, measure_in_subprocess, require_plugin
+from gpu_reporting.tables import markdown, programs_table
 from tresnet_jax.cli.common import fail, parse
 from tresnet_jax.files import save_text
 
 NAME, PARTIAL = 'gpu_report', 'gpu_report.partial.json'
 BAR = '{l_bar}{bar}| {elapsed}<{remaining}'
-OF_THE_REPORT = ('only', 'diff', 'out')
-OF_A_PROGRAM = ('mode', 'batch', 'image_size', 'dtype', 'abn_memory', 'remat', 'fold', 'json')
+REPORT_FLAGS = ('only', 'diff', 'out')
+PROGRAM_FLAGS = ('mode', 'batch', 'image_size', 'dtype', 'abn_memory', 'remat', 'fold', 'json')
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """Compile a program for a GPU that need not be there, and say what it costs; without --model all of the report.
+class GpuReportArguments:
+    """Compile programs for a GPU that is not present and print their cost; without --model, make the whole report.
 
-    The report writes OUT/gpu_report.json, OUT/gpu_report.md and OUT/images/gpu_report.png once it is whole. What is
-    compiled is kept in OUT/gpu_report.partial.json, so that the same command goes on where it was interrupted. Figures
-    are taken from there and from an earlier report as long as the modules of the library (comments and docstrings
-    aside), the versions of JAX and cuDNN and XLA_FLAGS are the same.
+    A complete report is written to OUT/gpu_report.json, OUT/gpu_report.md and OUT/images/gpu_report.png. Figures are
+    saved in OUT/gpu_report.partial.json as they are found; after an interruption, run the same command again to resume.
+    Figures from this file and from an earlier report are reused while the traced modules (apart from comments and
+    docstrings), the versions of JAX and cuDNN, and XLA_FLAGS are the same.
 
-    Exit codes: 0; 1, some programs failed, or it was interrupted; 2, nothing was done.
+    Exit codes: 0 for success; 1 if some programs failed, or after an interruption; 2 for user errors.
     """
 
     model: Annotated[str | None, tyro.conf.arg(metavar='NAME')] = None
-    """One program alone, of this architecture."""
+    """Measure a single program of this architecture."""
 
     mode: Literal['train', 'infer'] = 'train'
-    """A training step, or a prediction. With --model, as all to --json."""
+    """A training step or a prediction. This flag and those down to --json require --model."""
 
     batch: int | None = None
-    """Images; 128 in training and 256 in inference if not given."""
+    """Number of images. Default: 128 for training, 256 for inference."""
 
     image_size: int = 224
     """Edge of the images in pixels."""
 
     dtype: Literal['bfloat16', 'float16', 'float32'] = 'bfloat16'
-    """That is computed in."""
+    """Compute dtype."""
 
     abn_memory: str = 'plain'
-    """What training keeps: plain, inplace, lean or recompute."""
+    """What training keeps for the backward pass: plain, inplace, lean or recompute."""
 
     remat: bool = False
-    """Training computes each block again."""
+    """Recompute each block in the backward pass."""
 
     fold: bool = True
     """Fold batch norm into the convolutions for inference."""
@@ -66,20 +68,20 @@ class Command:
     """Print one JSON object instead of a table."""
 
     device: Literal['h100', 'a100'] = 'h100'
-    """What is compiled for; a report for another one belongs in another --out."""
+    """Target of the compilation. Use a separate --out for each device."""
 
     only: str = '*'
-    """Of the report the programs that match: 'train tresnet_m *'."""
+    """Compile only the programs of the report whose names match this pattern, e.g. 'train tresnet_m *'."""
 
     diff: Annotated[Path | None, tyro.conf.arg(metavar='BASE.json')] = None
-    """An earlier gpu_report.json: print what changed since, instead of the tables."""
+    """Print what changed since this earlier gpu_report.json, instead of the tables."""
 
     out: Path = Path('docs')
     """Folder of the report."""
 
     def check(self) -> None:
-        """Raises ReportError for a flag that would say nothing."""
-        idle = OF_THE_REPORT if self.model else OF_A_PROGRAM
+        """Raise ReportError for a flag that would have no effect."""
+        idle = REPORT_FLAGS if self.model else PROGRAM_FLAGS
         given = [f for f in dataclasses.fields(self) if f.name in idle and getattr(self, f.name) != f.default]
         if given:
             flags = ', '.join(f'--{field.name.replace("_", "-")}' for field in given)
@@ -87,7 +89,7 @@ class Command:
 
     @property
     def program(self) -> Program:
-        """The one that is asked for."""
+        """The program that --model selects."""
         assert self.model is not None
         return Program(
             self.mode,
@@ -103,61 +105,64 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; wrong usage and ``--help`` raise SystemExit."""
-    command = parse(Command, arguments)
+    """Run the command line and return its exit code; invalid usage and ``--help`` raise SystemExit."""
+    parsed = parse(GpuReportArguments, arguments)
     try:
-        command.check()
-        return one(command) if command.model else report(command)
-    except ValueError as error:  # ReportError, ConversionError: each one readable line
+        parsed.check()
+        return print_program(parsed) if parsed.model else update_report(parsed)
+    except ValueError as error:  # ReportError, ConversionError: each a single readable line
         return fail(error)
     except KeyboardInterrupt:
-        print('interrupted; the same command goes on', file=sys.stderr)
+        print('interrupted; run the same command again to resume', file=sys.stderr)
         return 1
 
 
-def one(command: Command) -> int:
-    """Compile one program and print its figures."""
-    program = command.program
-    figures = run(program)
-    if command.json:
+def print_program(arguments: GpuReportArguments) -> int:
+    """Compile one program and print its figures; return the exit code."""
+    program = arguments.program
+    figures = measure_in_subprocess(program)
+    if arguments.json:
         print(json.dumps(dataclasses.asdict(program) | figures, indent=2))
     else:
-        print(programs([(Row(program), figures)]), end='')
+        print(programs_table([(ReportRow(program), figures)]), end='')
     return 0
 
 
-def report(command: Command) -> int:
-    """Compile what is missing of the rows that are asked for; write the report if then it is whole."""
-    plan = rows(command.device)
-    chosen = [row for row in plan if fnmatch.fnmatch(row.program.name, command.only)]
+def update_report(arguments: GpuReportArguments) -> int:
+    """Compile the selected rows that are missing, and write the report if it is complete; return the exit code."""
+    plan = report_rows(arguments.device)
+    chosen = [row for row in plan if fnmatch.fnmatch(row.program.name, arguments.only)]
     if not chosen:
         names = ', '.join(repr(row.program.name) for row in plan)
-        raise ReportError(f'--only {command.only!r} matches none of {names}')
-    before = figures_of(read_document(command.diff)) if command.diff else None
-    results = Results(command.out / PARTIAL, command.out / f'{NAME}.json')
+        raise ReportError(f'--only {arguments.only!r} matches none of {names}')
+    before = figures_of(read_report(arguments.diff)) if arguments.diff else None
+    results = Results(arguments.out / PARTIAL, arguments.out / f'{NAME}.json')
     failed = compile_missing(chosen, results)
 
     known = {row: figures for row in plan if (figures := row.known(results.figures))}
     if before is not None:
         print(changes([row for row in chosen if row in known], before, results.figures), end='')
     else:
-        print(programs([(row, known[row]) for row in chosen if row in known]), end='')
+        print(programs_table([(row, known[row]) for row in chosen if row in known]), end='')
     if len(known) == len(plan):
-        write(command.out, results, list(known.items()))
+        write_report(arguments.out, results, list(known.items()))
     else:
-        print(f'{len(known)} of {len(plan)} programs are done; {NAME}.md is written once all are', file=sys.stderr)
+        print(f'{len(known)} of {len(plan)} programs are done; {NAME}.md is written when all are', file=sys.stderr)
     return 1 if failed else 0
 
 
-def compile_missing(chosen: Sequence[Row], results: Results) -> bool:
-    """Have `results` know the rows; a progress bar shows on a terminal. True if some failed, which is printed."""
+def compile_missing(chosen: Sequence[ReportRow], results: Results) -> bool:
+    """Add the rows that `results` does not have, with a progress bar on a terminal.
+
+    Errors are printed and do not stop the other rows. Returns whether some rows failed.
+    """
     missing = [row for row in chosen if row.known(results.figures) is None]
     if missing:
         require_plugin()
-        results.kept.parent.mkdir(parents=True, exist_ok=True)
+        results.partial.parent.mkdir(parents=True, exist_ok=True)
     total, left = (sum(row.compilations for row in some) for some in (chosen, missing))
     failed = False
-    # Smoothing 0: the time left is from the mean of all, since a model takes four times as long as another.
+    # Smoothing 0: estimate the time left from the mean, because some models take four times as long as others.
     with tqdm.tqdm(total=total, initial=total - left, bar_format=BAR, smoothing=0, disable=None) as bar:
         for row in missing:
             bar.set_description(row.program.name)
@@ -170,11 +175,11 @@ def compile_missing(chosen: Sequence[Row], results: Results) -> bool:
     return failed
 
 
-def write(out: Path, results: Results, found: Found) -> None:
-    """The three files of a report that is whole."""
+def write_report(out: Path, results: Results, rows: KnownRows) -> None:
+    """Write the three files of a complete report."""
     (out / 'images').mkdir(exist_ok=True)
-    draw(found, out / 'images' / f'{NAME}.png')
-    save_text(out / f'{NAME}.md', markdown(found, versions()))
-    batches = {row.program.name: figures['largest'] for row, figures in found if row.largest}
+    draw_memory_modes(rows, out / 'images' / f'{NAME}.png')
+    save_text(out / f'{NAME}.md', markdown(rows, versions()))
+    batches = {row.program.name: figures['largest'] for row, figures in rows if row.largest}
     results.write(out / f'{NAME}.json', largest=batches)
-    results.kept.unlink(missing_ok=True)
+    results.partial.unlink(missing_ok=True)

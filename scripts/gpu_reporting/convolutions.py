@@ -1,4 +1,4 @@
-"""The convolutions of a compiled program: which layers they are, and what cuDNN does in the same call."""
+"""The convolutions of a compiled program: their layers, and what each cuDNN call includes."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ FUSED = '__cudnn$convBiasActivationForward'
 ACTIVATIONS = {'kNone': (), 'kRelu': ('ReLU',), 'kLeakyRelu': ('leaky ReLU',)}
 
 LEAKY_RELU, BLUR, PRODUCT, MEAN = 'leaky ReLU', 'blur', 'squeeze-excite', 'mean'
-OPERATIONS = {  # JAX's name of an operation -> what a kernel that has it does; in the order of the models
+OPERATIONS = {  # JAX's name of an operation -> what a kernel with it computes; in the order of the models
     'gt': LEAKY_RELU,
     'pad': BLUR,
     'reduce_sum': MEAN,
@@ -24,24 +24,24 @@ OPERATIONS = {  # JAX's name of an operation -> what a kernel that has it does; 
     'reduce_window_max': 'max pool',
 }
 NO_BIAS = 'all'
-REASONS = {  # why what comes next is left to another kernel
-    NO_BIAS: 'XLA found no bias to put into the call',
-    LEAKY_RELU: 'XLA takes a leaky ReLU into the call in float16 alone, with `--xla_gpu_use_runtime_fusion=true`',
-    MEAN: "squeeze-excite's mean of the whole map goes before the sum with the shortcut and its ReLU",
-    PRODUCT: 'the call has no sigmoid, and no product with another map',
+REASONS = {  # why the next operation runs in another kernel
+    NO_BIAS: 'XLA finds no bias to add in the call',
+    LEAKY_RELU: 'XLA includes a leaky ReLU only in float16, with `--xla_gpu_use_runtime_fusion=true`',
+    MEAN: 'squeeze-excite needs the mean of the whole map before the sum with the shortcut and its ReLU',
+    PRODUCT: 'the call supports neither a sigmoid nor a product with another map',
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """One call of cuDNN.
+    """One cuDNN call.
 
     Attributes:
-        layer: timm's name, where one of the program's arguments is its kernel; '' for others, such as gradients.
-        fused: it is a call that adds a bias at least.
-        holds: what is done in the call: 'bias', 'sum' (with another map), 'ReLU', 'leaky ReLU'.
-        then: what the other kernels that read its output do, of what is told apart (`OPERATIONS`).
-        operations: two for each multiply-accumulate.
+        layer: timm's name of the layer if its kernel is an argument of the program; '' otherwise, as for gradients.
+        fused: whether the call also adds a bias.
+        holds: what the call includes: 'bias', 'sum' (with another map), 'ReLU', 'leaky ReLU'.
+        then: what the other kernels that read its output compute, among the values of `OPERATIONS`.
+        operations: two per multiply-accumulate.
     """
 
     layer: str
@@ -52,7 +52,7 @@ class Convolution:
 
     @property
     def left(self) -> str:
-        """The first of what could be in the call and is not, one of `REASONS`; '' where there is nothing."""
+        """The next operation that the call does not include, a key of `REASONS`; '' if there is none."""
         if not self.fused:
             return NO_BIAS
         active = set(self.holds) - {'bias'}
@@ -60,7 +60,7 @@ class Convolution:
 
 
 def convolutions(hlo: Hlo) -> list[Convolution]:
-    """All of the entry computation, in the order in which they run."""
+    """Return all convolutions of the entry computation, in the order of execution."""
     readers: defaultdict[str, list[Instruction]] = defaultdict(list)
     for instruction in hlo.entry:
         for name in instruction.operands:
@@ -69,10 +69,11 @@ def convolutions(hlo: Hlo) -> list[Convolution]:
 
 
 def unfused(found: Iterable[Convolution]) -> list[dict[str, Any]]:
-    """Those behind which something is left to another kernel, in groups.
+    """Group the convolutions whose next operation runs in another kernel.
 
     Returns:
-        {'holds': ..., 'left': ..., 'why': ..., 'count': ..., 'layers': [...]}, layers with ranges of blocks.
+        One dict per group: 'holds' (what the call includes), 'left' (the next operation), 'why' (the reason), 'count',
+        and 'layers', where consecutive blocks are one range.
     """
     groups: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for one in found:
@@ -85,7 +86,7 @@ def unfused(found: Iterable[Convolution]) -> list[dict[str, Any]]:
 
 
 def in_ranges(layers: Iterable[str]) -> list[str]:
-    """'layer1.0.conv1', 'layer1.1.conv1' -> 'layer1.0-1.conv1'."""
+    """Join the names of consecutive blocks: 'layer1.0.conv1', 'layer1.1.conv1' -> 'layer1.0-1.conv1'."""
     blocks: dict[tuple[str, str], list[int]] = {}
     for layer in layers:
         parts = re.fullmatch(r'(.*layer\d)\.(\d+)(\..*)', layer)
@@ -95,7 +96,7 @@ def in_ranges(layers: Iterable[str]) -> list[str]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> '.0-2,5'; [-1], for what has no number, -> ''."""
+    """[0, 1, 2, 5] -> '.0-2,5'; [-1], which stands for no number, -> ''."""
     if numbers[0] < 0:
         return ''
     runs: list[list[int]] = []
@@ -119,15 +120,17 @@ def _convolution(hlo: Hlo, readers: dict[str, list[Instruction]], call: Instruct
 
 
 def operations(target: str, operands: list[tuple[int, ...]], result: tuple[int, ...], attributes: str) -> int:
-    """Two for each multiply-accumulate of a convolution, or of one of its two gradients, which have as many.
+    """Return two operations per multiply-accumulate of a convolution or of one of its two gradients.
+
+    Each gradient takes as many operations as the convolution itself.
 
     Args:
-        target: of the call, which says which of the three it is.
-        operands, result: their sizes.
-        attributes: of the call, with `dim_labels` as those of the convolution itself: input_kernel->output.
+        target: the custom-call target; it distinguishes the convolution and its gradients.
+        operands, result: array sizes.
+        attributes: text of the call's attributes, with `dim_labels` of the convolution itself: input_kernel->output.
 
     Raises:
-        ValueError: there are no `dim_labels`.
+        ValueError: `dim_labels` is missing.
     """
     kernel, output = {
         '__cudnn$convBackwardInput': (operands[1], operands[0]),
@@ -140,7 +143,7 @@ def operations(target: str, operands: list[tuple[int, ...]], result: tuple[int, 
 
 
 def _layer(hlo: Hlo, name: str) -> str:
-    """The layer whose kernel among the arguments an operand is made of, by timm's name; '' for none or several."""
+    """Return timm's name of the layer whose kernel an operand is computed from; '' for none or several."""
     seen, waiting, layers = {name}, [name], set()
     while waiting:
         instruction = hlo.by_name[waiting.pop()]
@@ -148,12 +151,12 @@ def _layer(hlo: Hlo, name: str) -> str:
         seen |= set(instruction.operands)
         if instruction.opcode == 'parameter':
             *path, leaf = re.findall(r"\['?([^'\]]+)'?\]", instruction.op_name) or ['']
-            layers.add('.'.join(path[1:]) if leaf == 'kernel' else '')  # the first is the place of the argument
+            layers.add('.'.join(path[1:]) if leaf == 'kernel' else '')  # the first is the position of the argument
     return layers.pop() if len(layers) == 1 else ''
 
 
 def _then(hlo: Hlo, readers: dict[str, list[Instruction]], name: str) -> tuple[str, ...]:
-    """What is done with an output: in the kernels that read it, or read what is only another view of it."""
+    """Return what the kernels compute that read an output, directly or through another view of it."""
     found: set[str] = set()
     waiting = [name]
     while waiting:

@@ -1,4 +1,4 @@
-"""GPUs that are not there: written down well enough for XLA to compile for them."""
+"""Descriptions of GPUs, complete enough for XLA to compile for them without the device."""
 
 import dataclasses
 import importlib.util
@@ -36,16 +36,18 @@ device_description_str: "{description}"
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A GPU: what XLA asks about it, and how fast its tensor cores are.
+    """The properties of a GPU that XLA asks for, and the speed of its tensor cores.
 
     Attributes:
-        description: NVIDIA's name of it.
-        compute_capability: the major number; the minor one is 0.
-        cores: streaming multiprocessors.
-        bandwidth: of its memory, bytes per second.
-        memory, l2_cache, shared_memory_per_core, shared_memory_per_block: bytes.
-        half, single: operations per second of the tensor cores, dense, a multiply-accumulate being two: for bfloat16
-            and float16, and for float32, which JAX multiplies as TF32. From NVIDIA's data sheets.
+        description: NVIDIA's name.
+        compute_capability: the major number; the minor number is 0.
+        cores: number of streaming multiprocessors.
+        fpus_per_core: number of float32 units per multiprocessor.
+        clock_ghz: clock rate in GHz.
+        bandwidth: memory bandwidth in bytes per second.
+        memory, l2_cache, shared_memory_per_core, shared_memory_per_block: sizes in bytes.
+        half, single: dense operations per second of the tensor cores; a multiply-accumulate counts as two. `half` is
+            for bfloat16 and float16, `single` for float32, which JAX multiplies as TF32. From NVIDIA's data sheets.
     """
 
     description: str
@@ -62,7 +64,7 @@ class Device:
     single: float
 
     def peak(self, dtype: str) -> float:
-        """Operations per second in a compute dtype."""
+        """Return the peak operations per second in a compute dtype."""
         return self.single if dtype == 'float32' else self.half
 
 
@@ -80,21 +82,21 @@ DEVICES = {
 }  # fmt: skip
 
 ENVIRONMENT = {
-    'JAX_PLATFORMS': 'cpu',  # what is computed on the way is; the compiler's device is named by the topology
-    'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',  # the plugin would look for a driver
+    'JAX_PLATFORMS': 'cpu',  # for computations on the way; the topology names the compiler's device
+    'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',  # otherwise the plugin looks for a driver
     'JAX_ENABLE_COMPILATION_CACHE': 'false',
 }
-AUTOTUNING_OFF = '--xla_gpu_autotune_level=0'  # it would time kernels on the device
+AUTOTUNING_OFF = '--xla_gpu_autotune_level=0'  # autotuning would time kernels on the device
 
 
 def environment() -> dict[str, str]:
-    """The environment of a process that compiles; it must be there before JAX is imported."""
+    """Return the environment variables of a process that compiles; they must be set before JAX is imported."""
     flags = f'{os.environ.get("XLA_FLAGS", "")} {AUTOTUNING_OFF}'.strip()
     return {**os.environ, **ENVIRONMENT, 'XLA_FLAGS': flags}
 
 
 def plugin() -> str | None:
-    """The name of JAX's CUDA plugin, if it is installed."""
+    """Return the name of JAX's CUDA plugin, or None if it is not installed."""
     for name in ('xla_cuda12', 'xla_cuda13'):
         try:
             if importlib.util.find_spec(f'jax_plugins.{name}'):
@@ -105,9 +107,9 @@ def plugin() -> str | None:
 
 
 def topology(device: Device) -> Any:
-    """One such GPU for `jax.jit` to lower for, in a process with the `environment`."""
+    """Return a topology of one such GPU, for JAX to lower for. Requires a process with the `environment`."""
     from jax.experimental import topologies
 
-    # Made by hand, since a described device has no driver to ask.
+    # Spelled out, because there is no driver to ask.
     config = DESCRIPTION.format(**dataclasses.asdict(device))
     return topologies.get_topology_desc('gpu', 'cuda', topology='1x1x1', target_config=config)

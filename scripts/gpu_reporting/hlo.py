@@ -1,4 +1,4 @@
-"""What a compiled program launches and moves, read from the text of its scheduled HLO."""
+"""Kernels and memory traffic of a compiled program, from the text of its scheduled HLO."""
 
 import dataclasses
 import math
@@ -10,12 +10,12 @@ BYTES = {
     's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8,
 }  # fmt: skip
 NO_KERNEL = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all')
-LOOPS = ('while', 'conditional', 'call')  # what they run is written elsewhere, and how often is not
+LOOPS = ('while', 'conditional', 'call')  # the text does not say how often their bodies run
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: ``%name = shape opcode(%operands), attributes``."""
+    """One line of a computation: ``%name = shape opcode(%operands), attributes``."""
 
     name: str
     shape: str
@@ -25,17 +25,17 @@ class Instruction:
 
     @property
     def target(self) -> str:
-        """Of a custom call, else ''."""
+        """The target of a custom call; '' for other instructions."""
         return self._attribute(r'custom_call_target="([^"]*)"')
 
     @property
     def computation(self) -> str:
-        """The name of the computation that a fusion runs, else ''."""
+        """The name of the computation that a fusion runs; '' for other instructions."""
         return self._attribute(r'calls=%?([\w.\-]+)')
 
     @property
     def op_name(self) -> str:
-        """Where it comes from: the functions and the operation in JAX, or the path of an argument."""
+        """The origin in JAX: the functions and the operation, or the path of an argument."""
         return self._attribute(r'op_name="((?:[^"\\]|\\.)*)"').replace("\\'", "'")
 
     def _attribute(self, pattern: str) -> str:
@@ -44,10 +44,15 @@ class Instruction:
 
 
 class Hlo:
-    """The computations of a program; `entry` is the one that runs, in the order in which it does.
+    """A parsed program.
 
     Args:
-        text: of ``compiled.as_text()``.
+        text: the result of ``compiled.as_text()``.
+
+    Attributes:
+        computations: the instructions of every computation, by its name.
+        entry: the instructions of the entry computation, in the order of execution.
+        by_name: the instructions of the entry computation, by name.
 
     Raises:
         ValueError: there is no entry computation, or it has loops, whose kernels cannot be counted.
@@ -67,18 +72,18 @@ class Hlo:
             elif current is not None and (instruction := parse_instruction(line)):
                 current.append(instruction)
         if not self.entry:
-            raise ValueError('not the text of a compiled program: it has no ENTRY computation')
+            raise ValueError('this is not the text of a compiled program: it has no ENTRY computation')
         loops = sorted({i.opcode for i in self.entry if i.opcode in LOOPS})
         if loops:
-            raise ValueError(f'the program has {", ".join(loops)}: how much they run cannot be counted')
+            raise ValueError(f'the program has {", ".join(loops)}: the kernels in them cannot be counted')
         self.by_name = {instruction.name: instruction for instruction in self.entry}
 
     def kernels(self) -> list[Instruction]:
-        """All that is launched: fusions, calls of libraries, copies."""
+        """Return everything that is launched: fusions, library calls, copies."""
         return [instruction for instruction in self.entry if instruction.opcode not in NO_KERNEL]
 
     def traffic(self) -> int:
-        """Bytes that the kernels read and write: the operands and the result of each, whole, nothing from a cache."""
+        """Return the bytes that the kernels read and write: operands and result of each, in full, without caches."""
         return sum(
             shape_bytes(kernel.shape) + sum(shape_bytes(self.by_name[name].shape) for name in kernel.operands)
             for kernel in self.kernels()
@@ -86,7 +91,7 @@ class Hlo:
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    """A line of a computation; None for what is none."""
+    """Parse a line of a computation; return None for any other line."""
     found = re.match(r'\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)', line)
     if found is None:
         return None
@@ -96,12 +101,12 @@ def parse_instruction(line: str) -> Instruction | None:
 
 
 def dimensions(shape: str) -> list[tuple[int, ...]]:
-    """Of each array in the text of a shape: '(f32[2,3]{1,0}, u8[0]{0})' -> [(2, 3), (0,)]."""
+    """Return the sizes of each array in the text of a shape: '(f32[2,3]{1,0}, u8[0]{0})' -> [(2, 3), (0,)]."""
     return [sizes for _, sizes in _arrays(shape)]
 
 
 def shape_bytes(shape: str) -> int:
-    """Of all arrays in the text of a shape: '(bf16[8,4]{1,0}, u8[0]{0})' -> 64."""
+    """Return the bytes of all arrays in the text of a shape: '(bf16[8,4]{1,0}, u8[0]{0})' -> 64."""
     return sum(BYTES[dtype] * math.prod(sizes) for dtype, sizes in _arrays(shape))
 
 

@@ -1,20 +1,15 @@
 """The report as Markdown."""
 
-from collections.abc import Sequence
-
 from markdown_table import table
 
 from gpu_reporting.devices import DEVICES
 from gpu_reporting.program import Program
-from gpu_reporting.rows import LIMITS, Row
-from gpu_reporting.running import Figures
+from gpu_reporting.rows import LIMITS, KnownRows
 
-Found = Sequence[tuple[Row, Figures]]
+ABOUT = """# GPU cost of training and inference
 
-ABOUT = """# What training and inference cost on a GPU
-
-Figures of programs that XLA compiled for an {description}, without one. `make gpu-report` writes this page,
-`gpu_report.json` and the chart; {versions}.
+XLA compiled these programs for an {description}, without a GPU. `make gpu-report` writes this page, `gpu_report.json`
+and the chart. Versions: {versions}.
 
 ```console
 $ python scripts/gpu_report.py --mode train --model tresnet_m --batch 128 --abn-memory inplace --json
@@ -22,38 +17,42 @@ $ python scripts/gpu_report.py --only 'train tresnet_m *'
 $ python scripts/gpu_report.py --diff earlier/gpu_report.json
 ```
 
-* **train**: a step on uint8 images, which are normalised, forward, backward, SGD with momentum; the state is donated.
-  **infer**: what `predict.py` runs, batch norm folded, normalised float32 images in, probabilities out. Images have
-  {size} x {size} pixels. Parameters are float32 arguments and cast to {dtype}, which is computed in, at each call.
-* **temporaries**: the peak of activations, gradients and workspaces. **arguments**: parameters, momentum, the batch.
-* **moved**: of each kernel its operands and its result, whole; less where a cache helps.
-* **fused**: of the convolutions those that cuDNN is called for with the bias at least.
-* **TFLOP**: of the convolutions, those that are computed twice too; a multiply-accumulate is two. The classifier would
-  add less than 0.1 %, but for the `test_` models.
-* **ms by bytes**, **by TFLOP**: at the device's {bandwidth:.2f} TB/s and {peak:.0f} TFLOP/s. A program takes the longer
-  of the two at least; how much more, only a GPU tells.
-* The figures are exact for these versions and the same on every machine: nothing is timed. Without a GPU nothing is
-  autotuned either, and cuDNN may ask for workspaces on top.
+* **train**: the step of the training loop (`tresnet_jax/training/step.py`) with the default options of `train.py`: it
+  normalises uint8 images, runs the forward and the backward pass and updates the weights by SGD with Nesterov momentum
+  and weight decay. The state is donated. **infer**: the program of `predict.py`, from normalised float32 images to
+  probabilities, with batch norm folded. Images have {size} x {size} pixels. Parameters are float32 arguments; each call
+  casts them to {dtype}, the compute dtype.
+* **temporaries**: peak memory of activations, gradients and workspaces. **arguments**: parameters, momentum, the batch.
+* **moved**: the operands and the result of every kernel, each in full; caches can save some of it.
+* **fused**: the convolutions whose cuDNN call also adds the bias.
+* **TFLOP**: operations of the convolutions, including recomputed ones; a multiply-accumulate counts as two. The
+  classifier would add less than 0.1 %, except for the `test_` models.
+* **ms by bytes**, **by TFLOP**: time at the device's {bandwidth:.2f} TB/s and {peak:.0f} TFLOP/s. The larger of the two
+  is a lower bound of the program's time; only a GPU can tell the time itself.
+* The figures are exact for these versions and the same on every machine, because nothing is timed. Without a GPU there
+  is no autotuning, and cuDNN may need additional workspaces.
 
 ![temporaries, bytes moved and largest batch of each mode](images/gpu_report.png)
 """
 LARGEST = """## Largest batch
 
-Images in a training step whose temporaries, arguments and results take at most 16e9 or 80e9 bytes, a multiple of 8.
-That is 93 % of what a card of that name has: `XLA_PYTHON_CLIENT_MEM_FRACTION=0.93`. The bytes rise along a line: two
-batches give a guess, which is compiled and corrected once, so each batch here was compiled and fits. It was compiled
-for a device with more memory, since XLA computes parts of a program again that would fill more than three quarters.
+The largest training batch, a multiple of 8, whose temporaries, arguments and results take at most 16e9 or 80e9 bytes.
+That is 93 % of the memory of a card of that name: `XLA_PYTHON_CLIENT_MEM_FRACTION=0.93`. Memory grows almost linearly
+with the batch: two batches give a guess, which is compiled and corrected once. Each batch shown here was compiled and
+fits. The device was described with more memory than it has, because XLA recomputes parts of programs that would fill
+more than three quarters of it.
 """
-UNFUSED = """## What stays outside cuDNN's calls in inference
+UNFUSED = """## Operations that cuDNN's calls do not include in inference
 
-{fused} of the {all} convolutions of the folded models are called with their bias, and with the sum and the ReLU behind
-it if there are such: of models that are not listed nothing is left. Behind these, other kernels go on:
+In the folded models {fused} of the {all} convolutions add their bias in the same call, and the residual sum and the
+ReLU if these follow directly. Models without a row have nothing left to fuse. After these convolutions other kernels
+run:
 """
 
 
-def markdown(found: Found, versions: dict[str, str]) -> str:
-    """The page; `found` has every row of the report."""
-    program = found[0][0].program
+def markdown(rows: KnownRows, versions: dict[str, str]) -> str:
+    """Return the page; `rows` are all rows of the report."""
+    program = rows[0][0].program
     device = DEVICES[program.device]
     about = ABOUT.format(
         description=device.description,
@@ -63,19 +62,29 @@ def markdown(found: Found, versions: dict[str, str]) -> str:
         bandwidth=device.bandwidth / 1e12,
         peak=device.peak(program.dtype) / 1e12,
     )
-    train = [(row, figures) for row, figures in found if row.program.mode == 'train']
-    infer = [(row, figures) for row, figures in found if row.program.mode == 'infer']
+    train = [(row, figures) for row, figures in rows if row.program.mode == 'train']
+    infer = [(row, figures) for row, figures in rows if row.program.mode == 'infer']
     folded = [figures for row, figures in infer if row.program.fold]
     counts = {
         'all': sum(figures['convolutions'] for figures in folded),
         'fused': sum(figures['fused_convolutions'] for figures in folded),
     }
-    parts = [about, '## Training\n', programs(train), LARGEST, largest(train), '## Inference\n', programs(infer)]
-    return '\n'.join([*parts, UNFUSED.format(**counts), unfused(infer)])
+    parts = [
+        about,
+        '## Training\n',
+        programs_table(train),
+        LARGEST,
+        largest_table(train),
+        '## Inference\n',
+        programs_table(infer),
+        UNFUSED.format(**counts),
+        unfused_table(infer),
+    ]
+    return '\n'.join(parts)
 
 
-def programs(found: Found) -> str:
-    """Every figure of each program."""
+def programs_table(rows: KnownRows) -> str:
+    """Return a table of every figure of each program."""
     heads = ['batch', 'temporaries, MB', 'arguments, MB', 'moved, GB', 'kernels', 'convolutions', 'fused', 'TFLOP']
     return table(
         ['', *heads, 'ms by bytes', 'by TFLOP'],
@@ -93,37 +102,37 @@ def programs(found: Found) -> str:
                 f'{1e3 * figures["seconds_by_bytes"]:.1f}',
                 f'{1e3 * figures["seconds_by_operations"]:.1f}',
             ]
-            for row, figures in found
+            for row, figures in rows
         ),
     )
 
 
-def largest(found: Found) -> str:
-    """The largest batches of those that have them."""
+def largest_table(rows: KnownRows) -> str:
+    """Return a table of the largest batches, of the rows that have them."""
     return table(
         ['', *LIMITS],
         (
             [label(row.program), *(str(figures['largest'][limit]) for limit in LIMITS)]
-            for row, figures in found
+            for row, figures in rows
             if row.largest
         ),
     )
 
 
-def unfused(found: Found) -> str:
-    """What is left outside the calls of the folded models, and why."""
+def unfused_table(rows: KnownRows) -> str:
+    """Return a table of the operations outside cuDNN's calls in the folded models, with the reasons."""
     return table(
-        ['', 'convolutions', 'the call has', 'next', 'why not in it', 'layers'],
+        ['', 'convolutions', 'in the call', 'next operation', 'why it is not in the call', 'layers'],
         (
             [f'`{row.program.model}`', str(group['count']), group['holds'], group['left'], group['why'],
              ', '.join(f'`{layer}`' for layer in group['layers'])]
-            for row, figures in found if row.program.fold
+            for row, figures in rows if row.program.fold
             for group in figures['unfused']
         ),
     )  # fmt: skip
 
 
 def label(program: Program) -> str:
-    """A program in a table for its mode: '`tresnet_m` inplace, remat'."""
+    """Return the label of a program within the table of its mode: '`tresnet_m` inplace, remat'."""
     more = f' {program.abn_memory}' if program.mode == 'train' else '' if program.fold else ' not folded'
     return f'`{program.model}`{more}' + ', remat' * program.remat

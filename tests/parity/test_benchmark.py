@@ -1,4 +1,4 @@
-"""scripts/benchmark.py with timm beside: the check passes, and fails where something is wrong."""
+"""scripts/benchmark.py compared with timm: the check passes, and fails if something is wrong."""
 
 import csv
 import dataclasses
@@ -8,7 +8,8 @@ import pytest
 from benchmarking import command, jobs, torch_side
 from benchmarking.checking import Checker
 from benchmarking.contenders import CONTENDERS
-from benchmarking.sides import Subject
+from benchmarking.sides import Workload
+from loop_step import CONFIG
 
 from tests.helpers.benchmark_jobs import run_here
 from tresnet_jax.checkpoints.write import save_safetensors
@@ -38,15 +39,15 @@ def test_a_model(monkeypatch, tmp_path, capsys, model, whats):
     for what in whats:
         timm = min(float(rows[what, name]['median']) for name in names[2:])
         assert float(rows[what, 'ours']['ratio']) == pytest.approx(timm / float(rows[what, 'ours']['median']))
-    assert (tmp_path / 'benchmark.png').is_file() and "timm's over each:" in (tmp_path / 'benchmark.md').read_text()
+    assert (tmp_path / 'benchmark.png').is_file() and 'Ratios to timm' in (tmp_path / 'benchmark.md').read_text()
 
 
 def test_disturbed_weights_are_found_and_nothing_is_timed(monkeypatch, tmp_path, capsys):
     run_here(monkeypatch)
     row = CONTENDERS['ours']
 
-    def disturbed(subject):
-        side = row.load(subject)
+    def disturbed(workload):
+        side = row.load(workload)
         side.params['layer3'][0]['conv2']['kernel'] *= jnp.float32(1.001)
         return side
 
@@ -60,10 +61,10 @@ def test_disturbed_weights_are_found_and_nothing_is_timed(monkeypatch, tmp_path,
 
 def test_another_training_is_found(monkeypatch, tmp_path):
     path = tmp_path / 'test_tresnet.safetensors'
-    save_safetensors(path, command.draw('test_tresnet'))
-    subject = Subject('test_tresnet', str(path), 32, 'float32', 1)
-    checker = Checker(subject, *jobs.inputs(subject, 4, 1), ['inference', 'train'])
-    side = jobs.load(CONTENDERS['timm-eager'], subject)
+    save_safetensors(path, command.draw_weights('test_tresnet'))
+    workload = Workload('test_tresnet', str(path), 32, 'float32', 1)
+    checker = Checker(workload, 4, ['inference', 'train'])
+    side = jobs.load(CONTENDERS['timm-eager'], workload)
     assert [check.agrees for check in checker.compare('timm-eager', side)] == [True, True]
-    monkeypatch.setattr(torch_side, 'MOMENTUM', 0.8)
+    monkeypatch.setattr(torch_side, 'CONFIG', dataclasses.replace(CONFIG, momentum=0.8))
     assert [check.agrees for check in checker.compare('timm-eager', side)] == [True, False]

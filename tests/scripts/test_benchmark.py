@@ -1,4 +1,4 @@
-"""scripts/benchmark.py: turns, ratios and files from made-up times; ours alone under its clock; bad input."""
+"""scripts/benchmark.py: turns, ratios and files from made-up times; timing ours alone; bad input."""
 
 import csv
 import dataclasses
@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from benchmarking import command, jobs, measures, processes, results, turns
 from benchmarking.contenders import CONTENDERS, MEASURES, Contender
+from benchmarking.inputs import random_inputs
+from benchmarking.jax_side import JaxSide
 from benchmarking.results import Measurement
-from benchmarking.sides import Subject
+from benchmarking.sides import CLASSES, MEAN, STD, Workload
+from largest_batch import largest_that_fits
+from loop_step import CONFIG
 
 from tests.helpers.benchmark_jobs import run_here
 from tresnet_jax.checkpoints.write import save_safetensors
@@ -72,7 +76,7 @@ MADE_UP = [
 
 
 def test_ratios_and_spreads():
-    rows = {(row.what, row.batch, row.contender): row for row in results.rows(MADE_UP)}
+    rows = {(row.what, row.batch, row.contender): row for row in results.result_rows(MADE_UP)}
     ours = rows['inference', 8, 'ours']
     # The better of timm's medians is that of channels_last, 0.1 s; round by round its times over ours are 1, 0.5, 1.
     assert ours.ratio == pytest.approx(0.5)
@@ -90,8 +94,8 @@ def test_ratios_and_spreads():
 
 
 def test_files(tmp_path):
-    rows = results.rows(MADE_UP)
-    results.write(tmp_path, rows, results.report(rows, 'about'), 'title')
+    rows = results.result_rows(MADE_UP)
+    results.write_files(tmp_path, rows, results.results_page(rows, 'about'), 'title')
     assert (tmp_path / 'benchmark.png').read_bytes().startswith(b'\x89PNG')
     with (tmp_path / 'benchmark.csv').open(newline='') as file:
         read = list(csv.DictReader(file))
@@ -112,10 +116,10 @@ def test_files(tmp_path):
 
 
 def test_without_timm_there_are_no_ratios(tmp_path):
-    rows = results.rows([m for m in MADE_UP if m.contender == 'ours'])
-    text = results.report(rows, 'about')
+    rows = results.result_rows([m for m in MADE_UP if m.contender == 'ours'])
+    text = results.results_page(rows, 'about')
     assert 'timm' not in text and 'Images per second' in text
-    results.write(tmp_path, rows, text, 'title')
+    results.write_files(tmp_path, rows, text, 'title')
     assert not (tmp_path / 'benchmark.png').exists()
 
 
@@ -127,7 +131,7 @@ def test_largest_batch(limit):
         asked.append(batch)
         return batch <= limit
 
-    found = measures.largest(fits)
+    found = largest_that_fits(fits)
     assert limit - limit / 32 <= found <= limit
     assert len(asked) == len(set(asked)) < 20
 
@@ -157,19 +161,54 @@ def test_ours_alone(here, tmp_path, capsys):
 def side(tmp_path_factory):
     """Ours with seeded weights, and what it has loaded."""
     path = tmp_path_factory.mktemp('weights') / 'test_resnet.safetensors'
-    save_safetensors(path, command.draw('test_resnet'))
-    subject = Subject('test_resnet', str(path), 32, 'float32', 1)
-    return jobs.load(CONTENDERS['ours'], subject), subject
+    save_safetensors(path, command.draw_weights('test_resnet'))
+    workload = Workload('test_resnet', str(path), 32, 'float32', 1)
+    return jobs.load(CONTENDERS['ours'], workload), workload
 
 
 def test_every_call_takes_another_batch(side):
-    side, subject = side
-    images, labels = jobs.inputs(subject, 2, jobs.BATCHES)
+    side, workload = side
+    images, labels = random_inputs(workload, 'inference', 2, jobs.BATCHES)
     assert images.shape == (3, 2, 32, 32, 3) and labels.shape == (3, 2)
     call = side.inference(images)
     first, second, third, again = (call() for _ in range(4))
     assert first.shape == (2, 1000) and first.dtype == np.float32
     assert not np.allclose(first, second) and not np.allclose(second, third) and np.array_equal(first, again)
+
+
+def test_a_training_step_is_that_of_the_loop():
+    """Three steps of a linear model on two batches, against the update written in NumPy."""
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, CLASSES), np.float32)
+    bias = np.linspace(-1, 1, CLASSES, dtype=np.float32)
+
+    def apply(params, batch_stats, x, train=False, rngs=None):
+        logits = x.mean((1, 2)) @ params['fc']['kernel'] + params['fc']['bias'][None]
+        return (logits, batch_stats) if train else logits
+
+    side = JaxSide(apply, {'fc': {'kernel': kernel, 'bias': bias}}, {}, 'float32')
+    images, labels = random_inputs(Workload('', '', 4, 'float32', 1), 'train', 2, 2)
+    assert images.dtype == np.uint8
+    training = side.training(images, labels)
+    losses = [training.step() for _ in range(3)]
+
+    weights = [kernel.astype(np.float64), bias.astype(np.float64)]
+    traces, expected = [0.0, 0.0], []
+    for i in (0, 1, 0):
+        x = ((images[i] / 255 - MEAN) / STD).mean((1, 2))
+        logits = x @ weights[0] + weights[1]
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        targets = np.eye(CLASSES)[labels[i]] * (1 - CONFIG.smoothing) + CONFIG.smoothing / CLASSES
+        expected.append(-(targets * logs).sum(1).mean())
+        delta = (np.exp(logs) - targets) / len(x)
+        gradients = [x.T @ delta + CONFIG.weight_decay * weights[0], delta.sum(0)]
+        for j, gradient in enumerate(gradients):
+            traces[j] = gradient + CONFIG.momentum * traces[j]
+            weights[j] = weights[j] - CONFIG.peak_lr * (gradient + CONFIG.momentum * traces[j])
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    last = ((images[1] / 255 - MEAN) / STD).mean((1, 2)) @ weights[0] + weights[1]
+    np.testing.assert_allclose(training.logits(images[1]), last, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(side.params['fc']['kernel'], kernel)  # a run works on a copy
 
 
 def test_start_reports_times_and_the_growth_of_memory(side, monkeypatch):
@@ -191,7 +230,7 @@ def test_a_contender_that_fails(here, monkeypatch, tmp_path, capsys):
             return lambda: images
 
     for name in ('ours', 'ours-folded'):
-        row = dataclasses.replace(CONTENDERS[name], load=lambda subject, name=name: Fake(name))
+        row = dataclasses.replace(CONTENDERS[name], load=lambda workload, name=name: Fake(name))
         monkeypatch.setitem(CONTENDERS, name, row)
     flags = [*SMALL, '--contenders', 'ours', 'ours-folded', '--what', 'inference', '--batch-sizes', '1', '2']
     assert command.main(flags) == 1
@@ -216,7 +255,7 @@ def bench(monkeypatch, tmp_path):
     monkeypatch.setattr(measures, 'in_new_process', run)
     monkeypatch.setattr(turns.gc, 'collect', lambda: 0)
     rows = [CONTENDERS[name] for name in ('ours', 'ours-folded', 'ours-cached', 'timm-eager')]
-    return measures.Bench(Subject('test_resnet', '', 32, 'float32', 1), rows, None, tmp_path), asked
+    return measures.Bench(Workload('test_resnet', '', 32, 'float32', 1), rows, None, tmp_path), asked
 
 
 def test_from_the_start(bench):
@@ -295,7 +334,7 @@ def test_out_of_memory(message, out):
         (['--rounds', '0'], '--rounds must be positive'),
         (['--batch-sizes', '4', '-1'], '--batch-sizes must be positive'),
         (['--threads', '0'], '--threads must be 1 to'),
-        (['--what', 'largest_batch'], 'needs a GPU'),
+        (['--what', 'largest_batch'], 'requires a GPU'),
         (['--out', 'pyproject.toml'], 'pyproject.toml'),
     ],
 )
@@ -312,10 +351,10 @@ def test_who_takes_part(monkeypatch):
     for name, row in [*CONTENDERS.items()]:
         if not name.startswith('ours'):
             monkeypatch.setitem(CONTENDERS, name, dataclasses.replace(row, package='nowhere'))
-    everyone = [row.name for row in command.chosen(command.Command())]
+    everyone = [row.name for row in command.choose_contenders(command.BenchmarkArguments())]
     assert everyone == ['ours', 'ours-folded', 'ours-winograd', 'ours-cached']
-    named = command.Command(contenders=('ours-remat', 'ours'))
-    assert [row.name for row in command.chosen(named)] == ['ours', 'ours-remat']
+    named = command.BenchmarkArguments(contenders=('ours-remat', 'ours'))
+    assert [row.name for row in command.choose_contenders(named)] == ['ours', 'ours-remat']
 
 
 def test_rows_are_whole():
@@ -332,6 +371,6 @@ def test_rows_are_whole():
 
 
 def test_weights_are_timms_by_name():
-    drawn = command.draw('test_tresnet')
+    drawn = command.draw_weights('test_tresnet')
     assert drawn['body.conv1.conv.weight'].shape == (16, 48, 3, 3)
     assert (drawn['body.conv1.bn.weight'] < 0).any() and np.ptp(drawn['body.conv1.bn.running_var']) > 0.1

@@ -1,0 +1,42 @@
+"""Measure each program in a process of its own, which has its own environment, may need much memory and may crash."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+from gpu_reporting.devices import environment, plugin
+from gpu_reporting.fingerprint import ENTRY, ROOTS
+from gpu_reporting.program import Figures, Program
+
+
+class ReportError(ValueError):
+    """A program cannot be compiled or a report cannot be read; the message says what to do."""
+
+
+def require_plugin() -> None:
+    """Raise ReportError if JAX's CUDA plugin is not installed."""
+    if plugin() is None:
+        raise ReportError(
+            "compiling for a GPU needs JAX's CUDA plugin, but no GPU: pip install 'tresnet_jax[cuda12,train]', "
+            'or in a clone: make gpu-report'
+        )
+
+
+def measure_in_subprocess(program: Program) -> Figures:
+    """Return the figures of `measure.measure`, computed in a new process.
+
+    Raises:
+        ReportError: the CUDA plugin is missing, the program is invalid, or its compilation failed.
+    """
+    program.check()
+    require_plugin()
+    line = [sys.executable, '-P', '-m', ENTRY, json.dumps(dataclasses.asdict(program))]
+    # The new process imports the same code as this one, wherever that is.
+    path = os.pathsep.join(filter(None, [*map(str, ROOTS), os.environ.get('PYTHONPATH')]))
+    done = subprocess.run(line, env={**environment(), 'PYTHONPATH': path}, capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout)
+    last = (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
+    raise ReportError(last.removeprefix('error: ') if done.returncode == 2 else f'{program.name}: {last}')
