@@ -11,6 +11,8 @@ import functools
 import re
 from collections.abc import Callable
 
+import numpy as np
+
 from tresnet_jax.checkpoints.layout import Layout, Tensor, transposed
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS, unchanged
 
@@ -98,6 +100,8 @@ class Library:
         for pattern, reason in self.others:
             if any(re.search(pattern, name) for name in tensors):
                 raise ValueError(f'a network of {self.name} with {reason}')
+        if any(tensor.dtype == np.uint16 for tensor in tensors.values()):
+            raise ValueError(f'weights of {self.name} in uint16, as Paddle writes bfloat16; save them as float32')
         leaves, renamed = dict(self.leaves), {}
         for name, tensor in self.prepare(tensors).items():
             owner, _, leaf = name.rpartition('.')
