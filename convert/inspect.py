@@ -52,7 +52,7 @@ class Inspection:
         sha256: digest of the file in hexadecimal; '' for a run.
         container: 'safetensors', 'torch' or 'run'.
         wrapper: the key that held the state dict; None for a bare one.
-        layout: 'timm', 'inplace_abn' or 'flax'.
+        layout: the name of the layout: 'timm', 'inplace_abn', 'PaddleClas', ...; 'flax' for a file of ours.
         architecture: the likeliest architecture.
         exact: whether every block and width matches that architecture.
         looks_like: the architecture, or a description of a network that is not ours.

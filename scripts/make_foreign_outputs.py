@@ -14,7 +14,7 @@ library, with the library on PYTHONPATH. A folder for each keeps the environment
         numexpr bottleneck nvidia-ml-py 'setuptools<80'
     pip install --no-deps --target MM mmpretrain==1.2.0 mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 \\
         addict yapf platformdirs einops ordered-set 'importlib_metadata<9' zipp mat4py model-index ftfy regex \\
-        prettytable wcwidth opencv-python-headless
+        prettytable wcwidth markdown click opencv-python-headless
 
 The small instance of each library has bottleneck blocks, 2, 1, 1 and 1 in the stages. Its seeded weights are loaded
 with ``strict=True``, so that the stored list of keys is shown to be the library's. It runs in float64. 512 values of

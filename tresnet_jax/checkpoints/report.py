@@ -21,7 +21,7 @@ class Report:
 
     Attributes:
         path: the file, or the folder of a run.
-        layout: 'timm', 'inplace_abn' or 'flax'.
+        layout: the name of the layout: 'timm', 'inplace_abn', 'PaddleClas', ...; 'flax' for a file of ours.
         architecture, tag: what the checkpoint is; the tag is None if neither the caller nor the file names one.
         num_classes, in_chans: numbers of the resulting trees.
         global_pool: 'catavgmax' if the classifier is twice as wide as the features, else None.
