@@ -24,6 +24,7 @@ from convert.reading import read
 from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot_errors, reference_state
 from tresnet_jax.checkpoints.match import match, to_torch
 from tresnet_jax.checkpoints.report import Report
+from tresnet_jax.checkpoints.twins import UNSETTLED
 from tresnet_jax.checkpoints.write import save_flax, save_torch
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
 from tresnet_jax.errors import ConversionError, MissingExtraError
@@ -185,6 +186,8 @@ def _verify(arguments: ConvertArguments, model: ImageModel, report: Report) -> N
         raise ConversionError('--verify compares with timm itself; run: pip install timm torch torchvision')
     print(f'{arguments.source}: largest difference from {reference}, relative to the largest value')
     print('\n'.join(map(str, rows)))
+    if any(note.startswith(UNSETTLED) for note in report.notes):
+        print(f'{report.architecture} was assumed: a network with these tensors and another function agrees as well')
     if arguments.plot is not None:
         plot_errors(rows, f'{report.name}: Flax against timm', arguments.plot)
     if not all(row.agrees for row in rows):

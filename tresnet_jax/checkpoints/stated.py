@@ -71,7 +71,8 @@ def data_config(tree: Any, architecture: str) -> dict[str, Any] | None:
         The arguments; None if the checkpoint states nothing, or nothing usable, of images.
     """
     for arguments in _arguments(tree):
-        stated = _timm(arguments) or _torchvision(arguments)
+        stated = _timm(arguments)
+        stated = _torchvision(arguments) if stated is None else stated
         if stated is None:
             continue
         config = {**resolve_data_config(_row(arguments.get('model'), architecture)), **stated}

@@ -15,6 +15,7 @@ from tresnet_jax.errors import ConversionError
 from tresnet_jax.variants import RESNETD, TRESNET, family_of, split_name
 
 CONFIG = 'config.json'
+UNSETTLED = 'the tensors alone do not exclude'  # how the note about remaining twins begins
 # timm's networks with the tensors of ours.
 TWINS = {
     'resnet34d': ('resnetaa34d',),
@@ -76,9 +77,9 @@ def _remaining(architecture: str, unseen: tuple[str, ...]) -> str:
         unseen: the twins in the library whose names the tensors have; empty for timm's names.
     """
     if unseen:
-        return f'the tensors alone do not exclude {", ".join(unseen)}'
+        return f'{UNSETTLED} {", ".join(unseen)}'
     others = ', '.join((*TWINS.get(architecture, ()), 'other activations', 'dilations'))
-    return f'the tensors alone do not exclude {others}; a {CONFIG} of timm beside the file would'
+    return f'{UNSETTLED} {others}; a {CONFIG} of timm beside the file would'
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
