@@ -1,5 +1,7 @@
 """All errors that a user can meet. A message gives the file, the key, what was expected and what to do."""
 
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -47,6 +49,25 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     if package not in EXTRAS:
         return None
     return MissingExtraError(f"{package} is not installed; run: pip install 'tresnet_jax[{EXTRAS[package]}]'")
+
+
+def shown(text: str | os.PathLike) -> str:
+    """Return a name for people, on one line: bytes that are not UTF-8 and control characters are escaped.
+
+    Python keeps bytes of a file name that are not UTF-8 as surrogates, which cannot be printed or written.
+
+    Example:
+        >>> print(shown(b'caf\\xe9'.decode('utf-8', 'surrogateescape')))
+        caf\\xe9
+    """
+    return re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', _escaped, os.fspath(text))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, by Python's error handler 'surrogateescape'
+        return f'\\x{code - 0xDC00:02x}'
+    return repr(match[0])[1:-1]
 
 
 def reason(error: BaseException) -> str:

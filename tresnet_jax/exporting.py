@@ -101,7 +101,7 @@ def export(
     metadata = json.dumps(_metadata(model, height, width), ensure_ascii=False)
     with written_beside(Path(path)) as temporary, temporary.open('wb') as file:
         file.write(exported.serialize())
-        file.write(f'\n{metadata}'.encode())
+        file.write(f'\n{metadata}'.encode('utf-8', 'backslashreplace'))  # class names may hold surrogates
 
 
 class ExportedModel:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from tests.helpers import paths
 from tests.helpers.closeness import assert_identical
 from tests.helpers.runs import CONFIG, make_run
 from tresnet_jax.checkpoints.names import flatten
-from tresnet_jax.checkpoints.run import MODEL_FILE
+from tresnet_jax.checkpoints.run import MODEL_FILE, save_description, stored_label_names
 from tresnet_jax.cli import predict
 from tresnet_jax.factory import embedded_path
 from tresnet_jax.labels import class_synsets
@@ -296,3 +297,15 @@ def assert_leaves_count_up(model) -> None:
     assert len(leaves) > 50
     for number, leaf in enumerate(leaves, 1):
         np.testing.assert_array_equal(leaf, np.float32(number / 256))
+
+
+def test_class_names_that_are_not_utf8(tmp_path):
+    """Names of folders, in the order of the labels: stored losslessly, in a file that is UTF-8 all the same."""
+    names = ('caf\u00e9', b'caf\xe9'.decode('utf-8', 'surrogateescape'))
+    config = SimpleNamespace(family=SimpleNamespace(default_slope=None))
+    model = SimpleNamespace(architecture='test_resnet', num_classes=2, in_chans=3, abn_slope=None, config=config)
+    save_description(tmp_path, model, DATA_CONFIG, names)
+    assert 'caf\u00e9' in (tmp_path / MODEL_FILE).read_text(encoding='utf-8')
+    assert stored_label_names(tmp_path) is None, 'a run without a checkpoint may start again with other data'
+    (tmp_path / 'checkpoints' / '3').mkdir(parents=True)
+    assert stored_label_names(tmp_path) == names

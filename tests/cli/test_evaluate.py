@@ -19,8 +19,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.processes import free_port
 from tests.helpers.runs import CONFIG, make_run
 from tresnet_jax.cli import evaluate as evaluate_command
-from tresnet_jax.cli.evaluate import figure, main, published_for
-from tresnet_jax.cli.inputs import class_places
+from tresnet_jax.cli.evaluate import choose_outputs, figure, main, published_for, with_labels, with_outputs
+from tresnet_jax.cli.inputs import match_inputs
 from tresnet_jax.data.sources import open_source
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
 from tresnet_jax.errors import DataError
@@ -92,7 +92,7 @@ ACCURACY = EvalResult(loss=0.5, top1=0.78, top5=0.94, count=50_000)  # standard 
     ],
 )
 def test_check(evaluate, monkeypatch, published, check, code):
-    monkeypatch.setattr(evaluate_command, 'measure', lambda inputs, flags: ACCURACY)
+    monkeypatch.setattr(evaluate_command, 'measure', lambda *_: ACCURACY)
     monkeypatch.setattr(evaluate_command, 'published_for', lambda inputs: published)
     found, out, err = evaluate(*PLAIN, *(['--check'] if check else []))
     assert (found, err) == (code, '')
@@ -107,7 +107,7 @@ def test_distance_is_in_standard_errors_of_the_published_share():
 
 
 def test_nothing_to_check(evaluate, monkeypatch):
-    monkeypatch.setattr(evaluate_command, 'measure', lambda inputs, flags: pytest.fail('evaluated in vain'))
+    monkeypatch.setattr(evaluate_command, 'measure', lambda *_: pytest.fail('evaluated in vain'))
     code, out, err = evaluate(*PLAIN, '--check', '--image-size', 40)
     assert (code, out) == (2, '') and err.startswith(f'error: --check: nothing is published for {NAME} at 40 x 40')
     assert '91.99 % at 32 pixels by default' in err
@@ -140,14 +140,57 @@ def test_a_tag_without_published_figures():
 
 def test_classes_are_found_by_their_synsets():
     name = 'resnet50d.a1_in1k'
-    assert class_places(inputs_of(name, classes=(TENCH, SPRINGER))).tolist() == [0, 217]
-    everything = class_places(inputs_of(name, classes=tresnet_jax.labels.class_synsets(1000)))
-    assert everything.tolist() == list(range(1000))  # the order that TFDS has, and sorted folders
-    assert class_places(inputs_of(name)) is None
+    assert match_inputs(inputs_of(name, classes=(TENCH, SPRINGER))).places.tolist() == [0, 217]
+    everything = match_inputs(inputs_of(name, classes=tresnet_jax.labels.class_synsets(1000)))
+    assert everything.places.tolist() == list(range(1000))  # the order that TFDS has, and sorted folders
     with pytest.raises(DataError, match='does not know 1 of 2 classes: n99999999'):
-        class_places(inputs_of(name, classes=(TENCH, 'n99999999')))
-    with pytest.raises(DataError, match='has 2 classes, resnet50d.a1_in1k 1000.*by synset: n02111889'):
-        class_places(inputs_of(name, classes=('cat', 'dog')))
+        match_inputs(inputs_of(name, classes=(TENCH, 'n99999999')))
+    with pytest.raises(DataError, match='does not know 2 of 2 classes: cat, dog; expected names such as tench, '):
+        match_inputs(inputs_of(name, classes=('cat', 'dog')))
+
+
+def test_imagenet_v2_has_numbers_for_names():
+    """Folders 0 to 999; sorted as text, 12 of them are at the place of their number."""
+    names = sorted(map(str, range(1000)))
+    match = match_inputs(inputs_of('resnet50d.a1_in1k', classes=tuple(names)))
+    assert match.places.tolist() == [int(name) for name in names] and match.by == 'index'
+    assert match.text.startswith('all 1000 classes, matched by index: 0 is tench, 1 is goldfish')
+
+
+def imagenet_a(split: str) -> SimpleNamespace:
+    """Return inputs whose data are 200 of ImageNet's classes, in sorted folders, as ImageNet-A and ImageNet-R have."""
+    folder = pytest.importorskip('timm').__path__[0]
+    indices = np.loadtxt(Path(folder) / 'data' / '_info' / f'imagenet_{split}_indices.txt', int)
+    synsets = tresnet_jax.labels.class_synsets(1000)
+    inputs = inputs_of('resnet50d.a1_in1k', classes=tuple(sorted(synsets[index] for index in indices)))
+    inputs.source.present = tuple(range(200))
+    inputs.indices = indices
+    return inputs
+
+
+@pytest.mark.parametrize('split', ['a', 'r'])
+def test_valid_labels_cut_the_outputs_to_the_classes_present(split):
+    """As timm's validate.py does with --valid-labels: output[:, valid_labels], and label k is line k of the list."""
+    inputs = imagenet_a(split)
+    logits = np.random.default_rng(0).standard_normal((40, 1000))
+    labels = np.arange(40) * 5
+    every, valid = (choose_outputs(inputs, valid_labels=valid) for valid in (False, True))
+    found = np.asarray(with_outputs(lambda x: x, valid.outputs)(logits))
+    assert np.array_equal(found, logits[:, inputs.indices].astype(found.dtype))
+    step = with_labels(lambda variables, batch: batch['label'], valid.labels)
+    assert np.array_equal(step(None, {'label': labels}), labels)
+    assert valid.text.startswith('200 of 1000 classes, matched by synset')
+    assert valid.text.endswith('outputs of 200 classes compared')
+    assert every.outputs is None
+    step = with_labels(lambda variables, batch: batch['label'], every.labels)
+    assert np.array_equal(step(None, {'label': labels}), inputs.indices[labels])
+
+
+def test_valid_labels_of_a_split_with_fewer_classes():
+    inputs = inputs_of('resnet50d.a1_in1k', classes=('7', '3', '900'))
+    inputs.source.present = (0, 2)  # no images of class 3
+    classes = choose_outputs(inputs, valid_labels=True)
+    assert classes.outputs.tolist() == [7, 900] and classes.labels[[0, 2]].tolist() == [0, 1]
 
 
 @pytest.fixture
@@ -221,10 +264,10 @@ def test_mistakes_are_one_line(evaluate, tmp_path, monkeypatch, arguments, messa
 
 def test_other_classes(evaluate, dogs):
     folder, weights = dogs
-    (folder / TENCH).rename(folder / 'tench')
+    (folder / TENCH).rename(folder / 'fish')
     flags = ('--model', 'test_resnet', '--checkpoint', weights, '--data', f'folder:{folder}')
     code, _, err = evaluate(*flags, '--image-size', 32)
-    assert code == 2 and 'has 2 classes, test_resnet 1000' in err
+    assert code == 2 and 'does not know 1 of 2 classes: fish; expected names such as' in err
 
 
 @pytest.mark.slow

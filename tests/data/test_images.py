@@ -1,4 +1,4 @@
-"""Decoding images of every mode and with every kind of damage, from files and from bytes, and finding them."""
+"""Decoding images of every mode and with every kind of damage, from files and from bytes."""
 
 import struct
 import warnings
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.images import encode, noise_image
-from tresnet_jax.data.images import decode, find_images, finish_decoding, load_image
+from tresnet_jax.data.images import decode, finish_decoding, load_image, narrow_range, warn_narrow_range
 from tresnet_jax.errors import ImageError
 
 ORIENTATION = 0x0112
@@ -81,6 +81,39 @@ def test_16_bits_are_scaled(tmp_path, suffix):
 def test_16_bit_pgm(tmp_path):
     (tmp_path / 'grey.pgm').write_bytes(b'P5 3 1 65535\n' + struct.pack('>3H', 0, 257 * 100, 65535))
     assert pixels(tmp_path / 'grey.pgm')[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_12_bits_in_16(tmp_path, caplog):
+    """White is what `max_value` says; without it, a warning names the range of the data set."""
+    values = [0, 17, 2048, 4095]
+    for number, row in enumerate((values, [3, 3971, 5, 5], [0, 0, 0, 0], [0, 4096, 1, 1])):
+        Image.fromarray(np.array([row], np.uint16)).save(tmp_path / f'{number}.png')
+    noise_image(4, 4).save(tmp_path / '4.png')
+    path = tmp_path / '0.png'
+    for image in (load_image(path, max_value=4095), decode(path.read_bytes(), 4095)):
+        assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.asarray(load_image(tmp_path / '3.png', max_value=4095))[0, 1, 0] == 255
+    assert pixels(path)[0, :, 0].max() == 16
+    files = [tmp_path / f'{number}.png' for number in range(6)]  # the last does not exist
+    assert [narrow_range(file) for file in files] == [(0, 4095), (3, 3971), None, None, None, None]
+    for read in (files.__getitem__, lambda index: files[index].read_bytes()):
+        caplog.clear()
+        warn_narrow_range(read, 6, 'folder:scans')
+        (message,) = caplog.messages
+        assert message.startswith('folder:scans: 2 of 6 images looked at have 16 bits, but values from 0 to 4095 only.')
+        assert '--max-value, for example 4095' in message
+    caplog.clear()
+    warn_narrow_range(lambda index: files[index + 2], 3, 'folder:others')
+    warn_narrow_range(lambda index: np.zeros((2, 2), np.uint8), 3, 'npz:arrays')
+    warn_narrow_range(files.__getitem__, 0, 'nothing')
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'P', '1'])
+def test_max_value_is_for_more_than_8_bits_only(tmp_path, noise, mode):
+    noise.convert(mode).save(tmp_path / 'image.png')
+    image = load_image(tmp_path / 'image.png', max_value=100)
+    assert np.array_equal(np.asarray(image), pixels(tmp_path / 'image.png'))
 
 
 def test_32_bit_integers(tmp_path):
@@ -192,17 +225,6 @@ def test_decompression_bombs(tmp_path):
     content = header + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
     (tmp_path / 'bomb.png').write_bytes(b'\x89PNG\r\n\x1a\n' + content)
     assert '3600000000 pixels' in refuse(tmp_path / 'bomb.png')
-
-
-def test_find_images(tmp_path):
-    found = ['b/1.png', 'b/2.JPG', 'b/deep/er/3.webp', 'b/folder.png/4.gif']
-    for name in ('b/notes.txt', 'b/._1.png', 'a.xyz', *reversed(found)):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    given = [tmp_path / 'a.xyz', str(tmp_path / 'b'), tmp_path / 'missing.png', tmp_path / 'b/1.png']
-    expected = ['a.xyz', *found, 'missing.png', 'b/1.png']
-    assert find_images(given) == [tmp_path / name for name in expected]
-    assert find_images([]) == []
 
 
 @pytest.mark.parametrize('shape', [(3, 4), (3, 4, 1), (3, 4, 3), (3, 4, 4)])

@@ -31,7 +31,7 @@ SIZE = 23  # images; not a multiple of any batch size here
 def numbered(size: int = SIZE) -> ArraySource:
     """Return a source whose image i has grey level i everywhere and label i % 5."""
     images = np.arange(size, dtype=np.uint8)[:, None, None] * np.ones((4, 4), np.uint8)
-    return ArraySource('numbered train', tuple('abcde'), images, np.arange(size) % 5)
+    return ArraySource('numbered train', tuple('abcde'), images, np.arange(size) % 5, tuple(range(5)))
 
 
 def noisy(image: Image.Image, rng: np.random.Generator) -> np.ndarray:

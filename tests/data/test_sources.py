@@ -1,4 +1,4 @@
-"""Sources of images: folders, arrays, TensorFlow Datasets; splits, slices of splits, and errors."""
+"""Sources of images: arrays, TensorFlow Datasets, slices of splits, and errors."""
 
 import io
 import json
@@ -11,112 +11,17 @@ import numpy as np
 import pytest
 
 from tests.helpers.images import encode, noise_image, write_classes
+from tests.helpers.sources import refuse
 from tresnet_jax.data.sources import open_source
-from tresnet_jax.errors import DataError
 
 
 def png(seed: int, mode: str = 'RGB') -> bytes:
     return encode(noise_image(10, 8, mode=mode, seed=seed))
 
 
-def refuse(data: str, split: str | None = 'train', **options) -> str:
-    """Return the error of opening a source, after checking that it is one line that names the data."""
-    with pytest.raises(DataError) as caught:
-        open_source(data, split, **options)
-    message = str(caught.value)
-    assert '\n' not in message and data in message
-    return message
-
-
 def test_unknown_kinds():
-    for data in ('photos', 'wds:photos', 'folder:', 'tfds:', 'embedded:mnist', ''):
+    for data in ('photos', 'wds:photos', 'folder:', 'csv:', 'tfds:', 'embedded:mnist', ''):
         assert 'expected tfds:NAME, folder:DIR' in refuse(data)
-
-
-# Folders
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_classes(tmp_path / 'train', {'a': 2, 'b': 3, 'c d': 4})  # 00.png to 08.png
-    write_classes(tmp_path / 'val', {'c d': 2, 'a': 1, 'b': 1}, seed=50)
-    return tmp_path
-
-
-def test_folder_with_splits(folder):
-    source = open_source(f'folder:{folder}', 'train')
-    assert source.class_names == ('a', 'b', 'c d') and source.num_classes == 3 and len(source) == 9
-    assert [source[i]['label'] for i in range(9)] == [0, 0, 1, 1, 1, 2, 2, 2, 2]
-    assert source[3]['image'] == (folder / 'train' / 'b' / '03.png').read_bytes()
-    assert source.describe(3) == str(folder / 'train' / 'b' / '03.png')
-    for split in (None, 'val', 'validation'):
-        val = open_source(f'folder:{folder}', split)
-        assert len(val) == 4 and val[0]['image'] == (folder / 'val' / 'a' / '02.png').read_bytes()
-
-
-def test_folder_relative_to_data_dir(folder):
-    source = open_source(f'folder:{folder.name}', 'train', data_dir=folder.parent)
-    assert len(source) == 9 and source[0]['label'] == 0
-
-
-def test_folder_has_images_at_any_depth_and_no_other_files(folder):
-    deep = folder / 'train' / 'a' / 'deep' / 'er'
-    deep.mkdir(parents=True)
-    (deep / '9.JPEG').write_bytes(b'x')
-    for name in ('._1.png', 'notes.txt', 'png'):
-        (deep / name).touch()
-    (folder / 'train' / '.cache').mkdir()
-    (folder / 'train' / 'loose.png').touch()
-    source = open_source(f'folder:{folder}', 'train')
-    assert len(source) == 10 and source.class_names == ('a', 'b', 'c d')
-    assert source[2] == {'image': b'x', 'label': 0}
-
-
-def test_a_folder_without_splits_is_divided(tmp_path):
-    write_classes(tmp_path, {'a': 10, 'b': 20, 'train': 1})  # a class may have the name of a split
-    train = open_source(f'folder:{tmp_path}', 'train', val_fraction=0.3)
-    val = open_source(f'folder:{tmp_path}', None, val_fraction=0.3)
-    assert train.class_names == val.class_names == ('a', 'b', 'train')
-    labels = [np.bincount([source[i]['label'] for i in range(len(source))], minlength=3) for source in (train, val)]
-    assert [x.tolist() for x in labels] == [[7, 14, 1], [3, 6, 0]]
-    names = [[source.describe(i) for i in range(len(source))] for source in (train, val)]
-    assert len({*names[0], *names[1]}) == 31 and names[0] == sorted(names[0])
-    assert [n for n in names[1] if '/a/' in n] != sorted(str(p) for p in (tmp_path / 'a').iterdir())[:3]
-    again = open_source(f'folder:{tmp_path}', 'validation', val_fraction=0.3)
-    assert [again.describe(i) for i in range(len(again))] == names[1]
-    assert len(open_source(f'folder:{tmp_path}', 'train', val_fraction=0)) == 31
-    assert 'no images for validation' in refuse(f'folder:{tmp_path}', 'validation', val_fraction=0)
-
-
-def test_slices_of_folders_contain_all_classes(tmp_path):
-    write_classes(tmp_path / 'train', {'a': 40, 'b': 40})
-    parts = [open_source(f'folder:{tmp_path}', f'train[{part}]') for part in (':25%', '25%:60', '60:')]
-    assert [len(part) for part in parts] == [20, 40, 20]
-    names = [part.describe(i) for part in parts for i in range(len(part))]
-    assert len(set(names)) == 80
-    for part in parts:
-        assert 0.25 < np.mean([part[i]['label'] for i in range(len(part))]) < 0.75
-
-
-def test_wrong_folders(folder):
-    data = f'folder:{folder}'
-    assert f'the folder {folder}/missing does not exist' in refuse(f'{data}/missing')
-    assert "no split 'test'; it has train, val" in refuse(data, 'test')
-    for split in ('train[', 'train[:5', 'train[5]', ''):
-        assert 'not a split' in refuse(data, split)
-    assert 'train[9:] has no images; train has 9' in refuse(data, 'train[9:]')
-    assert 'val_fraction must be' in str(pytest.raises(DataError, open_source, data, None, val_fraction=1.0).value)
-    (folder / 'val' / 'z').mkdir()
-    assert 'different class folders; 1 only in val: z' in refuse(data, 'val')
-    shutil.rmtree(folder / 'val' / 'a')
-    assert '1 only in train: a' in refuse(data, 'val')
-    (folder / 'train' / 'empty').mkdir()
-    assert f'no images in 1 of 4 class folders: {folder}/train/empty' in refuse(data)
-    for name in ('b', 'c d', 'empty'):
-        shutil.rmtree(folder / 'train' / name)
-    assert 'only one class folder' in refuse(data)
-    (folder / 'nothing').mkdir()
-    assert 'no class folders' in refuse(f'{data}/nothing')
 
 
 # Arrays
@@ -313,10 +218,14 @@ def test_tfds_with_other_features(array_record, tmp_path):
 # All sources
 
 
-def test_sources_can_be_pickled(folder, array_record, tfrecord):
+def test_sources_can_be_pickled(tmp_path, array_record, tfrecord):
+    folder = tmp_path / 'images'
+    write_classes(folder / 'train', {'a': 2, 'b': 3})
+    (folder / 'a.csv').write_text('path,label\ntrain/a/00.png,a\ntrain/a/01.png,b\ntrain/b/02.png,c\n')
     np.savez(folder / 'a.npz', x_train=np.zeros((4, 2, 2), np.uint8), y_train=np.arange(4))
     for data, data_dir in (
         (f'folder:{folder}', None),
+        (f'csv:{folder}/a.csv', None),
         (f'npz:{folder}/a.npz', None),
         ('tfds:tiny', array_record),
         ('tfds:tiny', tfrecord),

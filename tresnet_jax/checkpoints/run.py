@@ -52,7 +52,27 @@ def save_description(
         'data_config': data_config,
         'label_names': list(label_names or ()),
     }
-    save_text(workdir / MODEL_FILE, json.dumps(description, indent=1, ensure_ascii=False) + '\n')
+    text = json.dumps(description, indent=1, ensure_ascii=False) + '\n'
+    # Names of folders that are not UTF-8 hold surrogates, which JSON can only escape.
+    save_text(workdir / MODEL_FILE, text.encode('utf-8', 'backslashreplace').decode('utf-8'))
+
+
+def stored_label_names(workdir: Path) -> tuple[str, ...] | None:
+    """Return the class names of a run in the order of its outputs; None if it has none, or no checkpoint yet.
+
+    Raises:
+        ConversionError: the description of the run cannot be read.
+    """
+    checkpoints = workdir / CHECKPOINTS
+    if not checkpoints.is_dir() or not any(path.name.isdecimal() for path in checkpoints.iterdir()):
+        return None
+    for file, key in ((workdir / MODEL_FILE, 'label_names'), (workdir / OLDER_NAMES_FILE, None)):
+        if file.exists():
+            names = _read_object(file).get(key) if key else _read_json(file)
+            if not are_names(names or []):
+                raise ConversionError(f'{file}: expected a list of names')
+            return tuple(names or ()) or None
+    return None
 
 
 def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'latest'] = 'best') -> Checkpoint:

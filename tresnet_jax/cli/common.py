@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import tqdm
 import tyro
 
+from tresnet_jax.errors import shown
+
 Arguments = TypeVar('Arguments')
 
 INTERVAL = 30.0  # seconds between lines of progress
@@ -57,13 +59,18 @@ def fail(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print('interrupted', file=sys.stderr)
         return 130
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {_printable(str(error))}', file=sys.stderr)
     return 2
 
 
 def quiet_libraries() -> None:
     """Hide the log lines of libraries, for the whole process: Orbax logs every step of a save through absl's logger."""
     logging.getLogger('absl').setLevel(logging.CRITICAL)
+
+
+def _printable(text: str) -> str:
+    """Return lines of text with the names of files that are not UTF-8 escaped, which cannot be printed as they are."""
+    return '\n'.join(map(shown, text.split('\n')))
 
 
 class Progress:
@@ -100,4 +107,4 @@ class Progress:
 
     def write(self, text: str, *, error: bool = False) -> None:
         """Print text to standard output, or to standard error if `error`, above the bar."""
-        self._bar.write(text, file=sys.stderr if error else sys.stdout)
+        self._bar.write(_printable(text), file=sys.stderr if error else sys.stdout)

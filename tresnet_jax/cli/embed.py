@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.shard_size < 1:
             raise TrainingError(f'--shard-size must be positive, got {arguments.shard_size}')
-        inputs = load_inputs(arguments.flags, arguments.hosts, split='train', num_classes=0, flat=True)
+        inputs = load_inputs(arguments.flags, arguments.hosts, split='train', num_classes=0, unlabelled=True)
         print(write_features(arguments, inputs))
     except ValueError as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
@@ -71,6 +71,7 @@ def write_features(arguments: EmbedArguments, inputs: Inputs) -> str:
         'pictures': len(source),
         'class_names': source.class_names,
         'data_config': inputs.data_config,
+        'max_value': inputs.max_value,
         'pictures_of_a_shard': batches_per_shard * flags.batch_size,
     }
     shards = Shards(arguments.out, identity, -(-len(source) // flags.batch_size), batches_per_shard)

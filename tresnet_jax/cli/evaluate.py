@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import tyro
 
 from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
-from tresnet_jax.cli.inputs import InputFlags, Inputs, class_places, input_batches, load_inputs
+from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_inputs, match_inputs
 from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.folding import fold_batchnorm
@@ -41,6 +41,22 @@ class EvaluateArguments:
     """Print one JSON document instead of lines."""
     check: bool = False
     """Fail if top-1 or top-5 differs from the published value by more than three standard errors."""
+    valid_labels: bool = False
+    """Compare only the outputs of the classes that the data has, as is done for ImageNet-A and ImageNet-R."""
+
+
+class Classes(NamedTuple):
+    """Which outputs of the model are compared, and which of them belong to the classes of the data.
+
+    Attributes:
+        labels: (classes of the data,) int32, the position of each class among the outputs that are compared.
+        outputs: the outputs that are compared, ascending; None: all.
+        text: how classes were matched, for people.
+    """
+
+    labels: np.ndarray
+    outputs: np.ndarray | None
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,42 +91,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         published = published_for(inputs)
         if arguments.check and published is None:
             raise TrainingError(_nothing_to_check(inputs))
-        result = measure(inputs, arguments.flags)
+        classes = choose_outputs(inputs, valid_labels=arguments.valid_labels)
+        result = measure(inputs, arguments.flags, classes)
     except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
     top1 = figure(result, result.top1, published and published.top1)
     top5 = figure(result, result.top5, published and published.top5)
     if jax.process_index() == 0:
-        print(_as_json(inputs, result, top1, top5) if arguments.json else _as_text(inputs, result, top1, top5))
+        print((_as_json if arguments.json else _as_text)(inputs, classes, result, top1, top5))
     agree = all(abs(f.distance) <= MAX_DISTANCE for f in (top1, top5) if f.distance is not None)
     return 1 if arguments.check and not agree else 0
 
 
-def measure(inputs: Inputs, flags: InputFlags) -> EvalResult:
-    """Evaluate the model on all images, on all devices and hosts, and show progress.
+def choose_outputs(inputs: Inputs, *, valid_labels: bool) -> Classes:
+    """Match the classes of the data to the outputs of the model.
+
+    Args:
+        inputs: the model and the data.
+        valid_labels: keep only the outputs of the classes that the data has.
 
     Raises:
-        DataError: the data cannot be read, or its classes are not the model's.
-        TrainingError: the model has no classifier, or there is no image.
+        DataError: the classes of the data are not the model's.
+        TrainingError: the model has no classifier.
     """
     if not inputs.model.num_classes:
         raise TrainingError(f'{inputs.name}: has no classifier')
-    places = class_places(inputs)
+    match = match_inputs(inputs)
+    if not valid_labels:
+        return Classes(match.places, None, match.text)
+    kept = np.sort(match.places[list(inputs.source.present)])
+    text = f'{match.text}; outputs of {len(kept)} classes compared'
+    return Classes(np.searchsorted(kept, match.places).astype(np.int32), kept, text)
+
+
+def measure(inputs: Inputs, flags: InputFlags, classes: Classes) -> EvalResult:
+    """Evaluate the model on all images, on all devices and hosts, and show progress.
+
+    Raises:
+        DataError: the data cannot be read.
+        TrainingError: there is no image.
+    """
     apply, *variables = functional(fold_batchnorm(inputs.model))
     mean, std = inputs.data_config['mean'], inputs.data_config['std']
-    step = make_eval_step(apply, mean=mean, std=std, dtype=inputs.dtype)
+    step = make_eval_step(with_outputs(apply, classes.outputs), mean=mean, std=std, dtype=inputs.dtype)
     with Progress(len(inputs.source), 'images', active=jax.process_index() == 0) as progress:
         return evaluate(
-            over_devices(step if places is None else _with_places(step, places)),
+            over_devices(with_labels(step, classes.labels)),
             replicate(tuple(variables), inputs.devices),
             input_batches(inputs, flags),
             tick=progress.update,
         )
 
 
-def _with_places(step: Callable[[Any, Any], Any], places: np.ndarray) -> Callable[[Any, Any], Any]:
-    """Return an evaluation step that first maps the labels of the data to the model's classes."""
-    return lambda variables, batch: step(variables, batch | {'label': jnp.asarray(places)[batch['label']]})
+def with_outputs(apply: Callable[..., Any], outputs: np.ndarray | None) -> Callable[..., Any]:
+    """Return a function like `apply`, from `functional`, that returns only these outputs; None: all."""
+    return apply if outputs is None else lambda *inputs: apply(*inputs)[..., jnp.asarray(outputs)]
+
+
+def with_labels(step: Callable[[Any, Any], Any], labels: np.ndarray) -> Callable[[Any, Any], Any]:
+    """Return an evaluation step that first maps the labels of the data to outputs: label i to ``labels[i]``."""
+    if np.array_equal(labels, np.arange(len(labels))):
+        return step
+    return lambda variables, batch: step(variables, batch | {'label': jnp.asarray(labels)[batch['label']]})
 
 
 def published_for(inputs: Inputs) -> PublishedAccuracy | None:
@@ -148,13 +190,14 @@ def _nothing_to_check(inputs: Inputs) -> str:
     return f'{what} at {describe_images(inputs.data_config)}; published: {", ".join(published)}'
 
 
-def _as_text(inputs: Inputs, result: EvalResult, top1: Figure, top5: Figure) -> str:
+def _as_text(inputs: Inputs, classes: Classes, result: EvalResult, top1: Figure, top5: Figure) -> str:
     skipped = len(inputs.source) - result.count
     return '\n'.join(
         [
             f'{inputs.name} on {inputs.source.name}: {result.count:,} images'
             + (f'; {skipped:,} unreadable images are not counted' if skipped else ''),
             f'images    {describe_images(inputs.data_config)}',
+            f'classes   {classes.text}',
             f'top-1     {top1}',
             f'top-5     {top5}',
             f'loss      {result.loss:.4f}',
@@ -162,12 +205,13 @@ def _as_text(inputs: Inputs, result: EvalResult, top1: Figure, top5: Figure) -> 
     )
 
 
-def _as_json(inputs: Inputs, result: EvalResult, top1: Figure, top5: Figure) -> str:
+def _as_json(inputs: Inputs, classes: Classes, result: EvalResult, top1: Figure, top5: Figure) -> str:
     document = {
         'model': inputs.name,
         'data': inputs.source.name,
         'pictures': len(inputs.source),
         'count': result.count,
+        'classes': classes.text,
         'data_config': inputs.data_config,
         'loss': result.loss,
         'top1': dataclasses.asdict(top1),

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from tresnet_jax.checkpoints.run import stored_label_names
 from tresnet_jax.checkpoints.shards import file_of_folder
-from tresnet_jax.data.folders import SPLITS, FolderSource
-from tresnet_jax.data.images import find_images
+from tresnet_jax.data.class_matching import ClassMatch, match_classes
+from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.pipeline import eval_dataset, to_devices
 from tresnet_jax.data.sources import Source, open_source
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
-from tresnet_jax.errors import DataError, TrainingError
+from tresnet_jax.errors import TrainingError
 from tresnet_jax.factory import create_model
 from tresnet_jax.hub.client import split_source
-from tresnet_jax.labels import SYNSET, class_synsets
+from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.training.config import TrainConfig, load_config
 from tresnet_jax.training.devices import Hosts, local_devices, set_up
@@ -36,11 +37,14 @@ class InputFlags:
     checkpoint: Path | None = None
     """Load the weights of this file or training run."""
     data: str | None = None
-    """tfds:NAME, folder:DIR, npz:FILE or embedded:fashion_mnist. Default: the data of the run."""
+    """tfds:NAME, folder:DIR, csv:FILE, npz:FILE or embedded:fashion_mnist. Default: the data of the run."""
     data_dir: Path | None = None
-    """Folder of TensorFlow Datasets. Default: that of the run, or TFDS's own."""
+    """Folder of TensorFlow Datasets, or that relative paths start from. Default: that of the run, or TFDS's own."""
     split: str | None = None
-    """Split, or a part of one: 'validation[:1000]'."""
+    """Split, or a part of one: 'validation[:1000]'. For folder:DIR, also the name of a folder in DIR."""
+    max_value: float | None = None
+    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files. Default: that of the run, or 65535
+    in 16 bits."""
     test_size: bool = False
     """Use the image size and crop of the best published accuracy."""
     image_size: int | None = None
@@ -72,6 +76,7 @@ class Inputs:
         source: the images.
         own: whether the images are from the data set that the run was trained on.
         data_config: how images are preprocessed, as `resolve_data_config` returns it.
+        max_value: white in grey images of more than 8 bits; see `load_image`.
         devices: the devices of this host that take part.
         dtype: dtype of everything around the network: float64 for a float64 model, else float32.
     """
@@ -82,12 +87,18 @@ class Inputs:
     source: Source
     own: bool
     data_config: dict[str, Any]
+    max_value: float | None
     devices: list[Any]
     dtype: Any
 
 
 def load_inputs(
-    flags: InputFlags, hosts: Hosts, *, split: str | None = None, num_classes: int | None = None, flat: bool = False
+    flags: InputFlags,
+    hosts: Hosts,
+    *,
+    split: str | None = None,
+    num_classes: int | None = None,
+    unlabelled: bool = False,
 ) -> Inputs:
     """Configure devices and hosts, open the data and load the model. Call this before JAX is used.
 
@@ -95,7 +106,7 @@ def load_inputs(
         flags, hosts: from the command line.
         split: the split if neither the flags nor the run name one; None: validation, or test.
         num_classes: None: keep the classifier; 0: remove it.
-        flat: also accept a folder of images without class folders; all labels are 0 then.
+        unlabelled: also accept a folder of images without class folders; all labels are 0 then.
 
     Raises:
         TrainingError: a flag is missing or contradicts another.
@@ -114,7 +125,10 @@ def load_inputs(
     device_count = len(devices) * jax.process_count()
     if flags.batch_size % device_count:
         raise TrainingError(f'--batch-size {flags.batch_size} must be a multiple of {device_count} devices')
-    source = _open(flags, run, split, flat)
+    source = _open(flags, run, split, unlabelled)
+    max_value = flags.max_value or (run.max_value if run else None)
+    if max_value is None and jax.process_index() == 0:
+        warn_narrow_range(lambda index: source[index]['image'], len(source), source.name)
     model = create_model(
         name, pretrained=flags.pretrained, checkpoint=flags.checkpoint, num_classes=num_classes, dtype=jnp.dtype(dtype)
     )
@@ -133,6 +147,7 @@ def load_inputs(
         source=source,
         own=run is not None and flags.data in (None, run.data),
         data_config=data_config,
+        max_value=max_value,
         devices=devices,
         dtype=jnp.dtype(jnp.float64 if dtype == 'float64' else jnp.float32),
     )
@@ -154,38 +169,25 @@ def input_batches(inputs: Inputs, flags: InputFlags, log: Path | None = None) ->
         workers=flags.workers,
         max_unreadable=flags.max_unreadable,
         log=log,
+        max_value=inputs.max_value,
     )
     return to_devices(dataset, inputs.devices)
 
 
-def class_places(inputs: Inputs) -> np.ndarray | None:
-    """Return the model's class index of each class of the data, or None if both have the same classes in order.
+def match_inputs(inputs: Inputs) -> ClassMatch:
+    """Find the classes of the data among those of the model, as `match_classes` does.
 
-    Classes named by WordNet synsets, such as 'n02111889', are looked up among the model's classes, so a part of
-    ImageNet can be evaluated. ImageNet of TFDS lists its synsets in the model's order.
+    The labels of a run's own data are those of the run.
 
     Raises:
-        DataError: the model does not know a class of the data, or has a different number of classes.
+        DataError: a class is not found, or the classes can be matched in two ways.
     """
     source, model = inputs.source, inputs.model
     if inputs.own:
-        return None
-    synsets = class_synsets(model)
-    if synsets and all(map(SYNSET.fullmatch, source.class_names)):
-        places = {synset: place for place, synset in enumerate(synsets)}
-        unknown = [name for name in source.class_names if name not in places]
-        if unknown:
-            raise DataError(
-                f'{source.name}: {inputs.name} does not know {len(unknown)} of {source.num_classes} classes: '
-                f'{", ".join(unknown[:5])}'
-            )
-        return np.asarray([places[name] for name in source.class_names], np.int32)
-    if source.num_classes != model.num_classes:
-        raise DataError(
-            f'{source.name}: has {source.num_classes} classes, {inputs.name} {model.num_classes}. To evaluate a part '
-            'of ImageNet, name its class folders by synset: n02111889 and so on'
-        )
-    return None
+        places = np.arange(source.num_classes, dtype=np.int32)
+        return ClassMatch(places, 'order', f'the {source.num_classes} classes of the run')
+    names, synsets = class_names(model), class_synsets(model)
+    return match_classes(source.class_names, names, synsets, model.num_classes, source.name, inputs.name)
 
 
 def _check(flags: InputFlags, name: str, run: TrainConfig | None) -> None:
@@ -194,7 +196,7 @@ def _check(flags: InputFlags, name: str, run: TrainConfig | None) -> None:
         raise TrainingError(f'which weights of {name}? give either --pretrained or --checkpoint')
     if flags.data is None and run is None:
         raise TrainingError('which images? give --data')
-    for flag in ('image_size', 'crop_pct', 'batch_size', 'threads', 'devices'):
+    for flag in ('image_size', 'crop_pct', 'batch_size', 'threads', 'devices', 'max_value'):
         value = getattr(flags, flag)
         if value is not None and value <= 0:
             raise TrainingError(f'--{flag.replace("_", "-")} must be positive, got {value}')
@@ -205,25 +207,14 @@ def _name_of(run: TrainConfig) -> str:
     return run.model if split_source(run.model) else split_name(run.model)[0]
 
 
-def _open(flags: InputFlags, run: TrainConfig | None, split: str | None, flat: bool) -> Source:
-    """Open the selected split. Default: the split a run was evaluated on; all of a folder without splits."""
+def _open(flags: InputFlags, run: TrainConfig | None, split: str | None, unlabelled: bool) -> Source:
+    """Open the selected split. Default: the split a run was evaluated on; all of a data set without splits."""
     data_dir = flags.data_dir or (run.data_dir if run else None)
     if run is not None and flags.data in (None, run.data):
         asked = flags.split or split or run.val_split
-        return open_source(run.data, asked, data_dir=data_dir, val_fraction=run.val_fraction)
+        assert flags.checkpoint is not None
+        names = stored_label_names(flags.checkpoint)
+        return open_source(run.data, asked, data_dir=data_dir, val_fraction=run.val_fraction, class_names=names)
     assert flags.data is not None
-    kind, _, folder = flags.data.partition(':')
-    root = (data_dir or Path()) / Path(folder).expanduser()
-    whole = kind == 'folder' and not any((root / name).is_dir() for name in SPLITS)
-    if whole and flat and root.is_dir() and not any(path.is_dir() for path in root.iterdir()):
-        return _open_flat(root, flags.data)
-    asked = flags.split or split or ('train' if whole else None)
-    return open_source(flags.data, asked, data_dir=data_dir, val_fraction=0.0 if whole else 0.1)
-
-
-def _open_flat(root: Path, name: str) -> FolderSource:
-    """Open a folder that contains nothing but images, as one class."""
-    files = tuple(path.name for path in find_images([root]))
-    if not files:
-        raise DataError(f'{name}: no images in {root}')
-    return FolderSource(name, ('',), root, files, np.zeros(len(files), np.int32))
+    asked = flags.split or split
+    return open_source(flags.data, asked, data_dir=data_dir, for_evaluation=True, unlabelled=unlabelled)

@@ -18,8 +18,9 @@ from PIL import Image
 
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.compilation_cache import use_compilation_cache
-from tresnet_jax.data.images import find_images, load_image
+from tresnet_jax.data.images import load_image, warn_narrow_range
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
+from tresnet_jax.data.walk import find_images
 from tresnet_jax.errors import ImageError
 from tresnet_jax.factory import create_model
 from tresnet_jax.folding import fold_batchnorm
@@ -59,6 +60,9 @@ class PredictArguments:
     test_size: bool = False
     """Use the image size and crop of the best published accuracy."""
 
+    max_value: float | None = None
+    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files. Default: 65535 in 16 bits."""
+
     json: bool = False
     """Print one JSON document instead of lines."""
 
@@ -79,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = _predict_all(arguments, _load(arguments), paths)
             sys.stdout.flush()
             if arguments.plot and (good := [result for result in results if 'classes' in result][:SHEET_IMAGES]):
-                _plot(good, arguments.plot)
+                _plot(good, arguments.plot, arguments.max_value)
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
@@ -89,7 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(
-    model: Any, transform: Callable[[Image.Image], np.ndarray], paths: Sequence[Path], batch_size: int
+    model: Any,
+    transform: Callable[[Image.Image], np.ndarray],
+    paths: Sequence[Path],
+    batch_size: int,
+    max_value: float | None = None,
 ) -> Iterator[np.ndarray | str]:
     """Yield the class probabilities of each image in order, or one line that says why it cannot be read.
 
@@ -98,6 +106,7 @@ def predict(
         transform: PIL image -> (height, width, 3) float32; see `create_transform`.
         paths: image files.
         batch_size: images per batch. Every batch has this size, padded if needed, so the model compiles once.
+        max_value: white in grey images of more than 8 bits; see `load_image`.
 
     Yields:
         (num_classes,) float32 that sum to 1, or a str.
@@ -108,7 +117,7 @@ def predict(
     with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            read = list(pool.map(lambda path: _read(path, transform), batch))
+            read = list(pool.map(lambda path: _read(path, transform, max_value), batch))
             good = [x for x in read if isinstance(x, np.ndarray)]
             padding = [np.zeros_like(x) for x in good[:1]] * (batch_size - len(good))
             rows = iter(np.asarray(classify(model, np.stack(good + padding))) if good else ())
@@ -124,6 +133,8 @@ def _find(arguments: PredictArguments) -> list[Path]:
     """Return the image files. Raises ValueError for everything that would otherwise fail after minutes of work."""
     if arguments.topk < 1 or arguments.batch_size < 1:
         raise ValueError('--topk and --batch-size must be positive')
+    if arguments.max_value is not None and arguments.max_value <= 0:
+        raise ValueError(f'--max-value must be positive, got {arguments.max_value}')
     if arguments.checkpoint and not arguments.checkpoint.exists():
         raise ValueError(f'--checkpoint {arguments.checkpoint}: no such file')
     if arguments.plot:
@@ -134,6 +145,8 @@ def _find(arguments: PredictArguments) -> list[Path]:
     paths = find_images(arguments.images)
     if not paths:
         raise ValueError(f'no images in {", ".join(map(str, arguments.images)) or "the arguments"}')
+    if arguments.max_value is None:
+        warn_narrow_range(lambda index: paths[index], len(paths), 'the given images')
     return paths
 
 
@@ -153,7 +166,7 @@ def _predict_all(arguments: PredictArguments, model: Any, paths: list[Path]) -> 
     names, synsets = class_names(model), class_synsets(model)
     results: list[dict[str, Any]] = []
     with Progress(len(paths), 'images') as progress:
-        outcomes = predict(model, create_transform(**data_config), paths, arguments.batch_size)
+        outcomes = predict(model, create_transform(**data_config), paths, arguments.batch_size, arguments.max_value)
         for path, outcome in zip(paths, outcomes, strict=True):
             if isinstance(outcome, str):
                 results.append({'path': str(path), 'error': outcome})
@@ -171,10 +184,10 @@ def _predict_all(arguments: PredictArguments, model: Any, paths: list[Path]) -> 
     return results
 
 
-def _read(path: Path, transform: Callable[[Image.Image], np.ndarray]) -> np.ndarray | str:
+def _read(path: Path, transform: Callable[[Image.Image], np.ndarray], max_value: float | None) -> np.ndarray | str:
     """Return the transformed image, or one line that says why it cannot be read."""
     try:
-        return transform(load_image(path))
+        return transform(load_image(path, max_value=max_value))
     except ImageError as error:
         return str(error)
     except ValueError as error:
@@ -193,11 +206,11 @@ def _describe(
     }
 
 
-def _plot(results: Sequence[dict[str, Any]], path: Path) -> None:
+def _plot(results: Sequence[dict[str, Any]], path: Path, max_value: float | None) -> None:
     """Write the contact sheet. Images are read again, so that only thumbnails are held in memory."""
     images, captions = [], []
     for result in results:
-        image = load_image(result['path'])
+        image = load_image(result['path'], max_value=max_value)
         image.thumbnail((SHEET_PIXELS, SHEET_PIXELS))
         images.append(image)
         likeliest = result['classes'][:SHEET_CLASSES]

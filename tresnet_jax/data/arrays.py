@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tresnet_jax.data.splits import choose_split
+from tresnet_jax.data.splits import choose_split, split_kind
 from tresnet_jax.errors import DataError, reason
 
 
@@ -18,6 +18,8 @@ class ArraySource:
     class_names: tuple[str, ...]
     images: np.ndarray
     labels: np.ndarray
+    present: tuple[int, ...]
+    """The labels of the classes that the whole split has, ascending."""
 
     @property
     def num_classes(self) -> int:
@@ -72,11 +74,13 @@ def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, 
         raise DataError(f'{where}: labels go up to {highest}, but there are {len(class_names)} classes')
     if len(class_names) < 2:
         raise DataError(f'{where}: only one class; expected at least two')
-    new = sorted(set(labels[chosen.name].tolist()) - set(labels.get('train', labels[chosen.name]).tolist()))
+    present = sorted(set(labels[chosen.name].tolist()))
+    train = next((name for name in available if split_kind(name) == 'train'), chosen.name)
+    new = sorted({*present} - set(labels[train].tolist()))
     if new:
         raise DataError(f'{where}: {chosen.name} has classes that train does not have: {", ".join(map(str, new[:10]))}')
     part = chosen.part(len(images))
-    return ArraySource(f'{where} {chosen.text}', class_names, images[part], labels[chosen.name][part])
+    return ArraySource(f'{where} {chosen.text}', class_names, images[part], labels[chosen.name][part], tuple(present))
 
 
 def _labels(labels: np.ndarray, where: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tresnet_jax.data.images import decode, finish_decoding
 from tresnet_jax.data.sources import Source
-from tresnet_jax.errors import DataError, ImageError, reason
+from tresnet_jax.errors import DataError, ImageError, reason, shown
 
 KEPT_EPOCHS = 2  # orders in memory: those of the epoch that ends and of the epoch that begins
 
@@ -76,6 +76,8 @@ class TrainExamples:
     orders: EpochOrders
     transform: Callable[[Image.Image, np.random.Generator], np.ndarray]
     patience: int
+    max_value: float | None = None
+    """White in grey images of more than 8 bits; see `load_image`."""
 
     def __call__(self, position: int) -> Example:
         failed: list[tuple[int, str]] = []
@@ -85,7 +87,9 @@ class TrainExamples:
             try:
                 label = _label(self.source, index, record)
                 rng = np.random.default_rng((self.orders.seed, position))
-                pixels = _transformed(record['image'], lambda image, rng=rng: self.transform(image, rng))
+                pixels = _transformed(
+                    record['image'], lambda image, rng=rng: self.transform(image, rng), self.max_value
+                )
             except ImageError as error:
                 failed.append((index, str(error)))
                 continue
@@ -93,7 +97,7 @@ class TrainExamples:
             return Example(pixels, label, index, True, wanted, problem)
         raise DataError(
             f'{self.source.name}: {len(failed)} images in a row cannot be read; '
-            f'the first is {self.source.describe(failed[0][0])}: {failed[0][1]}'
+            f'the first is {shown(self.source.describe(failed[0][0]))}: {failed[0][1]}'
         )
 
 
@@ -105,6 +109,7 @@ class EvalExamples:
     crop: Callable[[Image.Image], np.ndarray]
     height: int
     width: int
+    max_value: float | None = None
 
     def __call__(self, position: int) -> Example:
         blank = np.zeros((self.height, self.width, 3), np.uint8)
@@ -113,7 +118,8 @@ class EvalExamples:
         record = _read(self.source, position)
         try:
             label = _label(self.source, position, record)
-            return Example(_transformed(record['image'], self.crop), label, position, True, position, '')
+            pixels = _transformed(record['image'], self.crop, self.max_value)
+            return Example(pixels, label, position, True, position, '')
         except ImageError as error:
             return Example(blank, 0, position, False, position, str(error))
 
@@ -136,11 +142,11 @@ def _label(source: Source, index: int, record: Any) -> int:
     """
     label = record['label']
     if not 0 <= label < source.num_classes:
-        raise DataError(f'{source.describe(index)} has label {label}; expected 0 to {source.num_classes - 1}')
+        raise DataError(f'{shown(source.describe(index))} has label {label}; expected 0 to {source.num_classes - 1}')
     return label
 
 
-def _transformed(data: Any, transform: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _transformed(data: Any, transform: Callable[[Image.Image], np.ndarray], max_value: float | None) -> np.ndarray:
     """Decode and transform an image.
 
     Raises:
@@ -149,14 +155,14 @@ def _transformed(data: Any, transform: Callable[[Image.Image], np.ndarray]) -> n
     if isinstance(data, Exception):
         raise ImageError(reason(data))
     try:
-        return transform(decode(data))
+        return transform(decode(data, max_value))
     except ImageError:
         raise
     except ValueError as error:
         raise ImageError(reason(error)) from error
     except Exception:
         # Pillow may raise nearly anything. If the image can be decoded, the error is the transform's.
-        finish_decoding(decode(data))
+        finish_decoding(decode(data, max_value))
         raise
 
 
@@ -192,7 +198,7 @@ class Unreadable:
     def _record(self, new: dict[int, str]) -> None:
         first = not self.known
         self.known |= new
-        lines = [f'{self.source.describe(index)}: {problem}' for index, problem in new.items()]
+        lines = [f'{shown(self.source.describe(index))}: {shown(problem)}' for index, problem in new.items()]
         if self.log is not None:
             logged = set(self.log.read_text(encoding='utf-8').splitlines()) if self.log.exists() else set()
             with self.log.open('a', encoding='utf-8') as file:

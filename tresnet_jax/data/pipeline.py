@@ -190,6 +190,7 @@ def train_dataset(
     workers: int = 0,
     max_unreadable: float = 0.01,
     log: Path | None = None,
+    max_value: float | None = None,
 ) -> grain.IterDataset:
     """Return endless batches for training: all images, reshuffled each epoch, with new augmentation each time.
 
@@ -212,6 +213,7 @@ def train_dataset(
             them needs ``if __name__ == '__main__'``.
         max_unreadable: the largest share of the images that may be unreadable.
         log: a file that lists the unreadable images. None: no file.
+        max_value: white in grey images of more than 8 bits; see `load_image`.
 
     Returns:
         A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, index in the source},
@@ -225,7 +227,7 @@ def train_dataset(
     unreadable = Unreadable(source, max_unreadable, log)
     # Unreadable images may cluster: up to `allowed` at the end of an epoch and again at the start of the next.
     patience = 2 * unreadable.allowed + 1
-    examples = TrainExamples(source, EpochOrders(len(source), seed), transform, patience)
+    examples = TrainExamples(source, EpochOrders(len(source), seed), transform, patience, max_value)
     batches = _Batches(examples, ENDLESS, batch_size, shard, threads, masked=False)
     return ResumableDataset(batches, workers, unreadable.check)
 
@@ -240,6 +242,7 @@ def eval_dataset(
     workers: int = 0,
     max_unreadable: float = 0.01,
     log: Path | None = None,
+    max_value: float | None = None,
 ) -> grain.IterDataset:
     """Return batches for evaluation: each image once, over all processes, in the source's order.
 
@@ -248,7 +251,7 @@ def eval_dataset(
 
     Args:
         eval_transform: only its `crop_image` is applied; the device normalises.
-        source, batch_size, shard, threads, workers, max_unreadable, log: as for `train_dataset`.
+        source, batch_size, shard, threads, workers, max_unreadable, log, max_value: as for `train_dataset`.
 
     Returns:
         A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, -1 for padding,
@@ -258,7 +261,7 @@ def eval_dataset(
         DataError: as for `train_dataset`.
     """
     _check_shares(batch_size, shard)
-    examples = EvalExamples(source, eval_transform.crop_image, eval_transform.height, eval_transform.width)
+    examples = EvalExamples(source, eval_transform.crop_image, eval_transform.height, eval_transform.width, max_value)
     count = -(-len(source) // batch_size)
     batches = _Batches(examples, count, batch_size, shard, threads, masked=True)
     return ResumableDataset(batches, workers, Unreadable(source, max_unreadable, log).check)

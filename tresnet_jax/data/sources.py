@@ -1,16 +1,18 @@
-"""Sources of labelled images: 'tfds:NAME', 'folder:DIR', 'npz:FILE' or 'embedded:fashion_mnist'."""
+"""Sources of labelled images: 'tfds:NAME', 'folder:DIR', 'csv:FILE', 'npz:FILE' or 'embedded:fashion_mnist'."""
 
 import importlib.resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tresnet_jax.data.arrays import open_npz
+from tresnet_jax.data.csv_source import open_csv
 from tresnet_jax.data.folders import open_folder
 from tresnet_jax.data.tfds import open_tfds
 from tresnet_jax.errors import DataError
 from tresnet_jax.labels import FASHION_MNIST
 
-KINDS = 'tfds:NAME, folder:DIR, npz:FILE or embedded:fashion_mnist'
+KINDS = 'tfds:NAME, folder:DIR, csv:FILE, npz:FILE or embedded:fashion_mnist'
 
 
 class Source(Protocol):
@@ -29,6 +31,11 @@ class Source(Protocol):
     @property
     def num_classes(self) -> int: ...
 
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The labels of the classes that the whole split has, ascending; all labels if that is unknown."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -41,23 +48,37 @@ class Source(Protocol):
 
 
 def open_source(
-    data: str, split: str | None, *, data_dir: str | Path | None = None, val_fraction: float = 0.1
+    data: str,
+    split: str | None,
+    *,
+    data_dir: str | Path | None = None,
+    val_fraction: float = 0.1,
+    class_names: Sequence[str] | None = None,
+    for_evaluation: bool = False,
+    unlabelled: bool = False,
 ) -> Source:
     """Open one split of a data set.
 
     - ``tfds:NAME``: prepared by TensorFlow Datasets, in array_record or TFRecord files.
-    - ``folder:DIR``: DIR/train/CLASS/... and DIR/val/CLASS/... (or validation, test); or DIR/CLASS/..., where a share
-      of each class is for validation.
+    - ``folder:DIR``: DIR/train/CLASS/... and DIR/val/CLASS/... (or a synonym, see `SYNONYMS`); or DIR/CLASS/..., where
+      a share of each class is for validation.
+    - ``csv:FILE``: the columns path, label and, optionally, split.
     - ``npz:FILE``: x_train, y_train, x_test, y_test, as in Keras' .npz files.
     - ``embedded:fashion_mnist``: the 2,000 training and 500 test images in this package.
 
     Args:
         data: one of these.
-        split: 'train', 'validation' (or 'val') or 'test', perhaps with a slice, 'train[:500]' or 'train[10%:]'.
-            None: the split to evaluate on, 'validation', 'val' or 'test'.
+        split: 'train', 'validation' or 'test', or a synonym, perhaps with a slice, 'train[:500]' or 'train[10%:]'.
+            None: the split to evaluate on, validation or else test.
         data_dir: for tfds, the folder of its prepared data; None: TFDS's default. For folder and npz, the folder that
-            relative paths start from; None: the current one.
-        val_fraction: the share of a folder without splits that is for validation.
+            relative paths start from; None: the current one. For csv, the folder that the paths of the images start
+            from; None: that of the CSV file.
+        val_fraction: the share of a folder or CSV file without splits that is for validation.
+        class_names: for folder and csv, the names of the labels, as a run has stored them. None: those of the training
+            split in timm's order.
+        for_evaluation: the data set is evaluated or embedded, not trained on. A folder or CSV file without splits is
+            opened whole, and may have a single class.
+        unlabelled: also accept a folder of images without class folders; their label is 0.
 
     Raises:
         DataError: an unknown kind of data, a missing data set or split, or data that cannot be trained on.
@@ -67,10 +88,13 @@ def open_source(
         raise DataError(f'val_fraction must be at least 0 and less than 1, got {val_fraction}')
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
     path = (data_dir or Path()) / Path(name).expanduser()
+    options = {'class_names': class_names, 'for_evaluation': for_evaluation}
     if kind == 'tfds' and name:
         return open_tfds(name, split, data_dir, data)
     if kind == 'folder' and name:
-        return open_folder(path, split, data, val_fraction)
+        return open_folder(path, split, data, val_fraction, unlabelled=unlabelled, **options)
+    if kind == 'csv' and name:
+        return open_csv(name, split, data_dir, data, val_fraction, **options)
     if kind == 'npz' and name:
         return open_npz(path, split, data)
     if data == 'embedded:fashion_mnist':

@@ -4,10 +4,16 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from tresnet_jax.errors import DataError
+from tresnet_jax.errors import DataError, shown
 
-EVALUATION = ('validation', 'val', 'test')  # the first one that exists is the split to evaluate on
-_PATTERN = re.compile(r'(?P<name>[\w.-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?')
+# timm's names of splits (timm/data/dataset_factory.py), and those of test sets; any case is accepted.
+SYNONYMS = {
+    'train': ('train', 'training'),
+    'validation': ('validation', 'val', 'valid', 'eval', 'evaluation'),
+    'test': ('test', 'testing'),
+}
+EVALUATION = ('validation', 'test')  # the first that exists is the split to evaluate on
+_PATTERN = re.compile(r'(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Split:
     """The data set, for errors."""
     name: str
     text: str
-    """The request: the name, perhaps with a slice."""
+    """The name, perhaps with the requested slice."""
     start: str | None = None
     stop: str | None = None
 
@@ -34,33 +40,49 @@ class Split:
         return slice(start, stop)
 
 
+def split_kind(name: str) -> str | None:
+    """Return 'train', 'validation' or 'test' if a name is a synonym of it, in any case, else None."""
+    return next((kind for kind, names in SYNONYMS.items() if name.lower() in names), None)
+
+
 def choose_split(text: str | None, available: Sequence[str], where: str) -> Split:
     """Find the requested split among the available ones.
 
     Args:
-        text: a name, perhaps with a slice; 'val' and 'validation' mean the same. None: the split to evaluate on,
-            'validation', 'val' or 'test'.
+        text: a name, perhaps with a slice. If no split has exactly this name, that of the same kind is found: 'val'
+            finds 'Validation'. None: the split to evaluate on, that is a validation split, or else a test split.
         available: names of the existing splits.
         where: the data set, for errors.
 
     Raises:
-        DataError: the split does not exist, or the text cannot be parsed.
+        DataError: the split does not exist, several splits are of its kind, or the text cannot be parsed.
     """
-    existing = f'it has {", ".join(available)}' if available else 'it has no splits'
+    existing = f'it has {", ".join(map(shown, available))}' if available else 'it has no splits'
     if text is None:
-        name = next((name for name in EVALUATION if name in available), None)
-        if name is None:
-            raise DataError(f'{where}: no split to evaluate on ({", ".join(EVALUATION)}); {existing}')
+        kind = next((kind for kind in EVALUATION if kind in map(split_kind, available)), None)
+        if kind is None:
+            names = ', '.join(name for kind in EVALUATION for name in SYNONYMS[kind])
+            raise DataError(f'{where}: no split to evaluate on ({names}); {existing}')
+        name = _only([name for name in available if split_kind(name) == kind], where)
         return Split(where, name, name)
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise DataError(f'{where}: not a split: {text!r}; write for example train, validation[:500] or train[10%:90%]')
     asked = match['name']
-    names = ('validation', 'val') if asked in ('validation', 'val') else (asked,)
-    for name in (asked, *names):
-        if name in available:
-            return Split(where, name, text, match['start'], match['stop'])
-    raise DataError(f'{where}: no split {asked!r}; {existing}')
+    same_kind = [name for name in available if split_kind(name) is not None and split_kind(name) == split_kind(asked)]
+    if asked not in available and not same_kind:
+        raise DataError(f'{where}: no split {asked!r}; {existing}')
+    name = asked if asked in available else _only(same_kind, where)
+    _only([other for other in available if other.lower() == name.lower()], where)  # 'train' and 'Train'
+    return Split(where, name, name + text[len(asked) :], match['start'], match['stop'])
+
+
+def _only(names: Sequence[str], where: str) -> str:
+    """Return the only name. Raises DataError if there are several."""
+    if len(names) > 1:
+        both = ' and '.join(map(shown, names))
+        raise DataError(f'{where}: {both} are splits of the same kind; name one: --train-split, --val-split or --split')
+    return names[0]
 
 
 def _bound(text: str | None, size: int) -> int | None:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tresnet_jax.data.splits import EVALUATION
+from tresnet_jax.data.splits import choose_split
 from tresnet_jax.data.tfrecord import FilePart, open_tfrecords
 from tresnet_jax.errors import DataError, reason
 
@@ -26,6 +26,11 @@ class TfdsSource:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def present(self) -> tuple[int, ...]:
+        """All labels; which of them a split has is unknown."""
+        return tuple(range(self.num_classes))
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -45,9 +50,7 @@ def _choose(splits: Any, split: str | None, where: str) -> str:
     """Return the split to open, after checking that it exists and has images."""
     available = ', '.join(splits)
     if split is None:
-        split = next((name for name in EVALUATION if name in splits), None)
-        if split is None:
-            raise DataError(f'{where}: no split to evaluate on ({", ".join(EVALUATION)}); it has {available}')
+        split = choose_split(None, list(splits), where).name
     try:
         size = splits[split].num_examples
     except Exception as error:  # KeyError, ValueError and others, depending on what is wrong with the text
@@ -62,7 +65,7 @@ def open_tfds(name: str, split: str | None, data_dir: Path | None, where: str) -
 
     Args:
         name: as in TFDS: 'imagenet2012', 'imagenette/160px-v2', 'mnist:3.0.1'.
-        split: as in TFDS, 'train[:10%]+test' for example; None: 'validation', 'val' or 'test'.
+        split: as in TFDS, 'train[:10%]+test' for example; None: that of `choose_split`.
         data_dir: the folder of TFDS's prepared data; None: TFDS's default.
         where: the data set, for errors.
 

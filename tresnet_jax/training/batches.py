@@ -80,6 +80,7 @@ def train_batches(config: TrainConfig, source: Source, devices: list[Any], workd
         workers=config.workers,
         max_unreadable=config.max_unreadable,
         log=workdir / 'unreadable.log',
+        max_value=config.max_value,
     )
     return to_devices(dataset, devices)
 
@@ -98,5 +99,6 @@ def eval_batches(config: TrainConfig, source: Source, devices: list[Any], workdi
         workers=config.workers,
         max_unreadable=config.max_unreadable,
         log=workdir / 'unreadable.log',
+        max_value=config.max_value,
     )
     return to_devices(dataset, devices)

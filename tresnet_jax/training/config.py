@@ -44,15 +44,17 @@ class TrainConfig:
 
     # Data
     data: str = 'embedded:fashion_mnist'
-    """tfds:NAME, folder:DIR, npz:FILE or embedded:fashion_mnist."""
+    """tfds:NAME, folder:DIR, csv:FILE, npz:FILE or embedded:fashion_mnist."""
     data_dir: Path | None = None
-    """Folder of TensorFlow Datasets. Default: TFDS's own."""
+    """Folder of TensorFlow Datasets (default: TFDS's own), or the folder that relative paths start from."""
     train_split: str = 'train'
-    """Training split, or a part of one: 'train[:500]'."""
+    """Training split, or a part of one: 'train[:500]'. For folder:DIR, also the name of a folder in DIR."""
     val_split: str | None = None
-    """Evaluation split. Default: the first of validation, val and test that the data has."""
+    """Evaluation split, named as --train-split. Default: the validation split, or else the test split."""
     val_fraction: float = 0.1
-    """Share of a folder without splits that is set aside for validation."""
+    """Share of a folder or CSV file without splits that is set aside for validation."""
+    max_value: float | None = None
+    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files. Default: 65535 in 16 bits."""
     image_size: int = 224
     """Edge of the square images in pixels."""
     mean: tuple[float, float, float] | None = None
@@ -196,7 +198,7 @@ class TrainConfig:
         shares = ('drop', 'drop_path', 'smoothing', 'reprob', 'hflip', 'vflip', 'max_unreadable', 'cutout')
         for name in (*shares, 'val_fraction'):
             self._require(0 <= getattr(self, name) <= 1, name, 'between 0 and 1')
-        for name in ('lr', 'epochs', 'steps', 'devices', 'layer_decay', 'clip_grad', 'val_batch_size'):
+        for name in ('lr', 'epochs', 'steps', 'devices', 'layer_decay', 'clip_grad', 'val_batch_size', 'max_value'):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, 'positive')
         for name in ('mixup', 'cutmix', 'weight_decay', 'warmup_epochs', 'workers', 'keep_best', 'skip_nonfinite'):

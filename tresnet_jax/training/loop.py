@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tresnet_jax.checkpoints.run import BEST, save_description
+from tresnet_jax.checkpoints.run import BEST, save_description, stored_label_names
+from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.sources import Source, open_source
 from tresnet_jax.errors import TrainingError, reason
 from tresnet_jax.factory import create_model
@@ -76,7 +77,7 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         is_first_process = jax.process_index() == 0
 
         # Data.
-        data = _open_data(config)
+        data = _open_data(config, stored_label_names(workdir))
 
         # Model.
         model = _create_model(config, data.train.num_classes)
@@ -222,11 +223,18 @@ def _make_folder(workdir: Path) -> None:
         raise TrainingError(f'{workdir}: the folder cannot be made: {reason(error)}') from error
 
 
-def _open_data(config: TrainConfig) -> _Data:
-    """Open the training and the evaluation split. Raises DataError if they are missing or unusable."""
+def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
+    """Open the training and the evaluation split. Raises DataError if they are missing or unusable.
+
+    Args:
+        config: the configuration.
+        names: the class names in the order of the labels, if the run has stored them.
+    """
     options = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
-    train_source = open_source(config.data, config.train_split, **options)
-    val_source = open_source(config.data, config.val_split, **options)
+    train_source = open_source(config.data, config.train_split, class_names=names, **options)
+    val_source = open_source(config.data, config.val_split, class_names=train_source.class_names, **options)
+    if config.max_value is None and jax.process_index() == 0:
+        warn_narrow_range(lambda index: train_source[index]['image'], len(train_source), train_source.name)
     steps_per_epoch = len(train_source) / config.batch_size
     steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
     eval_steps = max(1, round(config.eval_every * steps_per_epoch))
@@ -302,8 +310,8 @@ def _opening(config: TrainConfig, data: _Data, step: int, local: int) -> str:
     begun = f'resumes at step {step:,} of' if step else 'begins:'
     processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
     return (
-        f'{config.model} on {config.data}: {len(data.train):,} images to train, {len(data.val):,} to evaluate, '
-        f'{data.train.num_classes} classes; {begun} {data.steps:,} steps of {config.batch_size} images '
-        f'({data.steps / data.steps_per_epoch:.2f} epochs) on {local * jax.process_count()} '
+        f'{config.model}: trains on {len(data.train):,} images of {data.train.name}, evaluates on {len(data.val):,} '
+        f'of {data.val.name}, {data.train.num_classes} classes; {begun} {data.steps:,} steps of '
+        f'{config.batch_size} images ({data.steps / data.steps_per_epoch:.2f} epochs) on {local * jax.process_count()} '
         f'{jax.devices()[0].device_kind} devices{processes}'
     )

@@ -1,0 +1,163 @@
+"""Images listed in a CSV file with the columns path, label and, if the data has splits, split."""
+
+import collections
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tresnet_jax.data.class_matching import normal_name
+from tresnet_jax.data.file_source import FileSource, class_order, labels_of, make_source, share
+from tresnet_jax.data.splits import choose_split, split_kind
+from tresnet_jax.errors import DataError, reason, shown
+
+COLUMNS = ('path', 'label', 'split')
+PROBED = 32  # files whose existence is checked when the CSV file is opened
+
+
+class Row(NamedTuple):
+    """A row of a CSV file; `split` is '' if the file has no such column."""
+
+    line: int
+    path: str
+    label: str
+    split: str
+
+
+def open_csv(
+    name: str,
+    split: str | None,
+    data_dir: Path | None,
+    where: str,
+    val_fraction: float,
+    *,
+    class_names: Sequence[str] | None = None,
+    for_evaluation: bool = False,
+) -> FileSource:
+    """Open one split of a CSV file.
+
+    The file is in UTF-8, separated by commas, with a header. The classes are the labels of the training split, in
+    timm's natural order. Without the column split, a share of each class, drawn with a fixed seed, is the split
+    'validation'.
+
+    Args:
+        name: the CSV file, relative to `data_dir` or to the current folder.
+        split: as in `choose_split`; the names are those in the column split.
+        data_dir: the folder that the paths of the images start from; None: the folder of the CSV file.
+        where: the data set, for errors.
+        val_fraction: the share of each class that is for validation if there is no column split.
+        class_names: the names of the labels, as a run has stored them. None: those of the training split.
+        for_evaluation: a file without the column split is opened whole, and may have a single class.
+
+    Raises:
+        DataError: the file does not exist, is ambiguous or has other columns; a row is incomplete or contradicts
+            another; none of the images exists; or as `open_folder`.
+    """
+    file = _find(name, data_dir, where)
+    rows = read_rows(file, where)
+    splits = list(dict.fromkeys(row.split for row in rows if row.split))
+    if not splits:
+        text = split or ('train' if for_evaluation else None)
+        chosen = choose_split(text, ['train'] if for_evaluation else ['train', 'validation'], where)
+    else:
+        chosen = choose_split(split, splits, where)
+    groups = collections.defaultdict(list)
+    for row in rows:
+        if not splits or row.split == chosen.name:
+            groups[row.label].append(row.path)
+    if class_names is None:
+        train = next((name for name in splits if split_kind(name) == 'train'), None)
+        own = train is None or split_kind(chosen.name) == 'train'
+        class_names = class_order([*groups] if own else [row.label for row in rows if row.split == train])
+    if len(class_names) < 2 and not for_evaluation:
+        raise DataError(f'{where}: only one class, {shown(*class_names)}; expected at least two')
+    classes = sorted(groups)
+    labels = labels_of(classes, class_names, chosen.name, where)
+    files = [sorted(groups[name]) for name in classes]
+    if not splits and not for_evaluation:
+        files = [share(group, chosen.name == 'validation', val_fraction) for group in files]
+        if not any(files):
+            raise DataError(f'{where}: no images for {chosen.name}; val_fraction is {val_fraction}')
+    source = make_source(where, chosen, class_names, data_dir or file.parent, files, labels)
+    _check_files(source, where)
+    return source
+
+
+def read_rows(file: Path, where: str) -> list[Row]:
+    """Read the rows of a CSV file.
+
+    Raises:
+        DataError: the file cannot be read, has other columns or no rows, a row is incomplete, or an image has two
+            labels or is in two splits.
+    """
+    try:
+        # File names need not be UTF-8: their bytes are kept.
+        with file.open(encoding='utf-8-sig', errors='surrogateescape', newline='') as opened:
+            table = csv.reader(opened, strict=True)
+            places = _columns(next(table, []), where)
+            rows = [_row(line, places, table.line_num, where) for line in table if line]
+    except (OSError, csv.Error) as error:
+        raise DataError(f'{where}: {shown(file)} cannot be read as a CSV file: {reason(error)}') from error
+    if not rows:
+        raise DataError(f'{where}: {shown(file)} has no rows')
+    first: dict[str, Row] = {}
+    for row in rows:
+        other = first.setdefault(row.path, row)
+        for what, one, two in (('labels', other.label, row.label), ('splits', other.split, row.split)):
+            if one != two:
+                raise DataError(
+                    f'{where}: {shown(row.path)} has two {what}: {shown(one)} (line {other.line}) and {shown(two)} '
+                    f'(line {row.line})'
+                )
+    return rows
+
+
+def _find(name: str, data_dir: Path | None, where: str) -> Path:
+    """Return the CSV file, relative to `data_dir` or to the current folder."""
+    here = Path(name).expanduser()
+    below = here if data_dir is None else data_dir / here
+    if below != here and below.is_file() and here.is_file() and not below.samefile(here):
+        raise DataError(f'{where}: may be {shown(below)} or {shown(here.absolute())}; give an absolute path')
+    file = below if below.is_file() else here
+    if not file.is_file():
+        looked = shown(below) if below == here else f'{shown(below)}, or {shown(here)} in the current folder,'
+        raise DataError(f'{where}: the file {looked} does not exist')
+    return file
+
+
+def _columns(header: list[str], where: str) -> dict[str, int]:
+    """Return the position of each known column, after checking the header."""
+    names = [name.strip().lower() for name in header]
+    if 'labels' in names:
+        raise DataError(f'{where}: has a column labels; several labels of one image are not supported, use label')
+    repeated = [name for name in COLUMNS if names.count(name) > 1]
+    if repeated:
+        raise DataError(f'{where}: has several columns {repeated[0]}')
+    if not {'path', 'label'} <= {*names}:
+        found = ', '.join(map(shown, header[:10]))
+        raise DataError(f'{where}: expected the columns path, label and, optionally, split, got {found or "no header"}')
+    return {name: names.index(name) for name in COLUMNS if name in names} | {'': len(names)}
+
+
+def _row(values: list[str], places: dict[str, int], line: int, where: str) -> Row:
+    if len(values) != places['']:
+        raise DataError(
+            f'{where}: line {line} has {len(values)} values, the header {places[""]}; put names with commas in quotes'
+        )
+    found = {name: values[place].strip() for name, place in places.items() if name}
+    empty = [name for name, value in found.items() if not value]
+    if empty:
+        raise DataError(f'{where}: line {line} has no {empty[0]}')
+    return Row(line, found['path'], normal_name(found['label']), found.get('split', ''))
+
+
+def _check_files(source: FileSource, where: str) -> None:
+    """Raise DataError if none of a few files exists: the paths start from another folder."""
+    probed = np.linspace(0, len(source) - 1, min(PROBED, len(source))).round().astype(int)
+    if not any(Path(source.describe(index)).exists() for index in probed):
+        raise DataError(
+            f'{where}: none of {len(probed)} images looked for exists, such as {shown(source.describe(0))}; paths are '
+            'relative to the folder of the CSV file, or to --data-dir'
+        )

@@ -1,0 +1,114 @@
+"""Images in files, with labels: what folders and CSV files have in common."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tresnet_jax.data.class_matching import match_names, normal_name
+from tresnet_jax.data.splits import Split
+from tresnet_jax.data.walk import natural_key
+from tresnet_jax.errors import DataError, shown
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileSource:
+    """Image files: N paths below `root`, in POSIX form, and (N,) integer labels."""
+
+    name: str
+    class_names: tuple[str, ...]
+    root: Path
+    files: tuple[str, ...]
+    labels: np.ndarray
+    present: tuple[int, ...]
+    """The labels of the classes that the whole split has, ascending."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+        return {'image': (self.root / self.files[index]).read_bytes(), 'label': int(self.labels[index])}
+
+    def describe(self, index: int) -> str:
+        """Return the path of an image. Bytes that are not UTF-8 are surrogates, as in Python's `os` functions."""
+        return str(self.root / self.files[index])
+
+
+def class_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names in the order of their labels: timm's natural order, each name once, in Unicode's form NFC.
+
+    Names that differ only in case are different classes, in the order of their characters.
+    """
+    order = sorted(names, key=lambda name: (natural_key(name), name))
+    return tuple(dict.fromkeys(normal_name(name) for name in order))
+
+
+def labels_of(classes: Sequence[str], class_names: Sequence[str], split: str, where: str) -> list[int]:
+    """Return the label of each class of a split: its place in the class names of the run or of the training split.
+
+    Raises:
+        DataError: a class is not among them, or two have the same label.
+    """
+    found = match_names(classes, class_names, where, 'the training split')
+    if found.missing:
+        extra = ', '.join(map(shown, found.missing[:5]))
+        hint = f'; the training split has {", ".join(map(shown, class_names[:5]))}' + ', ...' * (len(class_names) > 5)
+        raise DataError(
+            f'{where}: train and {shown(split)} have different classes; {len(found.missing)} only in {shown(split)}: '
+            f'{extra}{hint}'
+        )
+    first: dict[int, str] = {}
+    for name, label in zip(classes, found.places, strict=True):
+        other = first.setdefault(label, normal_name(name))
+        if other != normal_name(name):
+            raise DataError(f'{where}: {shown(other)} and {shown(name)} of {shown(split)} are the same class of train')
+    return found.places
+
+
+def fixed_order(size: int) -> np.ndarray:
+    """Return a fixed random order, in which every part resembles the whole."""
+    return np.random.default_rng(0).permutation(size)
+
+
+def share(files: Sequence[str], validation: bool, fraction: float) -> list[str]:
+    """Return the validation or the training files of a class; at least one is for training."""
+    count = min(max(1, round(len(files) * fraction)) if fraction else 0, len(files) - 1)
+    order: list[int] = fixed_order(len(files)).tolist()
+    return [files[i] for i in sorted(order[:count] if validation else order[count:])]
+
+
+def make_source(
+    where: str,
+    split: Split,
+    class_names: Sequence[str],
+    root: Path,
+    groups: Sequence[Sequence[str]],
+    labels: Sequence[int],
+) -> FileSource:
+    """Return the source of the requested part of a split.
+
+    A part is drawn at random, because the files are sorted by class. Which files it has does not depend on the labels.
+
+    Args:
+        where: the data set, for the name and for errors.
+        split: the split, and the part of it.
+        class_names: the name of each label.
+        root: where the paths start.
+        groups: the files of each class of the split, as paths below `root`.
+        labels: the label of each group.
+
+    Raises:
+        DataError: the part has no files.
+    """
+    files = [file for group in groups for file in group]
+    every = np.repeat(np.asarray(labels, np.int32), [len(group) for group in groups])
+    present = tuple(sorted({label for label, group in zip(labels, groups, strict=True) if group}))
+    if (part := split.part(len(files))) != slice(0, len(files)):
+        kept = np.sort(fixed_order(len(files))[part])
+        files, every = [files[i] for i in kept], every[kept]
+    return FileSource(shown(f'{where} {split.text}'), tuple(class_names), root, tuple(files), every, present)
