@@ -1,11 +1,10 @@
-"""Images per second and core of the data pipeline: decode, crop, augment, batch, beside timm's loader.
+"""Images per second and core of the data pipeline (decode, crop, augment, batch), compared with timm's loader.
 
     python scripts/benchmark_data.py --data folder:photos --out benchmark
-    python scripts/benchmark_data.py              # images made for it, 500 x 375
+    python scripts/benchmark_data.py              # generated images of 500 x 375 pixels
 
-Both sides take turns in short rounds of one run, so that whatever else the machine does is shared; what is shown are
-medians over the rounds. On one core seconds are those in which the processor worked, on several those of the clock.
-Without timm installed its columns stay empty.
+Both sides take turns in short rounds, so that other load on the machine affects both; the table shows medians over the
+rounds. On one core, seconds are CPU time; on several cores, wall-clock time. Without timm its columns stay empty.
 """
 
 import dataclasses
@@ -20,15 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import markdown_table as markdown
 import numpy as np
 import tyro
 from benchmarking.tables import write_csv
 from benchmarking.turns import spread, take_turns
+from markdown_table import table
 from PIL import Image
-from tqdm import tqdm
 
-from tresnet_jax.cli.common import fail
+from tresnet_jax.cli.common import Progress, fail, program_name
 from tresnet_jax.data.images import decode
 from tresnet_jax.data.pipeline import train_dataset
 from tresnet_jax.data.sources import Source, open_source
@@ -36,25 +34,25 @@ from tresnet_jax.data.train_transforms import create_train_transform
 from tresnet_jax.errors import DataError
 from tresnet_jax.files import save_text
 
-AUGMENTATIONS = {  # beside the random crop and the flip; the names are timm's
+AUGMENTATIONS = {  # in addition to the random crop and the flip; the option names are timm's
     'crop and flip': {'color_jitter': 0.0},
     'crop, flip, colour jitter': {'color_jitter': 0.4},
     'crop, flip, AutoAugment': {'auto_augment': 'original'},
-    # At m9 timm 1.0.31 now and then asks Pillow for a posterize of no bits, which Pillow 13 refuses.
+    # At m9, timm 1.0.31 sometimes asks Pillow to posterize to 0 bits, which Pillow 13 rejects.
     'crop, flip, RandAugment': {'auto_augment': 'rand-m6-mstd0.5-inc1'},
 }
-Contender = Callable[[], float]  # runs one round and gives images per second
+Contender = Callable[[], float]  # runs one round and returns images per second
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One thing that was timed, in images per second and core; timm's is None where it was not run."""
+class PipelineTiming:
+    """One row of the table, in images per second and core; `timm` is None if timm was not run."""
 
     what: str
     cores: int
     ours: float
     timm: float | None
-    spread: float  # of the ratio, or without timm of ours: quartile distance over median
+    spread: float  # of the ratio, or of ours without timm: interquartile range over median
 
     @property
     def ratio(self) -> float | None:
@@ -75,41 +73,45 @@ def main(
     """Time the pipeline, print a table, and write OUT/data.md and OUT/data.csv.
 
     Args:
-        data: as for training; None makes images for it.
-        split: of the data.
-        data_dir: where TensorFlow Datasets keeps its data.
+        data: data set, as for train.py. Default: generated images.
+        split: split of the data set.
+        data_dir: folder of TensorFlow Datasets.
         image_size: edge of the crops in pixels.
-        batch_size: images in a batch.
-        batches: that are timed in a round.
-        rounds: of each side.
-        cores: threads of ours, worker processes of timm's, in the rows for all cores.
-        out: a folder.
+        batch_size: images per batch.
+        batches: batches per round.
+        rounds: number of rounds.
+        cores: number of our threads and of timm's worker processes, in the rows for several cores.
+        out: folder for data.md and data.csv.
     """
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
-            write_images(Path(folder))
+            generate_images(Path(folder))
         source = open_source(data or f'folder:{folder}', split, data_dir=data_dir)
         sizes = [memoryview(source[i]['image']).nbytes for i in range(min(100, len(source)))]
-        about = f'{data or "made images"}: {len(source)} images, {np.median(sizes) / 1000:.0f} kB at the median; '
+        about = f'{data or "generated images"}: {len(source)} images, median {np.median(sizes) / 1000:.0f} kB; '
         shape: dict[str, Any] = {'size': image_size, 'batch_size': batch_size, 'batches': batches}
         plans: list[tuple[str, int, Contender, Contender | None]] = [*stages(source, image_size, batch_size)]
         for number in sorted({1, cores}):
             timm = has_timm() and timm_loader(source, workers=number if number > 1 else 0, **shape)
-            plans.append(('whole', number, our_pipeline(source, threads=number, **shape), timm or None))
+            plans.append(('pipeline', number, our_pipeline(source, threads=number, **shape), timm or None))
             drafted = our_pipeline(source, threads=number, draft=True, **shape)
-            plans.append(('whole, JPEG decoded as small as the crop allows', number, drafted, timm or None))
-        rows = [measure(*plan, rounds) for plan in tqdm(plans, unit=' rows', disable=None)]
-    text = table(rows, f'{about}to {image_size} px, batches of {batch_size}, medians of {rounds} rounds.')
+            plans.append(('pipeline, JPEG decoded as small as the crop allows', number, drafted, timm or None))
+        rows = []
+        with Progress(len(plans), 'rows') as progress:
+            for plan in plans:
+                rows.append(measure(*plan, rounds))
+                progress.update(len(rows))
+    text = timings_page(rows, f'{about}crops of {image_size} px, batches of {batch_size}, medians of {rounds} rounds.')
     print(text)
     if out is not None:
-        write(out, text, rows)
+        write_files(out, text, rows)
 
 
-def measure(what: str, cores: int, ours: Contender, timm: Contender | None, rounds: int) -> Row:
-    """Medians over rounds in which the sides take turns; the first round of each is not counted."""
+def measure(what: str, cores: int, ours: Contender, timm: Contender | None, rounds: int) -> PipelineTiming:
+    """Return medians over rounds in which the sides take turns, after a warm-up round."""
     speeds = take_turns({'ours': ours} | ({'timm': timm} if timm else {}), rounds)
     others = speeds.get('timm', [1.0] * rounds)
-    return Row(
+    return PipelineTiming(
         what,
         cores,
         statistics.median(speeds['ours']) / cores,
@@ -119,20 +121,20 @@ def measure(what: str, cores: int, ours: Contender, timm: Contender | None, roun
 
 
 def stages(source: Source, size: int, count: int) -> Iterator[tuple[str, int, Contender, Contender | None]]:
-    """Decoding, and each augmentation of decoded images, in one thread."""
+    """Yield (what, cores, ours, timm) for decoding, and for each augmentation of decoded images, in one thread."""
     records = [source[i]['image'] for i in range(min(count, len(source)))]
     images = [decode(record) for record in records]
     for image in images:
         image.load()
 
     def timed(function: Callable[[Any], object], items: list[Any]) -> Contender:
-        def run() -> float:
+        def time_round() -> float:
             began = time.process_time()
             for item in items:
                 function(item)
             return len(items) / (time.process_time() - began)
 
-        return run
+        return time_round
 
     if not isinstance(records[0], np.ndarray):
         plain = timed(lambda record: Image.open(io.BytesIO(record)).convert('RGB'), records)
@@ -147,25 +149,26 @@ def stages(source: Source, size: int, count: int) -> Iterator[tuple[str, int, Co
 def our_pipeline(
     source: Source, *, size: int, batch_size: int, batches: int, threads: int, draft: bool = False
 ) -> Contender:
-    """A round of `train_dataset`."""
+    """Return a round of `train_dataset`."""
     transform = create_train_transform(size, color_jitter=0.0, draft=draft)
 
-    def run() -> float:
+    def time_round() -> float:
         iterator = iter(train_dataset(source, transform, batch_size=batch_size, seed=0, threads=threads))
         try:
             return speed(iterator, threads, batch_size, batches)
         finally:
             iterator.close()
 
-    return run
+    return time_round
 
 
 def has_timm() -> bool:
+    """Return whether timm is installed."""
     return importlib.util.find_spec('timm') is not None
 
 
 def timm_transform(size: int, options: dict[str, Any]) -> Callable[[Image.Image], Any]:
-    """timm's training transform up to what its loader collates: (3, size, size) uint8."""
+    """Return timm's training transform up to the arrays that its loader collates: (3, size, size) uint8."""
     from timm.data.transforms_factory import create_transform
 
     options = {'is_training': True, 'use_prefetcher': True, 'interpolation': 'random', 'color_jitter': None} | options
@@ -173,8 +176,8 @@ def timm_transform(size: int, options: dict[str, Any]) -> Callable[[Image.Image]
     return transform
 
 
-class Images:
-    """A data set as timm's loader wants it, over a source of ours: each record is read, opened and transformed."""
+class TimmDataset:
+    """One of our sources as a data set for timm's loader, which reads, decodes and transforms each record."""
 
     transform: Callable[[Image.Image], Any]  # set by timm's loader
 
@@ -192,12 +195,12 @@ class Images:
 
 
 def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, workers: int) -> Contender:
-    """A round of timm's loader, up to the uint8 batches that go to the device; no workers is one thread."""
+    """Return a round of timm's loader, up to the uint8 batches for the device; 0 workers means one thread."""
     import torch
     from timm.data.loader import create_loader
 
     torch.set_num_threads(1)
-    dataset: Any = Images(source)
+    dataset: Any = TimmDataset(source)
     loader: Any = create_loader(
         dataset,
         size,
@@ -209,7 +212,7 @@ def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, wor
         persistent_workers=False,
         device=torch.device('cpu'),
     )
-    inner = loader.loader  # without the normalising on the device
+    inner = loader.loader  # without the normalisation on the device
 
     def endless() -> Iterator[Any]:
         while True:
@@ -219,7 +222,7 @@ def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, wor
 
 
 def speed(iterator: Iterator[Any], cores: int, batch_size: int, batches: int) -> float:
-    """Images per second after the first batch, so that starting is left out."""
+    """Return images per second after the first batch, so that the start does not count."""
     clock = time.process_time if cores == 1 else time.perf_counter
     next(iterator)
     began = clock()
@@ -228,8 +231,8 @@ def speed(iterator: Iterator[Any], cores: int, batch_size: int, batches: int) ->
     return batches * batch_size / (clock() - began)
 
 
-def write_images(folder: Path, count: int = 64) -> None:
-    """JPEGs of 500 x 375 and about 80 kB, much as ImageNet has: noise that is stronger the coarser it is."""
+def generate_images(folder: Path, count: int = 64) -> None:
+    """Write JPEGs of 500 x 375 pixels and about 80 kB, similar to ImageNet's: coarser noise is stronger."""
     rng = np.random.default_rng(0)
     for i in range(count):
         pixels = np.full((375, 500, 3), 128.0)
@@ -242,19 +245,19 @@ def write_images(folder: Path, count: int = 64) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def table(rows: list[Row], about: str) -> str:
-    """Markdown."""
+def timings_page(rows: list[PipelineTiming], about: str) -> str:
+    """Return the rows as Markdown."""
     cells = []
     for row in rows:
         timm = '' if row.timm is None else f'{row.timm:.0f}'
         ratio = '' if row.ratio is None else f'{row.ratio:.2f}'
         cells.append([row.what, str(row.cores), f'{row.ours:.0f}', timm, ratio, f'{row.spread:.0%}'])
     header = ['images per second and core', 'cores', 'ours', 'timm', 'ratio', 'spread']
-    return f'{about}\n\n{markdown.table(header, cells)}'
+    return f'{about}\n\n{table(header, cells)}'
 
 
-def write(out: Path, text: str, rows: list[Row]) -> None:
-    """data.md and data.csv in a folder."""
+def write_files(out: Path, text: str, rows: list[PipelineTiming]) -> None:
+    """Write data.md and data.csv to a folder."""
     out.mkdir(parents=True, exist_ok=True)
     save_text(out / 'data.md', text)
     cells = [(row.what, row.cores, row.ours, row.timm, row.ratio, row.spread) for row in rows]
@@ -263,6 +266,6 @@ def write(out: Path, text: str, rows: list[Row]) -> None:
 
 if __name__ == '__main__':
     try:
-        tyro.cli(main)
+        tyro.cli(main, prog=program_name())
     except (DataError, OSError) as error:
         sys.exit(fail(error))

@@ -1,11 +1,11 @@
-"""Train timm's model in PyTorch by the configuration of one of our runs, and draw both.
+"""Train timm's model in PyTorch with the configuration of one of our runs, and plot both accuracies.
 
     python scripts/compare_training.py RUN --seeds 0 1 2 --out comparison
 
-Needs torch and timm (``pip install tresnet_jax[test]``). The batches are those of our pipeline: the same images in
-the same order with the same augmentation for the same seed. Weights are drawn by timm. Takes runs with SGD,
-one-cycle, and neither mixing nor erasing nor a moving average (the recipes `imagenette` and `fashion_mnist`).
-Several of our runs (other seeds) can be given.
+Requires torch and timm (``pip install 'tresnet_jax[test]'``). Batches come from our pipeline: for the same seed, the
+same images in the same order with the same augmentation. timm initialises the weights. Only runs with SGD and the
+one-cycle schedule, without mixing, erasing and a moving average, can be compared (the recipes `imagenette` and
+`fashion_mnist`). RUN may be several runs with different seeds.
 """
 
 import dataclasses
@@ -18,45 +18,42 @@ from typing import Annotated
 import numpy as np
 import timm.optim
 import torch
-import tqdm
 import tyro
-from matplotlib.figure import Figure
-from timm.models.tresnet import TResNet
 
-from tresnet_jax.cli.common import fail
+from convert.golden import timm_model
+from tresnet_jax.cli.common import Progress, fail, program_name
 from tresnet_jax.data.pipeline import eval_dataset, train_dataset
-from tresnet_jax.data.sources import open_source
+from tresnet_jax.data.sources import Source, open_source
 from tresnet_jax.errors import TrainingError
-from tresnet_jax.files import save_text, written_beside
+from tresnet_jax.files import save_text
+from tresnet_jax.plotting import new_figure, save_figure
 from tresnet_jax.training.batches import eval_transform, train_transform
 from tresnet_jax.training.config import TrainConfig, load_config
 from tresnet_jax.training.metrics import read_records
 
+Points = list[tuple[int, float]]  # (step, top-1 as a fraction) of each evaluation
 
-def check(config: TrainConfig) -> None:
-    """Raises TrainingError for what is not done here."""
+
+def check_config(config: TrainConfig) -> None:
+    """Raise TrainingError for a configuration with options that this script does not support."""
     plain = TrainConfig(model='test_resnet')
     names = ('mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze', 'accumulate', 'clip_grad', 'layer_decay')
     other = [name for name in names if getattr(config, name) != getattr(plain, name)]
     if other or config.sched != 'one_cycle' or config.opt not in ('sgd', 'momentum'):
-        raise TrainingError(f'a run with {", ".join(other) or "another schedule or optimiser"} is not compared here')
-
-
-def build(config: TrainConfig) -> torch.nn.Module:
-    if config.model == 'test_tresnet':  # ours: timm has no tiny TResNet, so its class is called directly
-        return TResNet(layers=[1, 1, 1, 1], width_factor=0.25, num_classes=config.num_classes)
-    return timm.create_model(config.model, num_classes=config.num_classes)
+        what = ', '.join(other) or 'another schedule or optimiser'
+        raise TrainingError(f'a run with {what} cannot be compared; use SGD, one_cycle and none of {", ".join(names)}')
 
 
 def normalise(images: np.ndarray, config: TrainConfig) -> torch.Tensor:
     """(b, H, W, 3) uint8 -> (b, 3, H, W) float32 in torch's channels_last format."""
+    assert config.mean is not None and config.std is not None
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 @torch.no_grad()
-def accuracy(model: torch.nn.Module, config: TrainConfig, source) -> float:
-    """Top-1, a share."""
+def accuracy(model: torch.nn.Module, config: TrainConfig, source: Source) -> float:
+    """Return the top-1 accuracy as a fraction."""
     model.eval()
     hits = count = 0
     batches = eval_dataset(source, eval_transform(config), batch_size=config.batch_size, threads=config.threads)
@@ -67,18 +64,18 @@ def accuracy(model: torch.nn.Module, config: TrainConfig, source) -> float:
     return hits / count
 
 
-def train(config: TrainConfig) -> list[tuple[int, float]]:
-    """(step, top-1) of each evaluation."""
-    where = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
-    source = open_source(config.data, config.train_split, **where)
-    val_source = open_source(config.data, config.val_split, **where)
+def train_timm(config: TrainConfig) -> Points:
+    """Train timm's model and return its accuracy at each evaluation."""
+    options = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
+    source = open_source(config.data, config.train_split, **options)
+    val_source = open_source(config.data, config.val_split, **options)
     per_epoch = len(source) / config.batch_size
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     eval_steps = max(1, round(config.eval_every * per_epoch))
 
     torch.manual_seed(config.seed)
-    model = build(config).to(memory_format=torch.channels_last).train()
-    optimizer = timm.optim.create_optimizer_v2(
+    model = timm_model(config.model, num_classes=config.num_classes).to(memory_format=torch.channels_last).train()
+    optimizer = timm.optim.create_optimizer_v2(  # pyright: ignore[reportPrivateImportUsage]
         model, opt=config.opt, lr=config.peak_lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -92,49 +89,51 @@ def train(config: TrainConfig) -> list[tuple[int, float]]:
         )
     )
     found = []
-    for step in tqdm.tqdm(range(1, steps + 1), desc=f'timm, seed {config.seed}', unit='step', mininterval=10):
-        batch = next(batches)
-        loss = loss_of(model(normalise(batch['image'], config)), torch.from_numpy(batch['label']).long())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        cycle.step()
-        if step % eval_steps == 0 or step == steps:
-            found.append((step, accuracy(model, config, val_source)))
-            print(f'timm, seed {config.seed}, step {step}: top-1 {100 * found[-1][1]:.2f} %', flush=True)
+    with Progress(steps, f'steps of timm, seed {config.seed}') as progress:
+        for step in range(1, steps + 1):
+            batch = next(batches)
+            loss = loss_of(model(normalise(batch['image'], config)), torch.from_numpy(batch['label']).long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            cycle.step()
+            progress.update(step)
+            if step % eval_steps == 0 or step == steps:
+                found.append((step, accuracy(model, config, val_source)))
+                progress.write(f'timm, seed {config.seed}, step {step}: top-1 {100 * found[-1][1]:.2f} %')
     return found
 
 
-def plot(ours: dict[str, list[tuple[int, float]]], theirs: dict[str, list[tuple[int, float]]], out: Path) -> None:
-    figure = Figure(figsize=(6, 4), layout='constrained')
+def plot_accuracy(ours: dict[str, Points], theirs: dict[str, Points], out: Path) -> None:
+    """Write a PNG with one line per run."""
+    figure = new_figure(6, 4)
     axis = figure.subplots()
     for curves, colour, what in ((ours, 'C0', 'tresnet_jax'), (theirs, 'C1', 'timm in PyTorch')):
         for i, points in enumerate(curves.values()):
             steps, top1 = zip(*points, strict=True)
             axis.plot(steps, 100 * np.asarray(top1), '.-', color=colour, alpha=0.7, label=what if i == 0 else None)
     axis.set_xlabel('step')
-    axis.set_ylabel('top-1 of the validation images in percent')
+    axis.set_ylabel('top-1 accuracy on the validation images, percent')
     axis.grid(alpha=0.3)
     axis.legend()
-    with written_beside(out.with_suffix('.png')) as beside:
-        figure.savefig(beside, format='png', dpi=120)
+    save_figure(figure, out.with_suffix('.png'), dpi=120)
 
 
 def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], out: Path = Path('comparison')) -> int:
-    """Train timm's model once for each seed, and write OUT.json and OUT.png.
+    """Train timm's model once per seed, print the final accuracies, and write OUT.json and OUT.png.
 
     Args:
-        runs: folders of our runs, which share a configuration but for the seed.
-        seeds: of timm's.
-        out: the files without their suffixes.
+        runs: folders of our runs, with the same configuration except for the seed.
+        seeds: seeds of timm's runs.
+        out: path of the two files without suffix.
     """
     try:
         configs = [load_config(run) for run in runs]
-        check(configs[0])
+        check_config(configs[0])
         theirs, seconds = {}, {}
         for seed in seeds:
             began = time.monotonic()
-            theirs[str(seed)] = train(dataclasses.replace(configs[0], seed=seed))
+            theirs[str(seed)] = train_timm(dataclasses.replace(configs[0], seed=seed))
             seconds[str(seed)] = time.monotonic() - began
     except ValueError as error:
         return fail(error)
@@ -144,7 +143,7 @@ def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], ou
     }
     document = {'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}
     save_text(out.with_suffix('.json'), json.dumps(document, indent=1))
-    plot(ours, theirs, out)
+    plot_accuracy(ours, theirs, out)
     for what, curves in (('tresnet_jax', ours), ('timm', theirs)):
         last = [100 * points[-1][1] for points in curves.values()]
         print(f'{what}: {", ".join(f"{value:.2f}" for value in last)} %, mean {np.mean(last):.2f} %')
@@ -152,4 +151,4 @@ def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], ou
 
 
 if __name__ == '__main__':
-    sys.exit(tyro.cli(main))
+    sys.exit(tyro.cli(main, prog=program_name()))

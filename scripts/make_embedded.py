@@ -1,13 +1,13 @@
-"""Make the files of ``tresnet_jax/embedded`` from two runs on Fashion-MNIST.
+"""Create the files of ``tresnet_jax/embedded`` from two training runs on Fashion-MNIST.
 
     python scripts/train.py --recipe fashion_mnist --data npz:fashion_mnist.npz --workdir RESNET
     python scripts/train.py --recipe fashion_mnist --model test_tresnet --data npz:fashion_mnist.npz --workdir TRESNET
     python scripts/make_embedded.py --resnet RESNET --tresnet TRESNET --fashion-mnist fashion_mnist.npz
 
-Needs torch and timm (``pip install tresnet_jax[test]``), and a copy of Fashion-MNIST as one ``.npz`` file with
-``x_train, y_train, x_test, y_test`` (uint8; Xiao et al., arXiv:1708.07747, MIT licence). It writes, for each network,
-timm's own checkpoint in float16 and the outputs that timm gives with it on ten test images; and the ten images,
-and a small subset of the data for quick runs.
+Requires torch and timm (``pip install 'tresnet_jax[test]'``), and Fashion-MNIST as one ``.npz`` file with
+``x_train, y_train, x_test, y_test`` (uint8; Xiao et al., arXiv:1708.07747, MIT licence). For each network it writes a
+timm checkpoint in float16 and timm's outputs with it on ten test images. It also writes the ten images and a small
+subset of the data for quick runs.
 """
 
 import dataclasses
@@ -21,9 +21,11 @@ import timm
 import torch
 import tyro
 from PIL import Image
-from timm.models.tresnet import TResNet
 
 import convert
+from convert.golden import timm_model, timm_outputs
+from convert.verify import relative_error
+from tresnet_jax.cli.common import program_name
 from tresnet_jax.labels import FASHION_MNIST
 
 HERE = Path(__file__).resolve().parent.parent / 'tresnet_jax' / 'embedded'
@@ -32,23 +34,22 @@ SIZE = 32
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """How one network is built and what its inputs are normalised with."""
+    """The architecture of a network, and the normalisation of its inputs."""
 
     name: str
     mean: float
     std: float
 
     def build(self) -> torch.nn.Module:
-        if self.name == 'test_tresnet':  # ours: timm has no tiny TResNet, so its class is called directly
-            return TResNet(layers=[1, 1, 1, 1], width_factor=0.25, num_classes=10)
-        return timm.create_model(self.name, num_classes=10)
+        """Return timm's model."""
+        return timm_model(self.name, num_classes=10)
 
 
 NETWORKS = (Network('test_resnet', mean=0.5, std=0.5), Network('test_tresnet', mean=0.0, std=1.0))
 
 
 def resize(images: np.ndarray) -> torch.Tensor:
-    """(N, 28, 28) uint8 -> (N, 32, 32) uint8 by Pillow's bilinear filter, as the evaluation transform does."""
+    """(N, 28, 28) uint8 -> (N, 32, 32) uint8 with Pillow's bilinear filter, as in the evaluation transform."""
     resized = [np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for p in images]
     return torch.from_numpy(np.stack(resized))
 
@@ -59,7 +60,7 @@ def normalise(images: torch.Tensor, network: Network) -> torch.Tensor:
 
 
 def load(network: Network, run: Path) -> torch.nn.Module:
-    """timm's model with the weights of a run."""
+    """Return timm's model with the weights of a run."""
     params, batch_stats, report = convert.to_flax(convert.read(run), network.name)
     state = convert.to_torch(params, batch_stats, num_batches_tracked=max(report.counters.values(), default=0))
     model = network.build()
@@ -68,7 +69,7 @@ def load(network: Network, run: Path) -> torch.nn.Module:
 
 
 def halve(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict in float16 (counters stay int64), loaded back so that outputs are those of the file."""
+    """Round the weights of a model to float16 and return them; counters stay int64."""
     halved = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.load_state_dict(halved)
     return {k: v.contiguous().clone() for k, v in sorted(halved.items())}
@@ -78,43 +79,44 @@ def halve(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def accuracy(
     model: torch.nn.Module, network: Network, images: torch.Tensor, labels: torch.Tensor
 ) -> tuple[float, float]:
-    """Top-1 and top-5 in percent."""
+    """Return top-1 and top-5 accuracy in percent."""
     model.eval()
     best = torch.cat([model(normalise(x, network)).topk(5).indices for x in images.split(500)])
     hits = best == labels[:, None]
     return 100 * hits[:, 0].float().mean().item(), 100 * hits.any(1).float().mean().item()
 
 
-@torch.no_grad()
-def outputs(model: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The stem's and each stage's features (NCHW) and the logits, as timm gives them."""
-    features, stages = model.forward_intermediates(x)
-    return {**{f'features.{i}': s for i, s in enumerate(stages)}, 'logits': model.forward_head(features)}
-
-
 def save_golden(model: torch.nn.Module, network: Network, images: torch.Tensor, names: list[str], path: Path) -> None:
-    model.eval()
+    """Write timm's outputs on `images`, in float32, and their float32 noise."""
     x = normalise(images, network).contiguous()
-    single = outputs(model, x)
+    single = timm_outputs(model.eval(), x.numpy())
     reference = network.build()
     reference.load_state_dict(model.state_dict())
-    double = outputs(reference.double().eval(), x.double())
-    noise = {k: float((single[k] - double[k]).abs().max() / double[k].abs().max()) for k in single}
+    double = timm_outputs(reference.double().eval(), x.numpy())
     metadata = {
         'pictures': json.dumps(names),
-        'float32_noise': json.dumps(noise),
+        'float32_noise': json.dumps({name: relative_error(single[name], double[name]) for name in single}),
         'versions': json.dumps({'timm': timm.__version__, 'torch': torch.__version__}),
     }
-    safetensors.torch.save_file({'images': x, **{k: v.contiguous() for k, v in single.items()}}, path, metadata)
+    tensors = {'images': x, **{name: torch.from_numpy(value) for name, value in single.items()}}
+    safetensors.torch.save_file(tensors, path, metadata)
 
 
 def balanced(labels: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `each` images of every class, shuffled."""
+    """Return the indices of `each` images of every class, shuffled."""
     return rng.permutation(np.concatenate([rng.choice(np.flatnonzero(labels == c), each, False) for c in range(10)]))
 
 
 def main(fashion_mnist: Path, resnet: Path, tresnet: Path, out: Path = HERE, seed: int = 0) -> None:
-    """Write everything below OUT."""
+    """Write all files below OUT.
+
+    Args:
+        fashion_mnist: the .npz file of the data set.
+        resnet: folder of the run of test_resnet.
+        tresnet: folder of the run of test_tresnet.
+        out: folder of the files.
+        seed: seed for the choice of images.
+    """
     with np.load(fashion_mnist, allow_pickle=False) as data:
         x_train, y_train, x_test, y_test = (data[k] for k in ('x_train', 'y_train', 'x_test', 'y_test'))
     rng = np.random.default_rng(seed)
@@ -146,4 +148,4 @@ def main(fashion_mnist: Path, resnet: Path, tresnet: Path, out: Path = HERE, see
 
 
 if __name__ == '__main__':
-    tyro.cli(main)
+    tyro.cli(main, prog=program_name())

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarking.checking import Check, Checker
 from benchmarking.contenders import CONTENDERS, Contender
@@ -16,6 +15,7 @@ from benchmarking.memory import peak_resident
 from benchmarking.processes import failure
 from benchmarking.sides import Side, Workload
 from benchmarking.turns import take_turns, timed
+from tresnet_jax.cli.common import Progress
 
 T = TypeVar('T')
 
@@ -91,10 +91,13 @@ def side_by_side(
         checks = [found for each in loaded.each(checker.compare).values() for found in each]
     seconds = []
     cases = [(what, batch) for what, sizes in batch_sizes.items() for batch in sizes]
-    for what, batch in tqdm(cases if all(c.agrees for c in checks) else [], given.architecture, disable=None):
-        inputs = random_inputs(given, what, batch, BATCHES)
-        turn_of = functools.partial(_turn, what=what, inputs=inputs, seconds=turn_seconds)
-        seconds += [(what, batch, *found) for found in take_turns(loaded.each(turn_of, what), rounds).items()]
+    cases = cases if all(check.agrees for check in checks) else []
+    with Progress(len(cases), f'batch sizes of {given.architecture}') as progress:
+        for done, (what, batch) in enumerate(cases, start=1):
+            inputs = random_inputs(given, what, batch, BATCHES)
+            turn_of = functools.partial(_turn, what=what, inputs=inputs, seconds=turn_seconds)
+            seconds += [(what, batch, *found) for found in take_turns(loaded.each(turn_of, what), rounds).items()]
+            progress.update(done)
     return {'seconds': seconds, 'checks': [dataclasses.asdict(c) for c in checks], 'failures': loaded.failures}
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from largest_batch import largest_that_fits
-from tqdm import tqdm
 
 from benchmarking.checking import Check
 from benchmarking.contenders import Contender
@@ -16,6 +16,7 @@ from benchmarking.processes import JobError, in_new_process
 from benchmarking.results import Measurement
 from benchmarking.sides import Workload
 from benchmarking.turns import take_turns
+from tresnet_jax.cli.common import Progress
 
 # Leave memory for PyTorch: by default JAX reserves three quarters of a GPU.
 SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
@@ -75,11 +76,13 @@ class Bench:
     def from_the_start(self, whats: Sequence[str], batch: int, rounds: int) -> list[Measurement]:
         """Measure seconds of 'build' and of 'first_call' of inference, or of one of them."""
         rows = self.taking_part(*whats)
-        with self._bar(len(rows) * (rounds + 1), 'first call') as bar:
+        done = itertools.count(1)
+        with self._progress(len(rows) * (rounds + 1), 'starts') as progress:
 
             def turn(row: Contender) -> dict[str, float]:
-                bar.update()
-                return (row in self.contenders and self._start(row, 'inference', batch)) or {}
+                found = self._start(row, 'inference', batch) if row in self.contenders else None
+                progress.update(next(done))
+                return found or {}
 
             turns = take_turns({row.name: functools.partial(turn, row) for row in rows}, rounds)
         return [
@@ -91,31 +94,37 @@ class Bench:
     def memory(self, what: str, batch: int) -> list[Measurement]:
         """Measure the peak bytes of inference or training, in one process per contender."""
         found = []
-        for row in self._bar(self._for_memory(what, 'memory'), 'memory'):
-            started = self._start(row, what, batch)
-            if started:
-                found.append(self.measurement(f'memory, {what}', batch, row.name, [started['memory']]))
+        rows = self._for_memory(what, 'memory')
+        with self._progress(len(rows), 'memory measurements') as progress:
+            for done, row in enumerate(rows, start=1):
+                if started := self._start(row, what, batch):
+                    found.append(self.measurement(f'memory, {what}', batch, row.name, [started['memory']]))
+                progress.update(done)
         return found
 
     def largest_batch(self, what: str) -> list[Measurement]:
         """Find the largest batch that does not run out of memory, to one part in 32."""
         found = []
-        for row in self._bar(self._for_memory(what, 'largest_batch'), 'largest batch'):
-
-            def fits(batch: int, row: Contender = row) -> bool:
+        rows = self._for_memory(what, 'largest_batch')
+        with self._progress(len(rows), 'largest batches') as progress:
+            for done, row in enumerate(rows, start=1):
                 try:
-                    self._run('start', {'contender': row.name, 'what': what, 'batch': batch}, ALONE)
+                    batch = largest_that_fits(functools.partial(self._fits, row, what))
+                    found.append(self.measurement(f'largest_batch, {what}', 0, row.name, [batch]))
                 except JobError as error:
-                    if error.out_of_memory:
-                        return False
-                    raise
-                return True
-
-            try:
-                found.append(self.measurement(f'largest_batch, {what}', 0, row.name, [largest_that_fits(fits)]))
-            except JobError as error:
-                self.fail(row.name, str(error))
+                    self.fail(row.name, str(error))
+                progress.update(done)
         return found
+
+    def _fits(self, row: Contender, what: str, batch: int) -> bool:
+        """Return whether a contender runs this batch without running out of memory."""
+        try:
+            self._run('start', {'contender': row.name, 'what': what, 'batch': batch}, ALONE)
+        except JobError as error:
+            if error.out_of_memory:
+                return False
+            raise
+        return True
 
     def _for_memory(self, what: str, measure: str) -> list[Contender]:
         return [row for row in self.taking_part(measure) if what in row.measures]
@@ -130,11 +139,9 @@ class Bench:
             self.fail(row.name, str(error))
             return None
 
+    def _progress(self, total: int, unit: str) -> Progress:
+        return Progress(total, f'{unit} of {self.workload.architecture}')
+
     def _run(self, job: str, arguments: dict[str, Any], environment: dict[str, str]) -> Any:
         arguments = {'workload': dataclasses.asdict(self.workload), **arguments}
         return in_new_process(job, arguments, self.threads, environment)
-
-    def _bar(self, what: Any, label: str) -> Any:
-        """Return a progress bar over rows, or over a number of turns; it is shown only on a terminal."""
-        options = {'desc': f'{self.workload.architecture}, {label}', 'disable': None, 'leave': False}
-        return tqdm(total=what, **options) if isinstance(what, int) else tqdm(what, **options)

@@ -89,7 +89,7 @@ class TorchTraining:
     def __init__(self, side: TorchSide, images: np.ndarray, labels: np.ndarray):
         self.side = side
         self.model = copy.deepcopy(side.model).train()
-        self.optimizer = timm.optim.create_optimizer_v2(
+        self.optimizer = timm.optim.create_optimizer_v2(  # pyright: ignore[reportPrivateImportUsage]
             self.model, opt=CONFIG.opt, lr=CONFIG.peak_lr, weight_decay=CONFIG.weight_decay, momentum=CONFIG.momentum
         )
         self.mean, self.std = (

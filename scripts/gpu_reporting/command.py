@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tqdm
 import tyro
 
 from gpu_reporting.changes import changes
@@ -19,11 +18,10 @@ from gpu_reporting.results import Results, figures_of, read_report
 from gpu_reporting.rows import INFER_BATCH, TRAIN_BATCH, KnownRows, ReportRow, report_rows
 from gpu_reporting.subprocesses import ReportError, measure_in_subprocess, require_plugin
 from gpu_reporting.tables import markdown, programs_table
-from tresnet_jax.cli.common import fail, parse
+from tresnet_jax.cli.common import Progress, fail, parse
 from tresnet_jax.files import save_text
 
 NAME, PARTIAL = 'gpu_report', 'gpu_report.partial.json'
-BAR = '{l_bar}{bar}| {elapsed}<{remaining}'
 REPORT_FLAGS = ('only', 'diff', 'out')
 PROGRAM_FLAGS = ('mode', 'batch', 'image_size', 'dtype', 'abn_memory', 'remat', 'fold', 'json')
 
@@ -152,7 +150,7 @@ def update_report(arguments: GpuReportArguments) -> int:
 
 
 def compile_missing(chosen: Sequence[ReportRow], results: Results) -> bool:
-    """Add the rows that `results` does not have, with a progress bar on a terminal.
+    """Add the rows that `results` does not have, and show progress.
 
     Errors are printed and do not stop the other rows. Returns whether some rows failed.
     """
@@ -160,18 +158,16 @@ def compile_missing(chosen: Sequence[ReportRow], results: Results) -> bool:
     if missing:
         require_plugin()
         results.partial.parent.mkdir(parents=True, exist_ok=True)
-    total, left = (sum(row.compilations for row in some) for some in (chosen, missing))
-    failed = False
-    # Smoothing 0: estimate the time left from the mean, because some models take four times as long as others.
-    with tqdm.tqdm(total=total, initial=total - left, bar_format=BAR, smoothing=0, disable=None) as bar:
+    done, failed = 0, False
+    with Progress(sum(row.compilations for row in missing), 'programs') as progress:
         for row in missing:
-            bar.set_description(row.program.name)
             try:
                 row.figures(results.get)
             except ValueError as error:
                 failed = True
-                bar.write(f'error: {error}', file=sys.stderr)
-            bar.update(row.compilations)
+                progress.write(f'error: {error}', error=True)
+            done += row.compilations
+            progress.update(done)
     return failed
 
 

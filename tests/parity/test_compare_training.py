@@ -1,4 +1,4 @@
-"""scripts/compare_training.py: timm's model trained by the configuration of a run."""
+"""scripts/compare_training.py: timm's model trained with the configuration of a run."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ CONFIG = TrainConfig(
 OURS = [(4, 0.1), (6, 0.2)]
 
 
-def run(folder, **changes):
-    """A run's folder, with what was evaluated in it."""
+def run_folder(folder, **changes):
+    """Write the folder of a run with its evaluations."""
     folder.mkdir()
     save_config(dataclasses.replace(CONFIG, **changes), folder)
     rows = [{'kind': 'eval', 'step': step, 'top1': top1} for step, top1 in OURS]
@@ -27,29 +27,29 @@ def run(folder, **changes):
 
 def test_both_are_evaluated_at_the_same_steps(tmp_path, capsys):
     out = tmp_path / 'comparison'
-    assert compare_training.main([run(tmp_path / 'run')], seeds=[0, 1], out=out) == 0
+    assert compare_training.main([run_folder(tmp_path / 'run')], seeds=[0, 1], out=out) == 0
     found = json.loads(out.with_suffix('.json').read_text())
     assert found['ours'] == {'0': [list(row) for row in OURS]}
     assert list(found['timm']) == ['0', '1']
     for rows in found['timm'].values():
         assert [step for step, _ in rows] == [4, 6]
-        assert all(40 * top1 == round(40 * top1) for _, top1 in rows)  # a share of 40: the last batch is not padded
+        assert all(40 * top1 == round(40 * top1) for _, top1 in rows)  # of 40: padding does not count
     assert out.with_suffix('.png').stat().st_size > 1000
     assert 'tresnet_jax: 20.00 %, mean 20.00 %' in capsys.readouterr().out
 
 
 def test_timm_learns(tmp_path):
-    """Eight images by heart, from the same seed twice the same."""
+    """It memorises eight images, and the same seed gives the same result twice."""
     config = dataclasses.replace(
         CONFIG, train_split='train[:8]', val_split='train[:8]', batch_size=8, steps=60, hflip=0.0
     )
     config = dataclasses.replace(config, padding=0, eval_every=60.0)
-    first, second = (compare_training.train(config) for _ in range(2))
+    first, second = (compare_training.train_timm(config) for _ in range(2))
     assert first == second == [(60, 1.0)]
 
 
 @pytest.mark.parametrize('changes', [{'mixup': 0.2}, {'sched': 'cosine'}, {'opt': 'adamw'}, {'model_ema': True}])
-def test_what_is_not_compared(changes, tmp_path, capsys):
-    assert compare_training.main([run(tmp_path / 'run', **changes)], seeds=[0], out=tmp_path / 'comparison') == 2
-    assert 'is not compared here' in capsys.readouterr().err
+def test_unsupported_configurations(changes, tmp_path, capsys):
+    assert compare_training.main([run_folder(tmp_path / 'run', **changes)], seeds=[0], out=tmp_path / 'comparison') == 2
+    assert 'cannot be compared; use SGD, one_cycle and none of mixup' in capsys.readouterr().err
     assert not (tmp_path / 'comparison.json').exists()
