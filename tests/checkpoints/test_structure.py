@@ -62,11 +62,11 @@ PROJECTION = {'layer1.0.downsample.1.weight': (64, 64, 1, 1)} | {
     f'layer1.0.downsample.2.{leaf}': (64,) for leaf in ('weight', 'bias', 'running_mean', 'running_var')
 }
 RELATIVES = {
-    'seresnet50d': (with_squeeze_excite(network('resnet50d')), 'a ResNet-D with squeeze-excite'),
+    'seresnet152d': (with_squeeze_excite(network('resnet50d')), 'a ResNet-D with squeeze-excite'),
     'ecaresnet50d': (network('resnet50d') | zeros({'layer1.0.se.conv.weight': (1, 1, 3)}), 'an ECA-ResNet-D'),
     'resnet50c': (with_pooled_projection(network('resnet50d')), 'a ResNet-C, whose shortcuts do not pool'),
     'resnet50t': (network('resnet50d') | zeros({'conv1.0.weight': (24, 3, 3, 3)}), 'a ResNet-T, whose stem widens'),
-    'resnext50d': (network('resnet50d') | zeros({'layer1.0.conv2.weight': (128, 4, 3, 3)}), 'a ResNeXt-D'),
+    'resnext50d_32x4d': (network('resnet50d') | zeros({'layer1.0.conv2.weight': (128, 4, 3, 3)}), 'a ResNeXt-D'),
     'Paddle 18': (network('resnet18d') | zeros(PROJECTION), 'one more projection, in stage 1'),
     'Paddle 34': (network('resnet34d') | zeros(PROJECTION), 'one more projection, in stage 1'),
     'ResNet200_vd': (zeros(expected_shapes(Shape('resnetd', (3, 12, 48, 3), ALL_BOTTLENECK, 32, WIDE))),

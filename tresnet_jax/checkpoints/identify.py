@@ -98,16 +98,16 @@ def _other_network(tensors: Mapping[str, Any]) -> str | None:
         return shape[axis] if len(shape) == 4 else 0
 
     if any(key.endswith('.se.conv.weight') for key in tensors):
-        return "an ECA-ResNet-D (timm's ecaresnet50d and others)"
+        return "an ECA-ResNet-D (timm's ecaresnet50d)"
     if any('.se.fc1.' in key for key in tensors):
-        return "a ResNet-D with squeeze-excite (timm's seresnet50d or resnetrs50)"
+        return "a ResNet-D with squeeze-excite (timm's seresnet152d or resnetrs50)"
     if channels('conv1.0.weight', 0) != channels('conv1.3.weight', 0):
         return "a ResNet-T, whose stem widens (timm's resnet50t)"
     if 'layer2.0.downsample.0.weight' in tensors:
         return "a ResNet-C, whose shortcuts do not pool (timm's resnet50c, OpenMMLab's V1c, Paddle's variant c)"
     second, width = channels('layer1.0.conv2.weight', 1), channels('layer1.0.conv2.weight', 0)
     if 0 < second < width:
-        return "a ResNeXt-D, whose convolutions have groups (timm's resnext50d)"
+        return "a ResNeXt-D, whose convolutions have groups (timm's resnext50d_32x4d)"
     if 'layer1.0.downsample.1.weight' in tensors and 'layer1.0.conv3.weight' not in tensors:
         return 'a ResNet-D of 18 or 34 layers with one more projection, in stage 1 (Paddle, RT-DETR)'
     return None
