@@ -1,0 +1,140 @@
+"""The data of a run: its two splits, the order of its classes, white, and names of files that are not UTF-8."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.images import encode, noise_image, write_classes
+from tests.helpers.runs import TINY
+from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE
+from tresnet_jax.cli import evaluate, inputs, train
+from tresnet_jax.cli.common import Progress, fail
+from tresnet_jax.data.examples import EpochOrders, EvalExamples, TrainExamples, Unreadable
+from tresnet_jax.data.sources import open_source
+from tresnet_jax.errors import DataError
+from tresnet_jax.training import loop
+from tresnet_jax.training.config import TrainConfig
+
+NOT_UTF8 = b'caf\xe9'.decode('utf-8', 'surrogateescape')
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes, whose natural order is not that of plain text, in the folders Training, valid and test."""
+    for seed, (split, count) in enumerate((('Training', 4), ('valid', 2), ('test', 1))):
+        write_classes(tmp_path / split, {'b10': count, 'b9': count, 'a': count}, seed=30 * seed)
+    return tmp_path
+
+
+def test_the_opening_line_names_both_splits_and_their_sizes(photos):
+    config = TrainConfig(data=f'folder:{photos}', batch_size=4, steps=3)
+    data = loop._open_data(config, None)
+    assert f'trains on 12 images of {config.data} Training, evaluates on 6 of {config.data} valid, 3 classes' in (
+        loop._opening(config, data, 0, 1)
+    )
+    named = loop._open_data(dataclasses.replace(config, val_split='test'), None)
+    assert f'evaluates on 3 of {config.data} test' in loop._opening(config, named, 0, 1)
+
+
+def test_a_run_keeps_the_order_of_its_classes(photos, tmp_path):
+    """Those of runs that began before the natural order, in training and in evaluation."""
+    config = TrainConfig(data=f'folder:{photos}', batch_size=4)
+    new, old = (loop._open_data(config, names) for names in (None, ('a', 'b10', 'b9')))
+    assert new.train.class_names == new.val.class_names == ('a', 'b9', 'b10')
+    assert old.train.class_names == old.val.class_names == ('a', 'b10', 'b9')
+    for source in (old.train, old.val):
+        for index in range(len(source)):
+            assert f'/{source.class_names[source[index]["label"]]}/' in source.describe(index)
+
+    run = tmp_path / 'run'
+    (run / CHECKPOINTS / '5').mkdir(parents=True)
+    (run / MODEL_FILE).write_text(json.dumps({'label_names': ['a', 'b10', 'b9']}))
+    flags = inputs.InputFlags(checkpoint=run)
+    source = inputs._open(flags, config, None, False)
+    assert source.class_names == ('a', 'b10', 'b9') and source.name == f'{config.data} valid'
+    other = inputs._open(dataclasses.replace(flags, data=f'folder:{photos}/test'), config, None, False)
+    assert other.class_names == ('a', 'b9', 'b10') and len(other) == 3
+
+
+def test_splits_by_the_names_of_their_folders(photos):
+    (photos / 'Training').rename(photos / 'b_train')
+    (photos / 'valid').rename(photos / 'b_val')
+    shutil.rmtree(photos / 'test')
+    config = TrainConfig(data=f'folder:{photos}', batch_size=4, train_split='b_train', val_split='b_val')
+    data = loop._open_data(config, None)
+    assert (len(data.train), len(data.val)) == (12, 6)
+    with pytest.raises(DataError, match='are these splits.*--train-split .b_train. --val-split .b_val.'):
+        loop._open_data(dataclasses.replace(config, train_split='train', val_split=None), None)
+
+
+def test_white_of_12_bits(tmp_path, caplog):
+    """`--max-value` reaches every image of a run; without it, there is one warning."""
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / name / f'{number}.png')
+    config = TrainConfig(data=f'folder:{tmp_path}', batch_size=4)
+    loop._open_data(config, None)
+    assert [message for message in caplog.messages if '--max-value' in message] == [
+        f'folder:{tmp_path} train: 4 of 4 images looked at have 16 bits, but values from 4095 to 4095 only. White is '
+        '65535, so they are nearly black; set white with --max-value, for example 4095 for 12 bits'
+    ]
+    caplog.clear()
+    source = loop._open_data(dataclasses.replace(config, max_value=4095), None).train
+    assert caplog.messages == []
+    for max_value, level in ((None, 16), (4095.0, 255)):
+        training = TrainExamples(source, EpochOrders(4, 0), lambda image, rng: np.asarray(image), 1, max_value)
+        evaluation = EvalExamples(source, np.asarray, 4, 4, max_value)
+        assert (training(0).image == level).all() and (evaluation(0).image == level).all()
+
+
+def test_names_that_are_not_utf8_are_shown_escaped(tmp_path, capsys):
+    folder = tmp_path / NOT_UTF8
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip('this file system takes UTF-8 names only')
+    for name in ('1.png', '2.png'):
+        (folder / name).write_bytes(b'no image')
+    (tmp_path / 'tea').mkdir()
+    (tmp_path / 'tea' / '3.png').write_bytes(encode(noise_image(4, 4)))
+    source = open_source(f'folder:{tmp_path}', None, for_evaluation=True)
+    log = tmp_path / 'unreadable.log'
+    examples = EvalExamples(source, np.asarray, 4, 4)
+    found = [examples(position) for position in range(3)]
+    batch = {'wanted': [example.wanted for example in found], 'problem': [example.problem for example in found]}
+    Unreadable(source, 1.0, log).check(batch)
+    assert log.read_text(encoding='utf-8').startswith(rf'{tmp_path}/caf\xe9/1.png: not an image')
+    fail(DataError(f'{NOT_UTF8}: wrong'))
+    with Progress(1, 'images', active=False) as progress:
+        progress.write(f'{folder}\n  tea 0.5')
+    assert capsys.readouterr() == (f'{tmp_path}/caf\\xe9\n  tea 0.5\n', 'error: caf\\xe9: wrong\n')
+
+
+@pytest.mark.slow
+def test_a_run_on_a_folder(tmp_path, capsys):
+    """Natural order, a class that is not UTF-8, splits in any case: trained, resumed, and evaluated by its names."""
+    for split in ('Training', 'Valid'):
+        write_classes(tmp_path / split, {'b10': 4, 'b9': 4, NOT_UTF8: 4})
+    run = tmp_path / 'run'
+    flags = {'data': f'folder:{tmp_path}', 'train_split': 'train', 'val_split': None, 'batch_size': 4}
+    config = dataclasses.replace(TINY, **flags, val_batch_size=4, steps=2, mixup=0.0, model_ema=False)
+    loop.train(config, run)
+    assert json.loads((run / MODEL_FILE).read_text())['label_names'] == ['b9', 'b10', NOT_UTF8]
+    assert f'evaluates on 12 of folder:{tmp_path} Valid, 3 classes' in capsys.readouterr().out
+    assert train.main(['--workdir', str(run)]) == 0
+    arguments = ['--checkpoint', str(run), '--batch-size', '4', '--json']
+    found = []
+    for data in ([], ['--data', f'folder:{tmp_path}/Valid']):
+        capsys.readouterr()
+        assert evaluate.main([*arguments, *data]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    own, other = found
+    assert own['top1'] == other['top1'] and own['loss'] == pytest.approx(other['loss'])
+    assert other['classes'] == 'all 3 classes, matched by name'
+    jax.clear_caches()
