@@ -94,9 +94,8 @@ def ours(workload: Workload, *, folded: bool = False, winograd: bool = False, **
         winograd: for a folded model, use Winograd convolutions.
         options: passed to `create_model`.
     """
-    model = tresnet_jax.create_model(
-        workload.architecture, checkpoint=workload.weights, dtype=workload.dtype, **options
-    )  # fmt: skip
+    name, weights = workload.architecture, workload.weights
+    model = tresnet_jax.create_model(name, checkpoint=weights, dtype=workload.dtype, **options)
     if folded:
         model = tresnet_jax.fold_batchnorm(model, winograd=winograd)
     return JaxSide(*tresnet_jax.functional(model), workload.dtype)

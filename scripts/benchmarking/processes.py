@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tresnet_jax.errors import reason
+
 # Messages of XLA, torch and cuDNN.
 OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory', 'ALLOC_FAILED')
 
@@ -50,9 +52,8 @@ def in_new_process(job: str, arguments: dict[str, Any], threads: int | None, env
 
 
 def failure(error: Exception) -> tuple[str, bool]:
-    """Return the first line of an exception's text, and whether it means that memory ran out."""
-    text = f'{type(error).__name__}: {error}'
-    return text.splitlines()[0], any(words in text for words in OUT_OF_MEMORY)
+    """Return an exception as one line, and whether it means that memory ran out."""
+    return f'{type(error).__name__}: {reason(error)}', any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def main(job: str, arguments: str, threads: str, result: str) -> None:

@@ -93,9 +93,7 @@ def train_step(program: Program, devices: Sequence[Any]) -> tuple[Any, tuple[Any
     )
     data_config = resolve_data_config(program.model)
     apply, params, batch_stats = functional(model)
-    step, start = loop_step(
-        apply, params, num_classes=CLASSES, mean=data_config['mean'], std=data_config['std']
-    )  # fmt: skip
+    step, start = loop_step(apply, params, num_classes=CLASSES, mean=data_config['mean'], std=data_config['std'])
     state = jax.eval_shape(start, params, batch_stats)
     batch = {
         'image': jax.ShapeDtypeStruct((1, program.batch, program.image_size, program.image_size, 3), jnp.uint8),

@@ -8,6 +8,7 @@ from typing import Any
 from gpu_reporting.fingerprint import fingerprint, versions
 from gpu_reporting.program import Figures, Program
 from gpu_reporting.subprocesses import ReportError, measure_in_subprocess
+from tresnet_jax.errors import reason
 from tresnet_jax.files import save_text
 
 
@@ -59,7 +60,7 @@ def read_report(path: Path) -> dict[str, Any]:
         figures_of(document)
         return {'code': document['code']} | document
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(f'{path}: not a report that gpu_report.py wrote ({error})') from None
+        raise ReportError(f'{path}: not a report that gpu_report.py wrote ({reason(error)})') from None
 
 
 def figures_of(document: dict[str, Any]) -> dict[Program, Figures]:

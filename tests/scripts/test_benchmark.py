@@ -43,7 +43,7 @@ def test_a_turn_is_filled_with_calls(monkeypatch):
     now, calls = [0.0], []
 
     def call():
-        # What compiles, and the first call of a turn, take longer.
+        # The call that compiles and the first call of a turn take longer.
         now[0] += 5.0 if len(calls) in (0, 2) else 0.1
         calls.append(now[0])
 
@@ -54,7 +54,7 @@ def test_a_turn_is_filled_with_calls(monkeypatch):
     assert len(calls) == 2 + 1 + 4
     once = turns.timed(call, 0.05)
     calls.clear()
-    assert once() == pytest.approx(0.1) and len(calls) == 2, 'a long call counts once, behind one that does not'
+    assert once() == pytest.approx(0.1) and len(calls) == 2, 'one long call is timed, after one that is not'
 
 
 def test_spread():
@@ -78,7 +78,7 @@ MADE_UP = [
 def test_ratios_and_spreads():
     rows = {(row.what, row.batch, row.contender): row for row in results.result_rows(MADE_UP)}
     ours = rows['inference', 8, 'ours']
-    # The better of timm's medians is that of channels_last, 0.1 s; round by round its times over ours are 1, 0.5, 1.
+    # timm's better median is that of channels_last, 0.1 s. The ratios of the rounds to ours are 1, 0.5, 1.
     assert ours.ratio == pytest.approx(0.5)
     assert ours.ratio_spread == pytest.approx((1.0 - 0.5) / 1.0)
     assert (ours.unit, ours.median, ours.rounds) == ('ms', pytest.approx(200.0), 3)
@@ -159,7 +159,7 @@ def test_ours_alone(here, tmp_path, capsys):
 
 @pytest.fixture(scope='module')
 def side(tmp_path_factory):
-    """Ours with seeded weights, and what it has loaded."""
+    """Our side with seeded weights, and its workload."""
     path = tmp_path_factory.mktemp('weights') / 'test_resnet.safetensors'
     save_safetensors(path, command.draw_weights('test_resnet'))
     workload = Workload('test_resnet', str(path), 32, 'float32', 1)
@@ -235,13 +235,13 @@ def test_a_contender_that_fails(here, monkeypatch, tmp_path, capsys):
     flags = [*SMALL, '--contenders', 'ours', 'ours-folded', '--what', 'inference', '--batch-sizes', '1', '2']
     assert command.main(flags) == 1
     captured = capsys.readouterr()
-    assert captured.err == 'error: test_resnet: ours-folded was left out: RuntimeError: no luck\n'
+    assert captured.err == 'error: test_resnet: ours-folded was left out: RuntimeError: no luck with more lines\n'
     assert all(f'| test_resnet | inference | {batch} |' in captured.out for batch in (1, 2))
 
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
-    """A bench whose processes are made up; a list of what they were asked."""
+    """A bench with fake processes, and the list of their arguments."""
     asked = []
 
     def run(job, arguments, threads, environment):
@@ -261,7 +261,7 @@ def bench(monkeypatch, tmp_path):
 def test_from_the_start(bench):
     bench, asked = bench
     found = bench.from_the_start(['build', 'first_call'], 4, 1)
-    # The uncounted round has all, and timm, which fails there, has no second turn.
+    # All take part in the warm-up round; timm fails there and has no second turn.
     ours = ['ours', 'ours-folded', 'ours-cached']
     assert [name for name, *_ in asked] == [*ours, 'timm-eager', *ours[1:], 'ours']
     assert [(m.what, m.batch, m.contender, m.values) for m in found] == [
@@ -295,7 +295,7 @@ def test_a_process_of_its_own():
     assert found == {'devices': {'ours': 'cpu'}, 'failures': [['nobody', "KeyError: 'nobody'"]]}
 
 
-def test_what_fails_in_a_process_is_said(monkeypatch, tmp_path):
+def test_errors_of_a_process_are_reported(monkeypatch, tmp_path):
     def run(command, **options):
         processes.main(*command[3:6], command[6])
         return subprocess.CompletedProcess(command, 0)
@@ -308,7 +308,7 @@ def test_what_fails_in_a_process_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(processes.subprocess, 'run', lambda command, **options: killed)
     with pytest.raises(processes.JobError, match='exit code -9') as caught:
         processes.in_new_process('devices', {}, None, {})
-    assert caught.value.out_of_memory, 'the system ends what takes too much'
+    assert caught.value.out_of_memory, 'the system kills a process that takes too much memory'
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_what_fails_in_a_process_is_said(monkeypatch, tmp_path):
     ],
 )
 def test_out_of_memory(message, out):
-    assert processes.failure(RuntimeError(f'{message}\nmore')) == (f'RuntimeError: {message}', out)
+    assert processes.failure(RuntimeError(f'{message}\nmore')) == (f'RuntimeError: {message} more', out)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_bad_input(here, monkeypatch, capsys, flags, says):
     assert captured.err.count('\n') == 1 and not captured.out
 
 
-def test_who_takes_part(monkeypatch):
+def test_default_contenders(monkeypatch):
     for name, row in [*CONTENDERS.items()]:
         if not name.startswith('ours'):
             monkeypatch.setitem(CONTENDERS, name, dataclasses.replace(row, package='nowhere'))
@@ -357,7 +357,7 @@ def test_who_takes_part(monkeypatch):
     assert [row.name for row in command.choose_contenders(named)] == ['ours', 'ours-remat']
 
 
-def test_rows_are_whole():
+def test_rows_of_the_table():
     for name, row in CONTENDERS.items():
         assert isinstance(row, Contender) and row.name == name
         assert set(row.measures) <= set(MEASURES)
@@ -370,7 +370,7 @@ def test_rows_are_whole():
     }
 
 
-def test_weights_are_timms_by_name():
+def test_weights_have_timms_names():
     drawn = command.draw_weights('test_tresnet')
     assert drawn['body.conv1.conv.weight'].shape == (16, 48, 3, 3)
     assert (drawn['body.conv1.bn.weight'] < 0).any() and np.ptp(drawn['body.conv1.bn.running_var']) > 0.1

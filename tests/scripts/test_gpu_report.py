@@ -27,7 +27,7 @@ from tests.helpers.paths import FILES, ROOT, SCRIPTS
 from tresnet_jax.models.memory import MODES, memory_mode
 from tresnet_jax.variants import list_models
 
-# As XLA writes them for an H100, cut down to two layers, and made smaller to count by hand.
+# XLA's text for an H100, reduced to two small layers so that it can be counted by hand.
 TEXT = (FILES / 'gpu_program.hlo').read_text(encoding='utf-8')
 PLAN = [
     ReportRow(Program('train', 'tresnet_m', 128), largest=True),
@@ -37,7 +37,7 @@ PLAN = [
 
 
 def made_up(program: Program) -> dict:
-    """Figures that grow with the batch; less for a mode that saves memory."""
+    """Figures that grow with the batch, and more slowly in a mode that saves memory."""
     each = 20_000_000 if program.abn_memory == 'plain' else 10_000_000
     group = {'holds': 'bias', 'left': 'leaky ReLU', 'why': 'no such', 'count': 1, 'layers': ['layer1.0-2.conv1']}
     return {
@@ -56,7 +56,7 @@ def made_up(program: Program) -> dict:
 
 @pytest.fixture
 def compiled(monkeypatch) -> list[Program]:
-    """The programs that were compiled, which takes no time; and a report of three rows."""
+    """A report of three rows with fake compilations; returns the list of compiled programs."""
     done: list[Program] = []
     monkeypatch.setattr(results, 'measure_in_subprocess', lambda program: done.append(program) or made_up(program))
     monkeypatch.setattr(command, 'require_plugin', lambda: None)
@@ -64,7 +64,7 @@ def compiled(monkeypatch) -> list[Program]:
     return done
 
 
-# What is read from a program's text.
+# Parsing the text of a program.
 
 
 def test_kernels_and_bytes():
@@ -86,13 +86,13 @@ def test_kernels_and_bytes():
     image, narrow_image, map_, kernel = 4 * 384, 2 * 384, 2 * 512, 2 * 108
     casts = image + narrow_image + 3 * kernel + 2 * (16 + 8) + 64 + 32
     first = narrow_image + kernel + 8 + map_ + 2 * map_  # and its leaky ReLU
-    second = map_ + 32 + 8 + map_ + map_  # the sum reads a map more
+    second = map_ + 32 + 8 + map_ + map_  # the sum reads one more map
     gradients = 2 * (narrow_image + map_ + kernel)
     assert hlo.traffic() == casts + first + second + gradients + 2 * kernel
 
 
 def test_convolutions():
-    """By name, by what the call has in it, by what comes behind; and the operations of gradients too."""
+    """Layer names, contents of the calls, next operations, and the operation counts of gradients too."""
     assert convolutions(Hlo(TEXT)) == [
         Convolution('body.conv1.conv', True, ('bias',), ('leaky ReLU',), 2 * 512 * 27),
         Convolution('body.layer1.0.conv3.conv', True, ('bias', 'sum', 'ReLU'), (), 2 * 512 * 4),
@@ -101,14 +101,14 @@ def test_convolutions():
     ]
 
 
-def test_operands_that_are_made_of_several_have_no_layer():
+def test_operands_computed_from_several_kernels_have_no_layer():
     text = TEXT.replace('fusion(%kernel1)', 'fusion(%kernel1, %kernel2)')
     assert convolutions(Hlo(text))[0].layer == ''
     assert convolutions(Hlo(TEXT.replace('fusion(%kernel1)', 'fusion(%bias2)')))[0].layer == ''
 
 
 def test_unfused():
-    """A leaky ReLU behind the call is listed, one in it is not, and a call without a bias always is."""
+    """A leaky ReLU after the call is listed, one in the call is not, and a call without a bias always is."""
     first, second, third, _ = convolutions(Hlo(TEXT))
     (group,) = unfused([first, second, dataclasses.replace(first, layer='body.layer1.2.conv1.conv')])
     assert 'float16' in group.pop('why')
@@ -145,7 +145,7 @@ def test_programs_that_cannot_be_counted():
 
 
 def test_largest_batches_on_a_line():
-    """The first guess is the answer; what is too small for a batch of 8 has none."""
+    """The first guess is the answer; a limit too small for a batch of 8 has none."""
     asked = []
     limits = [110_000_000, 1_000_000_000, 16_000_000_000, 80_000_000_000]
     found = largest_by_bytes(lambda batch: asked.append(batch) or 100_000_000 + 20_250_000 * batch, limits, 128)
@@ -154,7 +154,7 @@ def test_largest_batches_on_a_line():
 
 
 def test_largest_batches_off_the_line():
-    """Where the guess is too large it is corrected; what does not fit is never given."""
+    """A guess that is too large is corrected; a batch that does not fit is never returned."""
     asked: dict[int, int] = {}
 
     def stepped(batch: int) -> int:
@@ -170,11 +170,11 @@ def test_largest_batches_off_the_line():
 def test_largest_batches_go_down_until_one_fits():
     asked = []
 
-    def flat_behind(batch: int) -> int:
+    def flat_beyond(batch: int) -> int:
         asked.append(batch)
         return 20_000_000 * batch if batch <= 128 else 15_990_000_000 + (batch - 780) * 1_000_000
 
-    assert largest_by_bytes(flat_behind, [16_000_000_000], 128) == [784]
+    assert largest_by_bytes(flat_beyond, [16_000_000_000], 128) == [784]
     assert asked == [64, 128, 800, 792, 784]
 
 
@@ -197,7 +197,7 @@ def test_plan():
     assert {'train tresnet_xl lean', 'train tresnet_m inplace remat', 'train resnet50d plain remat'} <= set(names)
 
 
-def test_memory_modes_differ_and_are_all():
+def test_memory_modes_are_complete_and_distinct():
     def kept(model: str) -> set:
         return {memory_mode(*mode) for mode in memory_modes(model)}
 
@@ -243,7 +243,7 @@ def test_devices():
 
 
 def test_environment(monkeypatch):
-    """The user's flags stay; autotuning, which needs a device, goes."""
+    """The user's flags stay, and autotuning, which needs a device, is switched off."""
     monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_use_runtime_fusion=true')
     assert environment()['XLA_FLAGS'] == '--xla_gpu_use_runtime_fusion=true --xla_gpu_autotune_level=0'
     assert environment()['JAX_PLATFORMS'] == 'cpu'
@@ -253,7 +253,7 @@ def test_environment(monkeypatch):
 
 
 def test_one_program_as_json(monkeypatch, capsys):
-    """Exactly one object on standard output, of a process that has the environment and this code."""
+    """Exactly one object on standard output, from a process with the right environment and this code."""
     asked = {}
 
     def process(line, env, **options):
@@ -278,8 +278,8 @@ def test_default_batches():
 
 
 def test_without_the_plugin(monkeypatch, capsys, tmp_path):
-    """One line, nothing else, and no folder is made."""
-    for name in ('xla_cuda12', 'xla_cuda13'):  # where it is installed it is hidden
+    """One line of error, and no folder is created."""
+    for name in ('xla_cuda12', 'xla_cuda13'):  # hide it if it is installed
         monkeypatch.setitem(sys.modules, f'jax_plugins.{name}', None)
     for flags in (['--model', 'test_tresnet'], ['--out', str(tmp_path / 'docs')]):
         assert command.main(flags) == 2
@@ -302,14 +302,14 @@ def test_without_the_plugin(monkeypatch, capsys, tmp_path):
         ('--diff nowhere.json', 'nowhere.json: not a report that gpu_report.py wrote'),
     ],
 )
-def test_what_a_user_can_mend(flags, message, capsys):
+def test_user_errors(flags, message, capsys):
     assert command.main(flags.split()) == 2
     out, err = capsys.readouterr()
     assert out == '' and err.startswith('error: ') and message in err and err.count('\n') == 1
 
 
 def test_a_program_that_fails(monkeypatch):
-    """What the other process says is passed on in one line."""
+    """The error of the other process is passed on in one line."""
 
     def process(code: int, stderr: str) -> str:
         done = subprocess.CompletedProcess([], code, '', stderr)
@@ -328,7 +328,7 @@ def test_a_program_that_fails(monkeypatch):
 
 
 def test_report(compiled, tmp_path, capsys):
-    """Three files, once everything is there; and nothing is compiled twice."""
+    """Three files are written when the report is complete, and nothing is compiled twice."""
     out = ['--out', str(tmp_path)]
     assert command.main([*out, '--only', 'train tresnet_m plain']) == 0
     assert [path.name for path in tmp_path.iterdir()] == ['gpu_report.partial.json']
@@ -376,7 +376,7 @@ def test_a_row_that_fails_does_not_stop_the_others(compiled, tmp_path, monkeypat
 
 
 def test_interrupted(compiled, tmp_path, monkeypatch, capsys):
-    """What was compiled is there the next time."""
+    """Figures of compiled programs are kept for the next run."""
     begun = []
 
     def run(program: Program) -> dict:
@@ -421,7 +421,7 @@ def test_diff_of_the_same():
     assert changes.changes(PLAN[2:], figures, figures) == '1 programs have the same figures as before.\n'
 
 
-def test_the_page_in_docs_shows_the_figures_beside_it():
+def test_the_page_in_docs_shows_the_figures_of_its_json_file():
     docs = ROOT / 'docs'
     figures = figures_of(read_report(docs / 'gpu_report.json'))
     found = [(row, known) for row in report_rows('h100') if (known := row.known(figures))]
@@ -467,7 +467,7 @@ def test_the_fingerprint_covers_exactly_the_traced_modules(copied):
 
 
 def test_traced_modules():
-    """Every module that the measuring process really imports is covered, packages aside."""
+    """The models, the step and the measuring modules are traced; command lines and pages are not."""
     names = set(fingerprint.traced_modules())
     models = {f'tresnet_jax.models.{path.stem}' for path in (ROOT / 'tresnet_jax' / 'models').glob('[!_]*.py')}
     assert models <= names
