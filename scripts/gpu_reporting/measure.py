@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from loop_step import loop_step
 
@@ -21,9 +22,8 @@ from gpu_reporting.devices import DEVICES, topology
 from gpu_reporting.hlo import Hlo
 from gpu_reporting.program import Figures, Program
 from tresnet_jax.data.transforms import resolve_data_config
-from tresnet_jax.factory import create_model
 from tresnet_jax.folding import fold_batchnorm
-from tresnet_jax.models.base import functional
+from tresnet_jax.models.base import ImageModel, functional
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.training.devices import AXIS
@@ -81,16 +81,7 @@ def train_step(program: Program, devices: Sequence[Any]) -> tuple[Any, tuple[Any
     step(state, batch) donates the state: parameters, statistics, momentum, counters. Images are uint8; the step
     normalises them.
     """
-    model = build_model(
-        split_name(program.model)[0],
-        num_classes=CLASSES,
-        in_chans=3,
-        rngs=ShapesOnly(),
-        dtype=program.dtype,
-        axis_name=AXIS,
-        abn_memory=program.abn_memory,
-        remat=program.remat,
-    )
+    model = _model(program, ShapesOnly(), axis_name=AXIS, abn_memory=program.abn_memory, remat=program.remat)
     data_config = resolve_data_config(program.model)
     apply, params, batch_stats = functional(model)
     step, start = loop_step(apply, params, num_classes=CLASSES, mean=data_config['mean'], std=data_config['std'])
@@ -110,7 +101,7 @@ def prediction(program: Program, devices: Sequence[Any]) -> tuple[Any, tuple[Any
     folded into the convolutions. Images (B, S, S, 3) are float32 and normalised; the results are probabilities in
     float32.
     """
-    model = create_model(split_name(program.model)[0], num_classes=CLASSES, dtype=program.dtype)
+    model = _model(program, nnx.Rngs(0))  # folding needs values
     apply, params, batch_stats = functional(fold_batchnorm(model) if program.fold else model)
 
     def predict(variables: Any, images: jax.Array) -> jax.Array:
@@ -122,6 +113,12 @@ def prediction(program: Program, devices: Sequence[Any]) -> tuple[Any, tuple[Any
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_device), ((params, batch_stats), images)
     )
     return jax.jit(predict), args
+
+
+def _model(program: Program, rngs: nnx.Rngs, **options: Any) -> ImageModel:
+    """Build the model as `create_model` does without a checkpoint, with the dtype of the program."""
+    architecture, _ = split_name(program.model)
+    return build_model(architecture, num_classes=CLASSES, in_chans=3, rngs=rngs, dtype=program.dtype, **options)
 
 
 def main() -> int:
