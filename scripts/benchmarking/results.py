@@ -57,7 +57,7 @@ class ResultRow:
     """A measurement compared with timm's.
 
     `ratio` is timm's median over this median, or the inverse for measures where more is better; above 1, this contender
-    is ahead. timm stands for the better of its contenders. Spreads are the interquartile range over the median; the
+    is ahead. For timm the better of its contenders counts. Spreads are the interquartile range over the median; the
     spread of the ratio is taken over the ratios of the rounds.
     """
 

@@ -1,4 +1,4 @@
-"""Measure each program in a process of its own, which has its own environment, may need much memory and may crash."""
+"""Measure each program in a separate process: it needs its own environment, and may need much memory or crash."""
 
 import dataclasses
 import json
