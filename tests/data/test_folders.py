@@ -201,7 +201,12 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path):
 def test_a_split_beside_classes_is_refused(tmp_path):
     write(tmp_path, 'train/steam/1.png', 'train/diesel/2.png', 'bus/3.png')
     message = refuse(f'folder:{tmp_path}')
-    assert 'is train a split or a class? It holds folders of images, but bus beside it hold images' in message
+    assert 'is train a split or a class? It holds folders of images, but bus beside it hold other images' in message
+    write(tmp_path / 'deep', 'train/steam/1.png', 'train/diesel/2.png', 'bus/city/3.png', 'bus/school/4.png')
+    assert 'is train a split or a class?' in refuse(f'folder:{tmp_path}/deep', for_evaluation=True)
+    write(tmp_path / 'more', 'train/cat/1.png', 'train/dog/2.png', 'sketch/cat/3.png')  # another split
+    assert len(open_source(f'folder:{tmp_path}/more', 'train')) == 2
+    assert len(open_source(f'folder:{tmp_path}/more', 'sketch', class_names=('cat', 'dog'))) == 1
     write(tmp_path, 'test/steam/1.png')  # two splits: bus is another folder
     assert open_source(f'folder:{tmp_path}', 'train').class_names == ('diesel', 'steam')
 

@@ -112,14 +112,14 @@ def find_splits(root: Path, where: str, *, unlabelled: bool = False) -> tuple[st
     named = [name for name in folders if split_kind(name)]
     splits = [name for name in named if has_images(root / name, below=True)]
     flat = [name for name in named if name not in splits and has_images(root / name)]
-    others = [name for name in folders if name not in named and (not splits or has_images(root / name))]
+    others = [name for name in folders if name not in named]
     if splits:
-        if others and len({*map(split_kind, splits)}) == 1 and all(has_images(root / name) for name in splits):
-            return ()
-        if others and len({*map(split_kind, splits)}) == 1:
+        if len({*map(split_kind, splits)}) == 1 and (classes := _unlike(root, splits, others)):
+            if all(has_images(root / name) for name in splits):
+                return ()
             raise DataError(
-                f'{where}: is {_listed(splits)} a split or a class? It holds folders of images, but {_listed(others)} '
-                f'beside it hold images; keep either splits or classes in {shown(root)}, or {CSV}'
+                f'{where}: is {_listed(splits)} a split or a class? It holds folders of images, but {_listed(classes)} '
+                f'beside it hold other images; keep either splits or classes in {shown(root)}, or {CSV}'
             )
         return (*splits, *(flat if unlabelled else ()))
     others = [name for name in others if _holds_images(root / name)]
@@ -132,6 +132,17 @@ def find_splits(root: Path, where: str, *, unlabelled: bool = False) -> tuple[st
         )
     _check_not_splits(root, [*flat, *others], where)
     return ()
+
+
+def _unlike(root: Path, splits: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the other folders with images that are no splits: they have none of the splits' class folders."""
+    classes = {name for split in splits for name in subfolders(root / split)}
+    return [
+        name
+        for name in others
+        if has_images(root / name)
+        or (has_images(root / name, below=True) and not classes.intersection(subfolders(root / name)))
+    ]
 
 
 def _check_not_splits(root: Path, folders: Sequence[str], where: str) -> None:
