@@ -8,6 +8,7 @@ python -m convert golden NAME TARGET
 
 import dataclasses
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from convert.golden import write_golden
 from convert.inspect import inspect
 from convert.reading import read
 from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot_errors, reference_state
+from tresnet_jax.checkpoints.choose import SeveralNetworksError
 from tresnet_jax.checkpoints.match import match, to_torch
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.twins import UNSETTLED
@@ -165,6 +167,20 @@ def convert(arguments: ConvertArguments) -> None:
     print(f'{target}: {to} layout, {size:.1f} MB, {time.monotonic() - start:.2f} s in total')
 
 
+def _inspect(arguments: InspectArguments) -> None:
+    """Print the properties of a checkpoint, or the list of its networks if it has several.
+
+    Raises:
+        ConversionError: the checkpoint cannot be read, or its metadata is wrong.
+    """
+    try:
+        inspection = inspect(arguments.file, key=arguments.key)
+        print(inspection.to_json() if arguments.json else inspection)
+    except SeveralNetworksError as error:
+        document = {'path': str(arguments.file), 'networks': error.networks}
+        print(json.dumps(document, indent=2) if arguments.json else error)
+
+
 def _verify(arguments: ConvertArguments, model: ImageModel, report: Report) -> None:
     """Print the largest relative error of each stage.
 
@@ -209,8 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         if isinstance(arguments, InspectArguments):
-            inspection = inspect(arguments.file, key=arguments.key)
-            print(inspection.to_json() if arguments.json else inspection)
+            _inspect(arguments)
         elif isinstance(arguments, GoldenArguments):
             target = arguments.target
             write_golden(

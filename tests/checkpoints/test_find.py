@@ -5,6 +5,7 @@ Each case is a pickle of NumPy arrays, which is read without torch; `tests/parit
 
 import argparse
 import collections
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,6 +38,14 @@ from tresnet_jax.checkpoints.checkpoint import COUNTER
 from tresnet_jax.checkpoints.find import WRAPPERS, clean, find
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.records import Record
+
+CHILDREN = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7', 'fc': '9'}
+
+
+def renamed_first(state: State, names: dict[str, str]) -> State:
+    """Return a state dict with other first segments."""
+    return {f'{names[key.partition(".")[0]]}.{key.partition(".")[2]}': value for key, value in state.items()}
+
 
 ARGS = argparse.Namespace(
     model='test_resnet', img_size=48, input_size=None, crop_pct=0.9, mean=None, std=[0.25, 0.25, 0.25], lr=0.1,
@@ -91,6 +100,12 @@ READ: dict[str, tuple[Any, State]] = {
     'features_only': (renamed({k: v for k, v in body(TRESNET).items()}, 'body.', 'body_'), body(TRESNET)),
     'smp without decoder': (prefixed(renamed(body(TRESNET), 'body.', 'body_'), 'encoder.model.'), body(TRESNET)),
     'Paddle pairs': ({'model': {k: ('conv2d_0.w_0', v) for k, v in RESNET.items()}}, RESNET),
+    'pairs': (list(RESNET.items()), RESNET),
+    'children': (renamed_first(RESNET, CHILDREN), RESNET),
+    'children before pooling': ({**prefixed(renamed_first(body(RESNET), CHILDREN), 'features.'),
+                                 **{f'head.1.{leaf}': RESNET[f'fc.{leaf}'] for leaf in ('weight', 'bias')}}, RESNET),
+    'body of a tresnet': (prefixed({k.removeprefix('body.'): v for k, v in body(TRESNET).items()}, 'net.0.'),
+                          body(TRESNET)),
     'no counters': ({k: v for k, v in RESNET.items() if not k.endswith(COUNTER)}, RESNET),
 }  # fmt: skip
 
@@ -160,6 +175,10 @@ def test_several_networks_are_listed(tree, keys, tmp_path, capsys):
     assert all(' parameters' in line and ('test_resnet' in line or 'test_tresnet' in line) for line in lines[1:])
     found = [to_timm(convert.read(file, key=key)).tensors for key in keys]
     assert not np.array_equal(*(next(iter(state.values())) for state in found))
+    assert main(['inspect', str(file)]) == 0
+    assert capsys.readouterr().out == f'{error.value}\n'
+    assert main(['inspect', str(file), '--json']) == 0
+    assert sorted(json.loads(capsys.readouterr().out)['networks']) == [line.strip() for line in lines[1:]]
     assert main(['inspect', str(file), '--key', keys[0]]) == 0
     printed = capsys.readouterr().out
     assert all(f'network     {key}, ' in printed for key in keys)

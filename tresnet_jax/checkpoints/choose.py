@@ -20,6 +20,18 @@ AVERAGER_COUNT = 'n_averaged'  # of torch.optim.swa_utils.AveragedModel, beside 
 STALE = 'average_model_state'  # of Lightning's StochasticWeightAveraging; its statistics of batch norm are old
 
 
+class SeveralNetworksError(ConversionError):
+    """A checkpoint has several networks, and nothing says which one is meant.
+
+    Attributes:
+        networks: 'PATH:PREFIX, architecture, parameters' of each.
+    """
+
+    def __init__(self, path: Path, networks: Sequence[Network]) -> None:
+        super().__init__(f'{path}: {_table("choose one of its networks with --key KEY (key)", networks)}')
+        self.networks = tuple(rows(networks))
+
+
 class Choice(NamedTuple):
     """The network of a checkpoint.
 
@@ -49,7 +61,8 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
         key: 'PATH' or 'PATH:PREFIX' of the network; None: the rules decide.
 
     Raises:
-        ConversionError: several networks are equally good, or none is at `key`.
+        SeveralNetworksError: several networks are equally good.
+        ConversionError: no network is at `key`.
     """
     if key is not None and not _at(networks, key):
         if networks:
@@ -65,7 +78,7 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
         best = [network for network in best if good(network)] or best
     best = _without_equal(best)
     if len(best) > 1:
-        raise ConversionError(f'{path}: {_table("choose one of its networks with --key KEY (key)", best)}')
+        raise SeveralNetworksError(path, best)
     averaged = averages[id(best[0])]
     notes = []
     locations = [network.state.location for network in candidates]

@@ -116,7 +116,10 @@ def find(tree: Any, layouts: Sequence[Layout] = TIMM_LAYOUTS) -> list[Network]:
 
 
 def state_dicts(tree: Any) -> Iterator[State]:
-    """Return each dictionary with tensors, and each pickled module as its `state_dict()`, in the order of `walk`."""
+    """Return each dictionary with tensors, and each pickled module as its `state_dict()`, in the order of `walk`.
+
+    A list of pairs (name, tensor) counts as a dictionary.
+    """
     within: set[int] = set()  # submodules of modules that were returned
     for location, container in walk(tree):
         if len(location) > MOST_NESTED:
@@ -128,6 +131,8 @@ def state_dicts(tree: Any) -> Iterator[State]:
                 yield state
             continue
         items = container.mapping if isinstance(container, Record) else container
+        if isinstance(items, list | tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in items):
+            items = {name: value for name, value in items if isinstance(name, str)}
         if not isinstance(items, dict):
             continue
         tensors = {key: t for key, value in items.items() if isinstance(key, str) and (t := _tensor(value)) is not None}
@@ -195,6 +200,12 @@ def networks_of(state: State, layouts: Sequence[Layout]) -> list[Network]:
     for key in state.tensors:
         names.setdefault(clean(key), key)
     found = [(prefix, layout) for layout in layouts for prefix in _prefixes(names, layout)][:MOST_NETWORKS]
+    # The body of a TResNet is a layout of its own, and within a whole one it is not another network.
+    found = [
+        (prefix, layout)
+        for prefix, layout in found
+        if not any(len(p) < len(prefix) and _is_member(prefix + layout.signature[0], p, other) for p, other in found)
+    ]
     if not found:
         return []
     parts = [_Parts() for _ in found]

@@ -83,7 +83,11 @@ def _describe_truncated(tensors: Mapping[str, Any], shape: Shape) -> str | None:
 
 
 def _describe_unknown(tensors: Mapping[str, Any]) -> str:
-    if len(getattr(tensors.get('conv1.weight'), 'shape', ())) == 4:
+    stems = [key for key in tensors if key == 'conv1.weight' or key.endswith('.conv1.weight')]
+    blocks = [
+        key for key in stems if key == 'conv1.weight' or f'{key.removesuffix("conv1.weight")}bn1.weight' in tensors
+    ]
+    if any(len(tensors[key].shape) == 4 and tensors[key].shape[2:] == (7, 7) for key in blocks):
         return "a plain ResNet's stem; ResNet-D has three convolutions there (timm's resnet50.d_in1k is no ResNet-D)"
     return f'neither a TResNet nor a ResNet-D (first keys: {", ".join(sorted(tensors)[:3]) or "none"})'
 

@@ -1,4 +1,4 @@
-"""The layouts that timm itself loads: its own names, those of its feature extractors, and the in-place ABN names."""
+"""The layouts that timm itself loads: its own names, those of parts of its models, and the in-place ABN names."""
 
 import re
 
@@ -20,6 +20,8 @@ IABN_NAMES = tuple(
     )
 )
 IABN_EPSILON = 1e-5  # in-place ABN scales by |gamma| + epsilon, never by gamma
+# The children of timm's ResNet with tensors, by their index.
+CHILDREN = {'0': 'conv1', '1': 'bn1', '4': 'layer1', '5': 'layer2', '6': 'layer3', '7': 'layer4', '9': 'fc'}
 OLD_STEM = ('body.conv1.0.weight', 'body.conv1.1.weight', 'body.layer1.0.conv1.0.weight')
 
 
@@ -47,6 +49,19 @@ def scale(gamma: Tensor) -> Tensor:
 
 def _from_features_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.replace('body_', 'body.', 1): value for key, value in tensors.items()}
+
+
+def _from_children(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename what `torch.nn.Sequential(*model.children())` of a ResNet-D has."""
+    renamed = {}
+    for key, value in tensors.items():
+        first, _, rest = key.partition('.')
+        renamed[f'{CHILDREN.get(first, first)}.{rest}'] = value
+    return renamed
+
+
+def _from_body(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f'body.{key}': value for key, value in tensors.items()}
 
 
 def _refuse_plain_norms(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -89,6 +104,19 @@ TIMM_LAYOUTS = (
         signature=('body_conv1.conv.weight', 'body_layer1.0.conv1.conv.weight'),
         body=r'body_\w+',
         to_timm=_from_features_only,
+    ),
+    Layout(
+        'timm body',  # of a TResNet, or the children of the whole
+        signature=('conv1.conv.weight', 'layer1.0.conv1.conv.weight'),
+        body=r'conv\d+|layer\d+',
+        to_timm=_from_body,
+    ),
+    Layout(
+        'timm children',  # of a ResNet-D
+        signature=('4.0.conv1.weight', '0.0.weight', '0.3.weight', '0.6.weight'),
+        body=r'[0-8]',
+        to_timm=_from_children,
+        classifier='9',
     ),
     INPLACE_ABN,
     Layout(
