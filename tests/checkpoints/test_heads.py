@@ -1,5 +1,6 @@
 """Classifiers in other places than timm's, and heads that are not one linear layer."""
 
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -94,6 +95,9 @@ def test_models_that_need_no_head_of_the_file(case, tmp_path):
         np.testing.assert_array_equal(convert.to_torch(model)['bn1.running_mean'], RESNET['bn1.running_mean'])
     with pytest.raises(convert.ConversionError, match='--drop-head'):
         tresnet_jax.create_model('test_resnet', checkpoint=file)
+    assert main([str(file), str(tmp_path / 'out.safetensors')]) == 0
+    model = tresnet_jax.create_model('test_resnet', checkpoint=tmp_path / 'out.safetensors')
+    np.testing.assert_array_equal(convert.to_torch(model)['bn1.running_mean'], RESNET['bn1.running_mean'])
 
 
 def test_what_is_beside_a_classifier_is_left_out_and_named(tmp_path):
@@ -126,3 +130,14 @@ def test_the_body_stays_strict(tmp_path):
 def test_a_checkpoint_by_hand_has_its_head_found_too():
     checkpoint = convert.Checkpoint(Path('a'), 'torch', {**body(RESNET), **prefixed(linear(5), 'fc.1.')}, {})
     assert convert.to_flax(checkpoint)[2].num_classes == 5
+
+
+def test_names_of_other_libraries_ask_for_the_converter(tmp_path):
+    """`create_model` takes timm's names alone; after conversion it opens the file."""
+    mmdetection = {re.sub('^bn1', 'stem.7', re.sub('^conv1', 'stem', key)): value for key, value in RESNET.items()}
+    file = saved(tmp_path, prefixed(mmdetection, 'backbone.'))
+    with pytest.raises(convert.ConversionError, match=f'first run: python -m convert {file} TARGET.safetensors'):
+        tresnet_jax.create_model('test_resnet', checkpoint=file)
+    assert main([str(file), str(tmp_path / 'out.safetensors')]) == 0
+    model = tresnet_jax.create_model('test_resnet', checkpoint=tmp_path / 'out.safetensors')
+    np.testing.assert_array_equal(convert.to_torch(model)['bn1.running_mean'], RESNET['bn1.running_mean'])

@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import convert
 import tresnet_jax
+from convert.__main__ import main
 from convert.golden import timm_model
-from tests.helpers.layouts import COUNTER, float32_state
+from tests.helpers.layouts import COUNTER, float32_state, inplace_abn_state
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.data.transforms import resolve_data_config
 
@@ -268,3 +269,34 @@ def test_slopes_of_a_pickled_tresnet(tmp_path):
     assert convert.to_flax(convert.read(tmp_path / 'a.pth'))[2].abn_slope == 1e-6
     torch.save(network('test_tresnet'), tmp_path / 'b.pth')
     assert convert.to_flax(convert.read(tmp_path / 'b.pth'))[2].abn_slope is None
+
+
+@pytest.mark.parametrize('form', ['prefix', 'classifier', 'in-place ABN', 'bottleneck', 'decoder'])
+def test_verify_takes_the_same_network(form, tmp_path, capsys):
+    """It states what agreement does not show, unless something settles it."""
+    name = 'test_tresnet' if form in ('in-place ABN', 'bottleneck') else 'test_resnet'
+    state = float32_state(name)
+    options: list[str] = []
+    body = {key: value for key, value in state.items() if not key.startswith(('fc.', 'head.'))}
+    if form == 'prefix':
+        state = {'criterion.weight': torch.ones(3)} | {f'net.{key}': value for key, value in state.items()}
+    elif form == 'classifier':
+        classifier = {f'cls.{leaf}': state[f'fc.{leaf}'] for leaf in ('weight', 'bias')}
+        state = {f'net.{key}': value for key, value in body.items()} | classifier
+    elif form == 'decoder':
+        state, options = body | {'decoder.weight': torch.ones(3, 3)}, ['--drop-head']
+    else:
+        state = {f'm.{key}': value for key, value in inplace_abn_state(name, True).items()}
+    if form == 'bottleneck':
+        del state['m.head.fc.weight'], state['m.head.fc.bias']
+        shapes = {'embedding_generator.0.weight': (64, 512), 'embedding_generator.0.bias': (64,), 'FC.weight': (10, 64),
+                  'FC.bias': (10,)}  # fmt: skip
+        state |= {f'm.head.fc.{key}': torch.randn(shape) for key, shape in shapes.items()}
+    torch.save({'a': [state]}, tmp_path / 'a.pth')
+    assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors'), '--verify', *options]) == 0
+    printed = capsys.readouterr().out
+    assert ('agrees as well' in printed) == (name == 'test_resnet')
+    if form == 'prefix':
+        (tmp_path / 'config.json').write_text(json.dumps({'architecture': name}))
+        assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors'), '--verify']) == 0
+        assert 'agrees as well' not in capsys.readouterr().out
