@@ -1,6 +1,5 @@
 """Whatever is wrong with a checkpoint, the converter says just that; whatever is only a cast, it takes."""
 
-import importlib.resources
 import re
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convert
+from tests.helpers.paths import EMBEDDED
 
-EMBEDDED = Path(str(importlib.resources.files('tresnet_jax') / 'embedded'))
 STATES = {
     name: safetensors.numpy.load_file(EMBEDDED / f'{name}.fashion_mnist.safetensors')
     for name in ('test_resnet', 'test_tresnet')

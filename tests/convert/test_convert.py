@@ -1,6 +1,5 @@
 """The converter without torch: strictness, errors, and files that are whole or not there."""
 
-import importlib.resources
 import pickle
 import subprocess
 import sys
@@ -13,9 +12,9 @@ import safetensors.numpy
 import convert
 import tresnet_jax
 from convert.__main__ import main
+from tests.helpers.paths import EMBEDDED
 from tresnet_jax.checkpoints.names import flatten, unflatten
 
-EMBEDDED = Path(str(importlib.resources.files('tresnet_jax') / 'embedded'))
 RESNET = EMBEDDED / 'test_resnet.fashion_mnist.safetensors'
 TRESNET = EMBEDDED / 'test_tresnet.fashion_mnist.safetensors'
 

@@ -1,6 +1,5 @@
 """State dicts for tests of checkpoints that need no torch."""
 
-import importlib.resources
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from tests.helpers.paths import EMBEDDED
 from tresnet_jax.checkpoints.checkpoint import COUNTER
 
 State = dict[str, np.ndarray]
-
-EMBEDDED = Path(str(importlib.resources.files('tresnet_jax') / 'embedded'))
 RESNET, TRESNET = (
     safetensors.numpy.load_file(EMBEDDED / f'{name}.fashion_mnist.safetensors')
     for name in ('test_resnet', 'test_tresnet')
@@ -48,7 +46,7 @@ def counted(state: State) -> State:
 
 
 def inserted(state: State, segment: str, depth: int) -> State:
-    """Return a state dict with a segment behind the first `depth` segments of each name."""
+    """Return a state dict with a segment after the first `depth` segments of each name."""
     names = (key.split('.') for key in state)
     return {'.'.join([*name[:depth], segment, *name[depth:]]): state['.'.join(name)] for name in names}
 

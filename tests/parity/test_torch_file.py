@@ -19,7 +19,7 @@ import timm.utils
 import torch
 from torch import nn
 
-from tests.helpers.reference import timm_model
+from convert.golden import timm_model
 from tresnet_jax.checkpoints.records import Global, Record
 from tresnet_jax.checkpoints.stored import DTYPES, StoredTensor
 from tresnet_jax.checkpoints.torch_file import load, recognise
