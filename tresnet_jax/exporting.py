@@ -23,7 +23,8 @@ from tresnet_jax.errors import reason
 from tresnet_jax.files import written_beside
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_names
-from tresnet_jax.models.base import ImageModel, functional
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.functional import functional
 from tresnet_jax.models.layers import param_dtype
 from tresnet_jax.models.winograd import TRANSFORMED_KERNEL
 from tresnet_jax.profiling import input_size

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.resources
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def create_model(
     remat: bool = False,
     features_only: bool = False,
     out_indices: tuple[int, ...] | int | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> ImageModel:
     """Build a TResNet or ResNet-D in evaluation mode.
@@ -77,6 +80,8 @@ def create_model(
         features_only: build a backbone: a call returns the feature maps of `out_indices`; later layers are removed.
         out_indices: indices of the feature maps, or n for the last n. None: timm's default, (1, 2, 3, 4) for TResNet
             and all five for ResNet-D.
+        pretrained_cfg_overlay: fields of `pretrained_cfg` to replace, such as mean, std, input_size or num_classes.
+        cache_dir: folder of downloaded files. None: the Hugging Face cache.
         rngs: random numbers for drawn weights. None: ``nnx.Rngs(0)``.
 
     Raises:
@@ -95,11 +100,14 @@ def create_model(
         >>> [x.shape for x in jax.eval_shape(backbone, images)]
         [(8, 8, 8, 16), (8, 4, 4, 32), (8, 2, 2, 256), (8, 1, 1, 512)]
     """
-    saved = read_config(name) if split_source(name) else None
+    saved = read_config(name, cache_dir) if split_source(name) else None
     architecture, tagged = (saved.architecture, saved) if saved else split_name(name)
+    if pretrained_cfg_overlay:
+        tagged = _overlaid(tagged or pretrained_config(architecture), pretrained_cfg_overlay)
+        saved = tagged if isinstance(tagged, SavedConfig) else None
     if out_indices is not None and not features_only:
         raise ValueError('out_indices is for features_only=True')
-    path = _weights_path(tagged or pretrained_config(architecture), pretrained, checkpoint)
+    path = _weights_path(tagged or pretrained_config(architecture), pretrained, checkpoint, cache_dir)
     if saved:  # arguments take precedence over the saved configuration
         global_pool = saved.global_pool if global_pool is None else global_pool
         output_stride = saved.output_stride if output_stride == 32 else output_stride
@@ -134,7 +142,26 @@ def create_model(
     return model
 
 
-def _weights_path(config: PretrainedConfig, pretrained: bool, checkpoint: str | Path | None) -> Path | None:
+def _overlaid(config: PretrainedConfig, overlay: Mapping[str, Any]) -> PretrainedConfig:
+    """Return a row with some fields replaced.
+
+    Raises:
+        ValueError: a field is unknown, or says which weights these are.
+    """
+    fields = {field.name for field in dataclasses.fields(PretrainedConfig)} - {'architecture', 'tag', 'embedded'}
+    unknown = sorted(overlay.keys() - fields)
+    if unknown:
+        raise ValueError(
+            f'pretrained_cfg_overlay cannot replace {", ".join(unknown)}; it can {", ".join(sorted(fields))}'
+        )
+    return dataclasses.replace(
+        config, **{key: tuple(value) if isinstance(value, list) else value for key, value in overlay.items()}
+    )
+
+
+def _weights_path(
+    config: PretrainedConfig, pretrained: bool, checkpoint: str | Path | None, cache_dir: str | Path | None
+) -> Path | None:
     """Return the file to load, or None to draw the weights.
 
     Raises:
@@ -148,7 +175,8 @@ def _weights_path(config: PretrainedConfig, pretrained: bool, checkpoint: str | 
         file = file_of_folder(Path(config.source.removeprefix('local-dir:')))
         if file is not None:
             return file
-    return find(config.source if isinstance(config, SavedConfig) else f'hf-hub:{config.hf_hub_id}', WEIGHTS)
+    source = config.source if isinstance(config, SavedConfig) else f'hf-hub:{config.hf_hub_id}'
+    return find(source, WEIGHTS, cache_dir)
 
 
 def _stated_config(config: PretrainedConfig, model: ImageModel, report: Report) -> PretrainedConfig:

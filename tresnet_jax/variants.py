@@ -22,6 +22,7 @@ class Family:
         name: 'tresnet' or 'resnetd'.
         first_conv, classifier: names of the first convolution and of the last linear layer, without the leaf.
         stages: prefix of a stage's name, before its number.
+        stem_pattern: timm's regular expression for the names of the stem.
         convolution: suffix of a convolution's name in a block, between 'conv1' and the leaf.
         stem_block: edge, in pixels, of the blocks that space-to-depth moves into the channels; 1 without it.
         input_multiple: number that the height and width of an image must be multiples of.
@@ -38,6 +39,7 @@ class Family:
     first_conv: str
     classifier: str
     stages: str
+    stem_pattern: str
     convolution: str
     stem_block: int
     input_multiple: int
@@ -55,13 +57,14 @@ class Family:
 
 
 TRESNET = Family(
-    name='tresnet', first_conv='body.conv1.conv', classifier='head.fc', stages='body.layer', convolution='.conv',
-    stem_block=4, input_multiple=4, min_input=20, default_slope=1e-3,
+    name='tresnet', first_conv='body.conv1.conv', classifier='head.fc', stages='body.layer',
+    stem_pattern=r'^body\.conv1', convolution='.conv', stem_block=4, input_multiple=4, min_input=20, default_slope=1e-3,
     stem_slope=1e-2,  # torch's default; the paper's authors did not change it in the stem
     feature_indices=(1, 2, 3, 4), output_strides=(32,), card_crops=True, card_counts_norms=False,
 )  # fmt: skip
 RESNETD = Family(
-    name='resnetd', first_conv='conv1.0', classifier='fc', stages='layer', convolution='', stem_block=1,
+    name='resnetd', first_conv='conv1.0', classifier='fc', stages='layer', stem_pattern='^conv1|bn1|maxpool',
+    convolution='', stem_block=1,
     input_multiple=1, min_input=1, default_slope=None, stem_slope=None, feature_indices=(0, 1, 2, 3, 4),
     output_strides=(8, 16, 32), card_crops=False, card_counts_norms=True,
 )  # fmt: skip

@@ -23,8 +23,9 @@ from gpu_reporting.hlo import Hlo
 from gpu_reporting.program import Figures, Program
 from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.folding import fold_batchnorm
-from tresnet_jax.models.base import ImageModel, functional
+from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import build_model
+from tresnet_jax.models.functional import functional
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.training.devices import AXIS
 from tresnet_jax.training.step import over_devices

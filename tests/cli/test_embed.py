@@ -19,7 +19,7 @@ from tresnet_jax.cli import embed as embed_command
 from tresnet_jax.cli.embed import main
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
 from tresnet_jax.errors import ConversionError
-from tresnet_jax.models.base import functional
+from tresnet_jax.models.functional import functional
 from tresnet_jax.training import embedding
 
 NAME = 'test_resnet.fashion_mnist'

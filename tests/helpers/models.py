@@ -5,8 +5,9 @@ import numpy as np
 from flax import nnx
 
 import tresnet_jax
-from tresnet_jax.models.base import ImageModel, Tree, functional
+from tresnet_jax.models.base import ImageModel, Tree
 from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.functional import functional
 
 SMALL = ('test_resnet', 'test_tresnet')
 EMBEDDED_TAGS = ('test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist')

@@ -10,7 +10,7 @@ import optax
 
 import tresnet_jax
 from tresnet_jax.checkpoints.run import save_description
-from tresnet_jax.models.base import functional
+from tresnet_jax.models.functional import functional
 from tresnet_jax.training.batches import eval_data_config
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, save_config

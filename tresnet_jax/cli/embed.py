@@ -12,7 +12,7 @@ from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_inputs
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.folding import fold_batchnorm
-from tresnet_jax.models.base import functional
+from tresnet_jax.models.functional import functional
 from tresnet_jax.training.devices import Hosts, replicate
 from tresnet_jax.training.embedding import Shards, digest, embed, make_feature_step
 from tresnet_jax.training.step import over_devices

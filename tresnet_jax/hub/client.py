@@ -44,12 +44,13 @@ def split_source(name: str) -> tuple[str, str] | None:
     return kind, location
 
 
-def find(source: str, filenames: Sequence[str]) -> Path:
+def find(source: str, filenames: Sequence[str], cache_dir: str | Path | None = None) -> Path:
     """Return the first of these files that a source has, downloaded unless the cache has its newest version.
 
     Args:
         source: 'local-dir:FOLDER', 'hf-hub:org/name', or 'hf-hub:org/name@revision'.
         filenames: file names in order of preference.
+        cache_dir: folder of downloaded files. None: the Hugging Face cache.
 
     Raises:
         HubError: the source has none of the files; or the hub is unreachable or denies access, the download is
@@ -58,7 +59,7 @@ def find(source: str, filenames: Sequence[str]) -> Path:
     kind, location = split_source(source) or ('', '')
     if kind == 'hf-hub':
         repository, _, revision = location.partition('@')
-        return _download(repository, revision or None, filenames)
+        return _download(repository, revision or None, filenames, cache_dir)
     folder = Path(location)
     if not folder.is_dir():
         raise HubError(f'{source}: no such folder')
@@ -68,7 +69,7 @@ def find(source: str, filenames: Sequence[str]) -> Path:
     raise HubError(f'{source}: no {" or ".join(filenames)} in this folder')
 
 
-def _download(repository: str, revision: str | None, filenames: Sequence[str]) -> Path:
+def _download(repository: str, revision: str | None, filenames: Sequence[str], cache_dir: str | Path | None) -> Path:
     remedy = _remedy(repository, filenames)
     try:
         import huggingface_hub as client
@@ -89,22 +90,27 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str]) -
             continue
         except Exception as error:  # from the client, its HTTP library or the system; in each case try the cache
             for name in filenames:
-                cached = client.try_to_load_from_cache(repository, name, revision=revision)
+                cached = client.try_to_load_from_cache(repository, name, cache_dir, revision)
                 if isinstance(cached, str):
-                    return _verified(Path(cached), None, repository)
+                    return _verified(Path(cached), None, repository, cache_dir)
             raise HubError(
                 f'{repository}: {_explain(error)}, and {" or ".join(filenames)} is not in the cache '
-                f'{constants.HF_HUB_CACHE}; {remedy}'
+                f'{cache_dir or constants.HF_HUB_CACHE}; {remedy}'
             ) from None
         try:
             path = client.hf_hub_download(
-                repository, filename, revision=revision, library_name='tresnet_jax', tqdm_class=_bounded_bar()
+                repository,
+                filename,
+                revision=revision,
+                cache_dir=cache_dir,
+                library_name='tresnet_jax',
+                tqdm_class=_bounded_bar(),
             )
         except Exception as error:
             raise HubError(
                 f'{repository}: {filename} could not be downloaded: {_explain(error)}; try again, or {remedy}'
             ) from None
-        return _verified(Path(path), remote.etag, repository)
+        return _verified(Path(path), remote.etag, repository, cache_dir)
     raise HubError(f'{repository}: there is no {" or ".join(filenames)} in this repository')
 
 
@@ -136,7 +142,7 @@ def _bounded_bar() -> Any:
     return BoundedBar
 
 
-def _verified(path: Path, announced: str | None, repository: str) -> Path:
+def _verified(path: Path, announced: str | None, repository: str, cache_dir: str | Path | None) -> Path:
     """Return a file of the cache after comparing its SHA-256 with the announced one; the client checks only the length.
 
     The ETag of a large file is its SHA-256, and the cache uses it as the name of the file that the path links to. Small
@@ -147,6 +153,7 @@ def _verified(path: Path, announced: str | None, repository: str) -> Path:
         path: the file in the cache.
         announced: the ETag; None: read it from the cache.
         repository: name for messages.
+        cache_dir: the cache. None: the Hugging Face cache.
 
     Raises:
         HubError: the checksum differs; the file is removed from the cache.
@@ -161,7 +168,9 @@ def _verified(path: Path, announced: str | None, repository: str) -> Path:
         return path
     found = sha256(path)
     if found != wanted:
-        remedy = 'it was removed from the cache; try again' if _remove(path) else f'remove {path} and try again'
+        remedy = (
+            'it was removed from the cache; try again' if _remove(path, cache_dir) else f'remove {path} and try again'
+        )
         raise HubError(
             f'{repository}: {path.name} does not have the announced checksum (SHA-256 {found}, not {wanted}); {remedy}'
         )
@@ -183,11 +192,11 @@ def _record(digest: str) -> Path | None:
         return None
 
 
-def _remove(path: Path) -> bool:
+def _remove(path: Path, cache_dir: str | Path | None) -> bool:
     """Delete a file of the cache and the files that it links to; return whether that succeeded."""
     from huggingface_hub import constants
 
-    cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
     try:
         while path.is_relative_to(cache):  # a link that leaves the cache leads to the user's own file
             target = os.path.normpath(path.parent / os.readlink(path)) if path.is_symlink() else None

@@ -47,15 +47,19 @@ class SavedConfig(PretrainedConfig):
         return self.source.removeprefix('hf-hub:') if self.source.startswith('hf-hub:') else None
 
 
-def read_config(source: str) -> SavedConfig:
+def read_config(source: str, cache_dir: str | Path | None = None) -> SavedConfig:
     """Read the ``config.json`` of 'hf-hub:org/name' or 'local-dir:FOLDER'.
 
     Files, URLs and repositories that it names are ignored.
 
+    Args:
+        source: the repository or the folder.
+        cache_dir: folder of downloaded files. None: the Hugging Face cache.
+
     Raises:
         HubError: there is no config.json, it is not timm's, or it describes a model that we do not support.
     """
-    path = find(source, [CONFIG])
+    path = find(source, [CONFIG], cache_dir)
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """The base class of TResNet and ResNet-D, their residual blocks, and the functional form of a model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,7 +73,7 @@ class ImageModel(nnx.Module):
         output_stride: pixels of the image per pixel of the last feature map, along one edge.
         global_pool: name of the pooling before the classifier.
         dtype: the compute dtype.
-        memory: the memory mode, which `set_memory` sets.
+        memory, abn_memory: the memory mode and its name, which `set_memory` sets.
         architecture: name of the architecture; '' for a model that is not in the table.
         pretrained_cfg: the row of its tag, or of the architecture's default tag.
         out_indices: indices of the feature maps that a backbone returns; None for a classifier.
@@ -99,6 +100,7 @@ class ImageModel(nnx.Module):
         self.head_drop = Dropout(drop_rate)
         self.dtype = jnp.dtype(dtype)
         self.memory = PLAIN
+        self.abn_memory = 'plain'
         self.architecture: str = ''
         self.pretrained_cfg: PretrainedConfig | None = None
         self.out_indices: tuple[int, ...] | None = None
@@ -121,8 +123,7 @@ class ImageModel(nnx.Module):
         """Return the dicts of `FeatureInfo` for the stem and all four stages."""
         raise NotImplementedError
 
-    def get_classifier(self) -> nnx.Module:
-        """Return the last linear layer; an Identity if there are no classes."""
+    def _classifier(self) -> nnx.Module:
         raise NotImplementedError
 
     def _set_classifier(self, fc: nnx.Module) -> None:
@@ -150,7 +151,9 @@ class ImageModel(nnx.Module):
         x: jax.Array,
         indices: int | Sequence[int] | None = None,
         *,
+        norm: bool = False,
         stop_early: bool = False,
+        output_fmt: str = 'NHWC',
         intermediates_only: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Any:
@@ -160,19 +163,24 @@ class ImageModel(nnx.Module):
             x: images, (B, H, W, in_chans).
             indices: which maps of `feature_info`: n for the last n, a sequence of indices (negative ones count from
                 the end), or None for all.
+            norm: accepted as in timm, without effect: these networks have no norm after a stage.
             stop_early: compute nothing after the last chosen map, which is then returned as the last one.
+            output_fmt: order of the axes of the maps in the list, 'NHWC' or 'NCHW'.
             intermediates_only: return only the list.
             rngs: random streams; needed in training mode with random layers.
 
         Raises:
-            ValueError: an index is out of range.
+            ValueError: an index is out of range, or the format is unknown.
         """
+        del norm
+        if output_fmt not in ('NHWC', 'NCHW'):
+            raise ValueError(f"output_fmt must be 'NHWC' or 'NCHW', got {output_fmt!r}")
         chosen = take_indices(len(self._stages()) + 1, indices)
         maps: list[jax.Array] = []
         last = x
         for index, last in enumerate(self._feature_maps(x, rngs)):
             if index in chosen:
-                maps.append(last)
+                maps.append(last if output_fmt == 'NHWC' else last.transpose(0, 3, 1, 2))
             if index == max(chosen) and (stop_early or intermediates_only):
                 break
         return maps if intermediates_only else (last, maps)
@@ -180,7 +188,7 @@ class ImageModel(nnx.Module):
     def forward_head(self, x: jax.Array, pre_logits: bool = False, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Return the logits of a feature map; with `pre_logits`, the pooled vector after dropout."""
         x = self.head_drop(global_pool(x, self.global_pool), rngs)
-        return x if pre_logits else self.get_classifier()(x)
+        return x if pre_logits else self._classifier()(x)
 
     def _feature_maps(self, x: jax.Array, rngs: nnx.Rngs | None) -> Iterator[jax.Array]:
         """Yield the outputs of the stem and of each stage; each is computed when it is requested."""
@@ -204,7 +212,31 @@ class ImageModel(nnx.Module):
         """Channels, reduction and timm's name of each feature map; for a backbone, of those it returns."""
         return FeatureInfo(self._all_feature_info()[: len(self._stages()) + 1], self.out_indices)
 
-    # Changes to the head and the trunk.
+    @property
+    def default_cfg(self) -> PretrainedConfig | None:
+        """`pretrained_cfg`, by timm's older name."""
+        return self.pretrained_cfg
+
+    # The head and the trunk.
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Number of features that the classifier takes."""
+        return self.num_features * pool_multiplier(self.global_pool)
+
+    def get_classifier(self, name_only: bool = False) -> Any:
+        """Return the last linear layer, an Identity if there are no classes; or its name, 'fc' or 'head.fc'."""
+        return self.config.family.classifier if name_only else self._classifier()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return timm's regular expressions that group parameters by name into the stem and the blocks.
+
+        Args:
+            coarse: group by stage instead of by block.
+        """
+        family = self.config.family
+        stage = rf'^{re.escape(family.stages)}(\d+)'
+        return {'stem': family.stem_pattern, 'blocks': stage if coarse else rf'{stage}\.(\d+)'}
 
     def reset_classifier(
         self, num_classes: int, global_pool: str | None = None, *, rngs: nnx.Rngs | None = None
@@ -238,20 +270,26 @@ class ImageModel(nnx.Module):
         self._set_classifier(fc)
         self.num_classes = num_classes
 
-    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1) -> list[int]:
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Remove the head and the stages that the chosen feature maps do not need. Return the chosen indices.
 
         Args:
             indices: the feature maps to keep, as in `forward_intermediates`.
+            prune_norm: accepted as in timm, without effect: these networks have no norm after the last stage.
+            prune_head: remove the head even if the last stage is kept. Without the last stage it is always removed.
 
         Raises:
             ValueError: an index is out of range.
         """
+        del prune_norm
         chosen = take_indices(len(self._stages()) + 1, indices)
         self.num_features = self._all_feature_info()[max(chosen)]['num_chs']
         for i in range(max(chosen) + 1, 5):
             setattr(self._trunk(), f'layer{i}', nnx.List([]))
-        self.reset_classifier(0, '')
+        if prune_head or max(chosen) < 4:
+            self.reset_classifier(0, '')
         return chosen
 
     # Training.
@@ -267,7 +305,7 @@ class ImageModel(nnx.Module):
         if name not in PARTS:
             raise ValueError(f'unknown part {name!r}; expected one of backbone, {", ".join(PARTS)}')
         if name == 'head':
-            return [self.get_classifier()]
+            return [self._classifier()]
         trunk = self._trunk()
         return [getattr(trunk, attribute) for attribute in part_attributes(name) if hasattr(trunk, attribute)]
 
@@ -286,10 +324,15 @@ class ImageModel(nnx.Module):
             )
         for norm in norms:
             norm.invert = memory.invert
+        self.abn_memory = abn_memory
         for block in [block for stage in self._stages() for block in stage]:
             block.memory = memory
         self.memory = memory
         return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> 'ImageModel':
+        """Recompute each block in the backward pass, or stop doing so: `remat` of `set_memory`, by timm's name."""
+        return self.set_memory(self.abn_memory, remat=enable)
 
     def train(self, **attributes: Any) -> 'ImageModel':
         """Switch to training mode. Return the model, as torch does.
@@ -306,56 +349,3 @@ class ImageModel(nnx.Module):
         """Switch to evaluation mode. Return the model, as torch does."""
         super().eval(**attributes)
         return self
-
-
-def functional(model: ImageModel, frozen: Sequence[str] = ()) -> tuple[Callable[..., Any], Tree, Tree]:
-    """Return the pure form of a model: ``apply, params, batch_stats``.
-
-    Both trees are nested dicts of arrays; their paths are timm's names except for the leaf. `apply` holds
-    no arrays and works under jit, grad, vmap, pmap and JAX's other transformations::
-
-        logits = apply(params, batch_stats, x)
-        logits, batch_stats = apply(params, batch_stats, x, train=True, rngs={'dropout': key})
-        features = apply(params, batch_stats, x, method='forward_features')
-
-    `rngs` may be omitted if no layer is random.
-
-    Args:
-        model: a model of `create_model`.
-        frozen: parts ('backbone', 'stem', 'layer1', ..., 'head') that stay in evaluation mode during training: their
-            batch norm uses its running statistics and does not update them.
-
-    Raises:
-        ValueError: an unknown part.
-
-    Example:
-        >>> import jax, tresnet_jax
-        >>> model = tresnet_jax.create_model('test_resnet', num_classes=5)
-        >>> apply, params, batch_stats = tresnet_jax.functional(model)
-        >>> params['layer1'][0]['conv1']['kernel'].shape
-        (3, 3, 32, 32)
-        >>> jax.eval_shape(apply, params, batch_stats, jax.numpy.zeros((2, 64, 64, 3))).shape
-        (2, 5)
-    """
-    for name in frozen:
-        model.part(name)
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-
-    def apply(
-        params: Tree,
-        batch_stats: Tree,
-        x: jax.Array,
-        *args: Any,
-        train: bool = False,
-        rngs: Mapping[str, jax.Array] | None = None,
-        method: str = '__call__',
-        **kwargs: Any,
-    ) -> Any:
-        m = nnx.merge(graphdef, params, batch_stats)
-        m = m.train() if train else m.eval()
-        for module in [module for name in frozen for module in m.part(name)]:
-            module.eval()
-        out = getattr(m, method)(x, *args, rngs=None if rngs is None else nnx.Rngs(**rngs), **kwargs)
-        return (out, nnx.to_pure_dict(nnx.state(m, nnx.BatchStat))) if train else out
-
-    return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)

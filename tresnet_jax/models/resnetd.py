@@ -206,7 +206,7 @@ class ResNetD(ImageModel):
             info.append({'num_chs': channels, 'reduction': reduction, 'module': f'layer{stage + 1}'})
         return info
 
-    def get_classifier(self) -> nnx.Module:
+    def _classifier(self) -> nnx.Module:
         return self.fc
 
     def _set_classifier(self, fc: nnx.Module) -> None:

@@ -237,7 +237,7 @@ class TResNet(ImageModel):
             info.append({'num_chs': channels, 'reduction': 4 * 2**stage, 'module': f'body.layer{stage + 1}'})
         return info
 
-    def get_classifier(self) -> nnx.Module:
+    def _classifier(self) -> nnx.Module:
         return self.head.fc
 
     def _set_classifier(self, fc: nnx.Module) -> None:

@@ -17,7 +17,8 @@ from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.sources import Source, open_source
 from tresnet_jax.errors import TrainingError, reason
 from tresnet_jax.factory import create_model
-from tresnet_jax.models.base import ImageModel, functional
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.functional import functional
 from tresnet_jax.training.batches import check_transforms, eval_batches, eval_data_config, train_batches
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, save_config
