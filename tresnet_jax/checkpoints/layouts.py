@@ -76,7 +76,7 @@ def to_timm(checkpoint: Checkpoint) -> TimmState:
     tensors = {**network.tensors, **head.tensors}
     arrays = {key: value.numpy() for key, value in tensors.items()}
     weight = arrays.get(f'{head_key(architecture)}.weight') if architecture else None
-    classes = 0 if weight is None else len(weight)
+    classes = weight.shape[0] if weight is not None and weight.ndim else 0
     return TimmState(
         layout=network.layout.name,
         tensors=arrays,

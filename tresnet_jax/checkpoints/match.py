@@ -248,7 +248,7 @@ def _match_head(
             f'classifier give --model {architecture} or --num-classes {classes} (num_classes={classes}), to drop it '
             f'--drop-head (num_classes=0)'
         )
-    if num_classes is not None and (foreign or num_classes != classes):
+    if num_classes is not None and (foreign or not num_classes or num_classes != classes):
         why = foreign or f'the file has {classes} classes, {num_classes} were requested'
         prefix = head.partition('.')[0] + '.'
         dropped = [key for key in tensors if key.startswith(prefix)]
