@@ -299,3 +299,12 @@ def test_importing_does_not_ask_for_the_client():
 
 def test_the_bias_is_worth_comparing(bias):
     assert np.std(bias) > 0
+
+
+def test_cache_dir_holds_what_is_downloaded(worker, home, repository, bias, tmp_path):
+    """Configuration and weights go to the given folder, not to the Hugging Face cache, and are found there again."""
+    for _ in range(2):
+        assert worker.create(f'hf-hub:{repository}', cache_dir=str(tmp_path))['bias'] == bias
+    folder = tmp_path / f'models--{repository.replace("/", "--")}'
+    assert sorted(path.name for path in folder.glob('snapshots/*/*')) == ['config.json', 'model.safetensors']
+    assert cached(home, repository) == []
