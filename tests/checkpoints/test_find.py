@@ -35,6 +35,7 @@ from tests.helpers.states import (
     without,
 )  # fmt: skip
 from tresnet_jax.checkpoints.checkpoint import COUNTER
+from tresnet_jax.checkpoints.choose import is_average
 from tresnet_jax.checkpoints.find import WRAPPERS, clean, find
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.records import Record
@@ -249,6 +250,44 @@ def test_pickled_modules_give_their_state_dict():
     assert [network.key for network in networks] == ['model']
     assert networks[0].state.tensors.keys() == RESNET.keys() | {'kept'}
     assert networks[0].architecture == 'test_resnet' and list(networks[0].beside) == ['kept']
+
+
+@pytest.mark.parametrize(
+    'segment, average',
+    [('ema', True), ('state_dict_ema', True), ('model_ema', True), ('ema_model', True), ('module_ema', True),
+     ('EMA', True), ('ModelEMA', True), ('modelEma', True), ('ema_0.9999', True), ('swa_state', True), ('ema2', True),
+     ('averaged_model', True), ('shadow', True), ('schema', False), ('cinema', False), ('model', False),
+     ('avgpool', False), ('teacher', False), ('swamp', False), ('EMAil', False)],
+)  # fmt: skip
+def test_names_of_averages(segment, average):
+    for tree in ({segment: RESNET}, prefixed(RESNET, f'{segment}.')):
+        (network,) = find(tree)
+        assert is_average(tree, network) == average
+
+
+def test_only_averages(tmp_path):
+    checkpoint = convert.read(saved(tmp_path, {'ema': RESNET}), ema=False)
+    assert 'the file has no raw weights, only their average' in checkpoint.notes
+    assert 'PaddleClas stores the raw weights' in convert.read(saved(tmp_path, RESNET, 'a.pdema')).notes[0]
+
+
+def test_the_two_families_side_by_side(tmp_path):
+    """What belongs to one is not beside the other, so that its classifier is found elsewhere."""
+    tree = {'model': {**prefixed(body(RESNET), 'a.'), 'fc.weight': RESNET['fc.weight'], 'fc.bias': RESNET['fc.bias'],
+                      **prefixed(TRESNET, 'b.')}}  # fmt: skip
+    assert_is(to_timm(convert.read(saved(tmp_path, tree), key='model:a')).tensors, RESNET)
+    checkpoint = convert.read(saved(tmp_path, tree), key='model:b')
+    assert not any(key.startswith('a.') for key in checkpoint.tensors)
+    assert_is(to_timm(checkpoint).tensors, TRESNET)
+
+
+def test_names_that_differ_in_wrappers_only(tmp_path):
+    """Neither is dropped silently."""
+    twice = {**RESNET, '_orig_mod.bn1.weight': RESNET['bn1.weight']}
+    report = convert.to_flax(convert.read(saved(tmp_path, twice)))[2]
+    assert 'left out 1 tensor (_orig_mod.bn1)' in report.notes
+    networks = find({**RESNET, **prefixed(RAW, '_orig_mod.')})
+    assert [network.key for network in networks] == ['', ':_orig_mod']
 
 
 def test_layouts_are_asked_in_order_and_only_of_their_own_names():

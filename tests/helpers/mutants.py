@@ -750,7 +750,7 @@ MUTANTS = (
     row('gamma + 1e-5 with its sign', 'inplace_abn', (timm_layouts, 'np', like(np, abs=lambda x: x))),
     row('gamma as it is', 'inplace_abn', (timm_layouts, 'scale', lambda gamma: gamma)),
     row('|gamma| + 1e-5 twice', 'inplace_abn', (timm_layouts, 'scale', scale_twice)),
-    row('blur filters are weights', 'inplace_abn', (find, 'NO_WEIGHTS', {})),
+    row('blur filters are weights', 'inplace_abn', (find, 'NOT_WEIGHTS', {})),
     row('|gamma| + 1e-5 of a converted file', 'converted_gammas', (params, 'to_timm', gammas_of_any_layout)),
     row('|gamma| + 1e-5 in 16 bits', 'half_gammas', (timm_layouts, 'np', like(np, promote_types=lambda a, _: a))),
     # Transforms.

@@ -14,8 +14,10 @@ from tresnet_jax.checkpoints.records import children
 from tresnet_jax.checkpoints.stored import StoredTensor
 from tresnet_jax.errors import ConversionError, listing
 
-# Segments of a location or a prefix that mark averaged weights: state_dict_ema, model_ema, ema, ema_model, module_ema.
-AVERAGE = re.compile(r'(.*_)?(ema|swa|avg|averaged?)(_.*)?|shadow(_.*)?', re.I)
+# Segments of a location or a prefix that mark averaged weights: state_dict_ema, ema, ema_model, module_ema, ModelEMA.
+AVERAGE = re.compile(
+    r'(.*[_-])?(?i:ema|swa|avg|averaged?|averaging|polyak|shadow)\d*([._-].*)?|.*(EMA|Ema)([^a-z].*)?', re.S
+)
 AVERAGER_COUNT = 'n_averaged'  # of torch.optim.swa_utils.AveragedModel, beside the averaged module
 STALE = 'average_model_state'  # of Lightning's StochasticWeightAveraging; its statistics of batch norm are old
 
@@ -40,7 +42,7 @@ class Choice(NamedTuple):
         averaged: whether its weights are an average.
         networks: all networks, equal ones included.
         has_average: whether one of all is an average.
-        notes: what the selection has to say, one line each.
+        notes: what was selected, one line each.
     """
 
     network: Network
@@ -87,6 +89,8 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
         kinds = {averages[id(network)] for network in candidates}
         kind = (', the average' if averaged else ', the raw weights') if len(kinds) > 1 else ''
         notes.append(f'took {taken!r} of the file{kind}')
+    if averaged and not ema:
+        notes.append('the file has no raw weights, only their average')
     return Choice(best[0], averaged, tuple(networks), any(averages.values()), tuple(notes))
 
 
@@ -126,7 +130,7 @@ def is_average(tree: Any, network: Network) -> bool:
     location = network.state.location
     if BUFFER_PREFIX + '*' in location:
         return False
-    node, parts = tree, [*location]
+    node = tree
     for part in location:
         keys = _keys(node)
         if part in ('state_dict', 'ema_state_dict') and 'ema_state_dict' in keys and _is_mmengine(node):
@@ -134,14 +138,14 @@ def is_average(tree: Any, network: Network) -> bool:
         if part in ('state_dict', 'current_model_state') and keys & {'current_model_state', 'averaging_state'}:
             return part == 'state_dict'
         node = next((child for name, child in children(node) if name == part), None)
-    names = network.state.tensors
-    if any(f'{BUFFER_PREFIX}{key.replace(".", "_")}' in _keys(node) for key in network.keys.values()):
+    keys = _keys(node)
+    if any(f'{BUFFER_PREFIX}{key.replace(".", "_")}' in keys for key in network.keys.values()):
         return True
     segments = network.prefix.split('.')
-    owners = {'.'.join(segments[:count]) for count in range(len(segments))}
-    if any(AVERAGER_COUNT in names if not owner else f'{owner}.{AVERAGER_COUNT}' in names for owner in owners):
+    owners = ['.'.join(segments[:count]) for count in range(len(segments))]
+    if any(f'{owner}.{AVERAGER_COUNT}'.removeprefix('.') in network.state.tensors for owner in owners):
         return True
-    return any(AVERAGE.fullmatch(part) for part in (*parts, *segments))
+    return any(AVERAGE.fullmatch(part) for part in (*location, *segments))
 
 
 def _keys(node: Any) -> set[str]:

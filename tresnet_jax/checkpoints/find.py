@@ -1,6 +1,6 @@
 """Find TResNets and ResNet-Ds in a checkpoint, whatever contains them and whatever precedes their names.
 
-The way: the containers of a file -> state dicts -> names without wrappers -> prefixes by the distinctive names of the
+The steps: containers of a file -> state dicts -> names without wrappers -> prefixes, by the distinctive names of the
 layouts -> timm's names. `choose.py` selects one of several networks.
 """
 
@@ -25,14 +25,14 @@ MOST_NETWORKS = 64  # in one dictionary; a limit for files that are made to be s
 
 # Segments that torch.compile, FSDP and activation checkpointing insert into names, at any place.
 WRAPPERS = frozenset(('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'))
-# Last segments of tensors that are no weights: operations counted by thop, the averager's count, the blur's constants.
-NO_WEIGHTS = {
+# Last segments of tensors that are not weights: thop's numbers of operations, the averager's counter, blur filters.
+NOT_WEIGHTS = {
     'total_ops': 'counters of a profiler',
     'total_params': 'counters of a profiler',
     'n_averaged': "an averager's counter",
     'filt': 'blur filters, which are constants',
 }
-AVERAGER = NO_WEIGHTS['n_averaged']
+AVERAGER = NOT_WEIGHTS['n_averaged']
 SCALAR_COUNTERS = ('step', 'steps', 'initted', 'updates')  # of averagers, as the last segment
 BUFFER_PREFIX = 'ema_'  # of mmcv 1: 'ema_backbone_stem_0_weight' holds the raw weight of 'backbone.stem.0.weight'
 
@@ -61,6 +61,7 @@ class Network:
         layout: how the tensors are named.
         tensors: timm's key -> tensor, of the body and of the classifier in its own place.
         keys: timm's key -> key in the state, for tensors that are only renamed.
+        own: the keys in the state of all tensors that are not of another network.
         counters: timm's key of a counter of batch norm -> its value.
         beside: key in the state, without wrappers -> tensor that belongs neither to the body nor to the classifier.
         left_out: 'counters of a profiler', ... -> number of tensors.
@@ -72,6 +73,7 @@ class Network:
     layout: Layout
     tensors: dict[str, Tensor]
     keys: dict[str, str]
+    own: tuple[str, ...]
     counters: dict[str, Tensor]
     beside: dict[str, Tensor]
     left_out: dict[str, int]
@@ -196,10 +198,10 @@ def clean(key: str) -> str:
 
 def networks_of(state: State, layouts: Sequence[Layout]) -> list[Network]:
     """Return the networks of one dictionary or module; their order is that of the layouts."""
-    names: dict[str, str] = {}  # without wrappers -> as stored; of two that differ in wrappers only, the first counts
+    names: dict[str, str] = {}  # without wrappers -> as stored
     for key in state.tensors:
-        names.setdefault(clean(key), key)
-    found = [(prefix, layout) for layout in layouts for prefix in _prefixes(names, layout)][:MOST_NETWORKS]
+        names[key if clean(key) in names else clean(key)] = key
+    found = [(prefix, layout) for layout in layouts for prefix in _prefixes(names, layout)]
     # The body of a TResNet is a layout of its own, and within a whole one it is not another network.
     found = [
         (prefix, layout)
@@ -220,7 +222,7 @@ def _prefixes(names: Mapping[str, Any], layout: Layout) -> list[str]:
     prefixes = [name.removesuffix(first) for name in names if name == first or name.endswith(f'.{first}')]
     return [
         prefix
-        for prefix in prefixes
+        for prefix in prefixes[:MOST_NETWORKS]
         if all(prefix + other in names for other in others)
         and not any(part in name for part in layout.absent for name in names if name.startswith(prefix))
     ]
@@ -228,8 +230,9 @@ def _prefixes(names: Mapping[str, Any], layout: Layout) -> list[str]:
 
 @dataclasses.dataclass
 class _Parts:
-    """The tensors of a network and what is beside it, by name without wrappers."""
+    """The tensors of a network and those beside it, by name without wrappers; `names` has all of these names."""
 
+    names: list[str] = dataclasses.field(default_factory=list)
     body: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     counters: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     beside: dict[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -247,8 +250,9 @@ def _assign(name: str, value: Tensor, found: list[tuple[str, Layout]], parts: li
         prefix, part = found[i][0], parts[i]
         if nearest and len(prefix) < longest:
             continue
-        if leaf in NO_WEIGHTS or leaf in SCALAR_COUNTERS and math.prod(value.shape) == 1:
-            what = NO_WEIGHTS.get(leaf, AVERAGER)
+        part.names.append(name)
+        if leaf in NOT_WEIGHTS or leaf in SCALAR_COUNTERS and math.prod(value.shape) == 1:
+            what = NOT_WEIGHTS.get(leaf, AVERAGER)
             part.left_out[what] = part.left_out.get(what, 0) + 1
         elif leaf == COUNTER:
             part.counters[name] = value
@@ -271,13 +275,14 @@ def _network(state: State, names: dict[str, str], prefix: str, layout: Layout, p
             problem = f"{layout.name} names that two tensors share under timm's names; another network"
     except ValueError as error:
         problem = str(error)
-    own = {id(value): prefix + name for name, value in parts.body.items()}
-    keys = {key: names[own[id(value)]] for key, value in tensors.items() if id(value) in own}
+    stored = {id(value): prefix + name for name, value in parts.body.items()}
+    keys = {key: names[stored[id(value)]] for key, value in tensors.items() if id(value) in stored}
     counters = {}
     for key in keys:
         owner, _, leaf = key.rpartition('.')
         if leaf == 'running_var':
-            counter = f'{own[id(tensors[key])].rpartition(".")[0]}.{COUNTER}'
+            counter = f'{stored[id(tensors[key])].rpartition(".")[0]}.{COUNTER}'
             if counter in parts.counters:
                 counters[f'{owner}.{COUNTER}'] = parts.counters[counter]
-    return Network(state, prefix, layout, tensors, keys, counters, parts.beside, parts.left_out, problem)
+    own = tuple(names[name] for name in parts.names)
+    return Network(state, prefix, layout, tensors, keys, own, counters, parts.beside, parts.left_out, problem)

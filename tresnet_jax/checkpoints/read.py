@@ -142,6 +142,8 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
     if network.problem:
         raise ConversionError(f'{path}: holds {network.problem}')
     stated, notes = Stated(class_name_lists(tree)), choice.notes
+    if path.suffix == '.pdema':
+        notes += ('PaddleClas stores the raw weights in .pdema files, and the average in .pdparams',)
     if network.architecture is not None:
         function = twins.check_function(source, network)
         images = data_config(tree, network.architecture)
@@ -151,7 +153,7 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
     return Checkpoint(
         path,
         content.container,
-        _arrays(network.state.tensors),
+        _arrays({key: network.state.tensors[key] for key in network.own}),
         content.metadata,
         _joined(network.state.location),
         choice.has_average,
