@@ -34,8 +34,7 @@ def network(architecture: str) -> Tensors:
     return zeros(expected_shapes(architecture_shape(architecture)))
 
 
-@pytest.mark.parametrize('name', ARCHITECTURES)
-@pytest.mark.parametrize('in_chans', [1, 3])
+@pytest.mark.parametrize('name, in_chans', [*((name, 3) for name in ARCHITECTURES), ('resnet18d', 1), ('tresnet_m', 1)])
 def test_they_are_those_of_the_model(name, in_chans):
     model = build_model(name, num_classes=7, in_chans=in_chans, rngs=ShapesOnly())
     state = convert.to_torch(*zero_trees(model))
