@@ -20,12 +20,16 @@ FUNCTIONS = (
     'convert.save_torch',
     'convert.to_flax',
     'convert.to_torch',
+    'tresnet_jax.card_image_size',
     'tresnet_jax.class_names',
     'tresnet_jax.create_model',
+    'tresnet_jax.export',
     'tresnet_jax.fold_batchnorm',
     'tresnet_jax.functional',
     'tresnet_jax.list_models',
     'tresnet_jax.list_pretrained',
+    'tresnet_jax.load_exported',
+    'tresnet_jax.profile',
     'tresnet_jax.save_pretrained',
 )
 
