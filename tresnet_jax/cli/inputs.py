@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from tresnet_jax.checkpoints.run import stored_label_names
+from tresnet_jax.checkpoints.run import CHECKPOINTS, stored_label_names
 from tresnet_jax.checkpoints.shards import file_of_folder
 from tresnet_jax.data.class_matching import ClassMatch, match_classes
 from tresnet_jax.data.images import warn_narrow_range
@@ -113,7 +113,8 @@ def load_inputs(
         DataError, ValueError: as `open_source` and `create_model`.
     """
     folder = flags.checkpoint if flags.checkpoint is not None and flags.checkpoint.is_dir() else None
-    run = load_config(folder) if folder is not None and file_of_folder(folder) is None else None
+    is_run = folder is not None and ((folder / CHECKPOINTS).is_dir() or file_of_folder(folder) is None)
+    run = load_config(folder) if folder is not None and is_run else None
     name = flags.model or (_name_of(run) if run else None)
     if name is None:
         raise TrainingError('which model? give --model NAME, or --checkpoint RUN')
