@@ -167,7 +167,7 @@ def test_readable_errors(uninterrupted, tmp_path, capsys):
     assert 'no_such_model' in error_of(capsys, *new, '--model', 'no_such_model')
     for flags, what in (
         (('--aa', 'rand-w0'), "training images: auto_augment 'rand-w0': 'w0' is unknown"),
-        (('--scale', '0.5', '0.1'), 'training images: scale must be two rising shares'),
+        (('--scale', '0.5', '0.1'), 'training images: scale must be two increasing numbers in (0, 1]'),
         (('--ratio', '2', '1'), 'training images: ratio must be'),
         (('--train-interpolation', 'cubic'), 'training images: interpolation must be one of random'),
         (('--interpolation', 'cubic'), 'evaluation images: interpolation must be one of nearest'),
