@@ -23,6 +23,7 @@ FUNCTIONS = (
     'tresnet_jax.card_image_size',
     'tresnet_jax.class_names',
     'tresnet_jax.create_model',
+    'tresnet_jax.create_transform',
     'tresnet_jax.export',
     'tresnet_jax.fold_batchnorm',
     'tresnet_jax.functional',
@@ -30,6 +31,7 @@ FUNCTIONS = (
     'tresnet_jax.list_pretrained',
     'tresnet_jax.load_exported',
     'tresnet_jax.profile',
+    'tresnet_jax.resolve_data_config',
     'tresnet_jax.save_pretrained',
 )
 

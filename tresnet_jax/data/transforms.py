@@ -42,6 +42,12 @@ def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, A
 
     Raises:
         ValueError: the name is unknown.
+
+    Example:
+        >>> import tresnet_jax
+        >>> config = tresnet_jax.resolve_data_config('resnet50d.a1_in1k', use_test_size=True)
+        >>> config['input_size'], config['crop_pct'], config['interpolation']
+        ((3, 288, 288), 1.0, 'bicubic')
     """
     if isinstance(source, str):
         source = pretrained_config(source)
@@ -174,6 +180,14 @@ def create_transform(
 
     Raises:
         ValueError: an argument is out of range.
+
+    Example:
+        >>> import tresnet_jax
+        >>> from PIL import Image
+        >>> transform = tresnet_jax.create_transform(**tresnet_jax.resolve_data_config('tresnet_m'))
+        >>> x = transform(Image.new('RGB', (500, 375), 'white'))
+        >>> x.shape, x.dtype.name, float(x.max())
+        ((224, 224, 3), 'float32', 1.0)
     """
     height, width = height_width(input_size, 'input_size', channels=True)
     if interpolation not in INTERPOLATIONS:
