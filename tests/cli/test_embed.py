@@ -15,6 +15,7 @@ import tresnet_jax
 from tests.helpers.images import write_classes
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import free_port
+from tresnet_jax.cli import common
 from tresnet_jax.cli import embed as embed_command
 from tresnet_jax.cli.embed import main
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
@@ -28,8 +29,9 @@ DATA = ('--data', 'embedded:fashion_mnist', '--split', 'test[:60]')
 
 
 @pytest.fixture
-def embed(capsys):
-    """Run the command line; gives exit code, standard output, standard error."""
+def embed(capsys, monkeypatch):
+    """Run the command line; gives exit code, standard output, standard error without lines of progress."""
+    monkeypatch.setattr(common, 'INTERVAL', float('inf'))
 
     def embed(*arguments) -> tuple[int, str, str]:
         code = main([str(a) for a in arguments])
