@@ -50,16 +50,6 @@ def read(
         ConversionError: the file is missing, empty, truncated, corrupt or of another kind, holds no tensors, or holds
             several networks, of which `key` must name one; or its configuration says that it is another network; Orbax
             is needed and not installed; the folder is not a run, or the run has no such checkpoint.
-
-    Example:
-        >>> import convert
-        >>> from tresnet_jax.factory import embedded_path
-        >>> from tresnet_jax.variants import PRETRAINED
-        >>> checkpoint = convert.read(embedded_path(PRETRAINED['test_resnet.fashion_mnist']))
-        >>> checkpoint.container, len(checkpoint.tensors)
-        ('safetensors', 92)
-        >>> checkpoint.tensors['fc.weight'].dtype, checkpoint.tensors['fc.weight'].shape
-        (dtype('float16'), (10, 96))
     """
     path = Path(path)
     if not path.exists():
