@@ -61,8 +61,8 @@ def test_optimiser_and_schedule(recipe):
     data = torch.randn(STEPS, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     @jax.jit
-    def step(params, state, x, y):
-        updates, state = optimizer.update(jax.grad(our_loss)(params, x, y), state, params)
+    def step(params, state, x, y, number):
+        updates, state = optimizer.update(jax.grad(our_loss)(params, x, y), state, params, step=number)
         return jax.tree.map(lambda p, u: p + u, params, updates), state
 
     for i, (x, y) in enumerate((batch[:, :3], batch[:, 3:]) for batch in data):
@@ -72,7 +72,7 @@ def test_optimiser_and_schedule(recipe):
         if config.clip_grad:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
         theirs.step()
-        params, state = step(params, state, x.numpy(), y.numpy())
+        params, state = step(params, state, x.numpy(), y.numpy(), i)
         for ours, other in (
             (params['layer1'][0]['kernel'], model.layer1[0].weight.T),
             (params['layer1'][0]['bias'], model.layer1[0].bias),

@@ -66,20 +66,21 @@ def run(config: TrainConfig, *, devices: int = 1, steps: int = 3, batches=batch)
     return state, metrics
 
 
+def mean_loss(params, values: dict[str, np.ndarray]) -> jax.Array:
+    """Return the mean cross entropy of a whole batch."""
+    logits = toy(params, None, (values['image'] / 255 - 0.5) / 0.25)
+    return -jax.nn.log_softmax(logits)[jnp.arange(BATCH), values['label']].mean()
+
+
 def test_gradient_of_one_step():
     """The first step is minus the rate times the gradient of the mean cross entropy over all devices."""
-    params, stats = toy_trees()
+    params, _ = toy_trees()
     values = batch()
-
-    def loss(params):
-        logits = toy(params, stats, (values['image'] / 255 - 0.5) / 0.25)
-        return -jax.nn.log_softmax(logits)[jnp.arange(BATCH), values['label']].mean()
-
     config = dataclasses.replace(PLAIN, weight_decay=0.0)
     state, (metrics,) = run(config, devices=4, steps=1)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(mean_loss)(params, values))
     assert_close(state.params, expected, 1e-13)
-    assert float(metrics['loss']) == pytest.approx(float(loss(params)), rel=1e-12)
+    assert float(metrics['loss']) == pytest.approx(float(mean_loss(params, values)), rel=1e-12)
 
 
 @pytest.mark.parametrize('parts', [2, 4])
@@ -124,6 +125,26 @@ def test_bad_steps_are_left_out():
         for name in ('params', 'batch_stats', 'opt_state', 'ema'):
             a, b = (jax.tree.leaves(getattr(state, name)) for state in (before, after))
             assert any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True)) is moves
+
+
+def test_the_schedule_counts_skipped_steps():
+    """The step after a skipped one has the rate that the loop logs, as in torch, whose schedulers count batches."""
+    options = {'momentum': 0.0, 'weight_decay': 0.0, 'sched': 'step', 'decay_epochs': 1, 'decay_rate': 0.5}
+    config = dataclasses.replace(PLAIN, **options, skip_nonfinite=2)
+    schedule = create_schedule(config, 10, 1)
+    params, stats = jax.tree.map(jnp.asarray, toy_trees())
+    optimizer = create_optimizer(config, schedule, params)
+    step = over_devices(make_train_step(fails_on_white, optimizer, config, num_classes=CLASSES, mean=MEAN, std=STD))
+    state = create_state(params, stats, optimizer, ema=False)
+    white = batch() | {'image': np.full_like(batch()['image'], 255)}
+    for number, values in enumerate((white, batch(1), white, batch(2))):
+        before = state.params
+        state, metrics = step(state, shares(values, 1))
+        if metrics['finite']:
+            assert float(schedule(number)) == 0.1 * 0.5**number
+            gradient = jax.grad(mean_loss)(before, values)
+            assert_close(state.params, jax.tree.map(lambda p, g: p - 0.1 * 0.5**number * g, before, gradient), 1e-13)  # noqa: B023
+    assert (int(state.step), int(state.nonfinite)) == (4, 2)
 
 
 def test_frozen_parts_keep_their_bits():

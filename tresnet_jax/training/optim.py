@@ -63,8 +63,27 @@ def scale_each(factors: Tree) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def create_optimizer(config: TrainConfig, schedule: optax.Schedule, params: Tree) -> optax.GradientTransformation:
+def scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Return the transformation that multiplies updates by minus the learning rate of the `step` given to ``update``.
+
+    ``optax.scale_by_schedule`` counts its own updates, and would fall behind the run at each skipped step.
+    """
+
+    def update(updates, state, params=None, *, step, **others):
+        del params, others
+        rate = jnp.asarray(schedule(step))
+        return jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def create_optimizer(
+    config: TrainConfig, schedule: optax.Schedule, params: Tree
+) -> optax.GradientTransformationExtraArgs:
     """Return the optimiser: gradient clipping, weight decay, SGD or AdamW, and the factor of each layer.
+
+    Its ``update`` takes the number of the step as `step`, which counts skipped steps too, as timm and torch do: they
+    move the schedule on at each batch, whether or not its gradient was used.
 
     Only kernels have weight decay ("true weight decay", Bag of Tricks, arXiv:1812.01187). Parameters with one axis,
     which are biases and norms, have none. SGD adds it to the gradient before the momentum, as in torch; in AdamW it is
@@ -84,10 +103,10 @@ def create_optimizer(config: TrainConfig, schedule: optax.Schedule, params: Tree
         chain += [
             optax.add_decayed_weights(config.weight_decay, kernels),
             optax.trace(config.momentum, nesterov=config.opt == 'sgd'),
-            optax.scale_by_learning_rate(schedule),
         ]
     else:
-        chain.append(optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels))
+        chain += [optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay, kernels)]
+    chain.append(scale_by_rate(schedule))
     if config.layer_decay is not None:
         chain.append(scale_each(layer_scales(params, config.layer_decay)))
     optimizer = optax.chain(*chain)

@@ -104,7 +104,7 @@ def over_devices(
 
 def make_train_step(
     apply: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     config: TrainConfig,
     *,
     num_classes: int,
@@ -118,7 +118,7 @@ def make_train_step(
 
     Args:
         apply: as ``functional(model, config.freeze)`` returns it.
-        optimizer: as `create_optimizer` returns it.
+        optimizer: as `create_optimizer` returns it; another one of optax needs ``optax.with_extra_args_support``.
         config: augmentation, smoothing, accumulation, moving average, frozen parts, skipped steps.
         num_classes: number of classes of the model.
         mean, std: normalisation of each channel, for values in [0, 1].
@@ -144,7 +144,7 @@ def make_train_step(
         grads, batch_stats, metrics = _accumulated(gradient, state, key, batch, config.accumulate)
         # Average the running statistics even when batch norm is not synchronised: evaluation uses one copy.
         grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
