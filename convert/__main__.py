@@ -28,37 +28,33 @@ from tresnet_jax.checkpoints.match import match, to_torch
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.twins import UNSETTLED
 from tresnet_jax.checkpoints.write import save_flax, save_torch
-from tresnet_jax.cli.common import fail, parse, quiet_libraries
+from tresnet_jax.cli.common import closed_output, fail, parse, quiet_libraries
 from tresnet_jax.errors import ConversionError, MissingExtraError
 from tresnet_jax.factory import embedded_path
 from tresnet_jax.files import sha256
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import fill
+from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, check_options, flag
 from tresnet_jax.variants import PRETRAINED, pretrained_config
-
-
-def _argument(metavar: str, default: str | None = None) -> Any:
-    """Return how ``--help`` shows a flag: its metavar and, for a default of None, a description of the default."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=default and f'(default: {default})')
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertArguments:
     """Convert a checkpoint of a TResNet or ResNet-D between PyTorch (timm) and Flax."""
 
-    source: Annotated[Path, tyro.conf.Positional, _argument('SOURCE')]
+    source: Annotated[Path, tyro.conf.Positional, flag('SOURCE')]
     """A checkpoint file, the index or folder of several files, or a training run's folder."""
 
-    target: Annotated[Path, tyro.conf.Positional, _argument('TARGET')]
+    target: Annotated[Path, tyro.conf.Positional, flag('TARGET')]
     """The file to write: .safetensors, or also .pth, .pt or .bin with --to torch."""
 
-    model: Annotated[str | None, _argument('NAME', 'found from the shapes')] = None
+    model: Annotated[str | None, flag('NAME', 'found from the shapes')] = None
     """Architecture, with or without a tag, such as tresnet_m.miil_in1k."""
 
-    to: Annotated[Literal['flax', 'torch'] | None, _argument('{flax,torch}', 'the one that SOURCE is not')] = None
+    to: Annotated[Literal['flax', 'torch'] | None, flag('{flax,torch}', 'the one that SOURCE is not')] = None
     """Layout to write."""
 
-    num_classes: Annotated[int | None, _argument('N', 'keep the classifier')] = None
+    num_classes: Annotated[int | None, NOT_NEGATIVE, flag('N', 'keep the classifier')] = None
     """Keep the classifier only if it has this number of classes."""
 
     drop_head: bool = False
@@ -67,19 +63,19 @@ class ConvertArguments:
     ema: bool = True
     """Take the averaged weights of a training checkpoint if it has them, as timm does."""
 
-    step: Annotated[int | Literal['best', 'latest'] | None, _argument('N|best|latest', 'best')] = None
+    step: Annotated[int | Literal['best', 'latest'] | None, NOT_NEGATIVE, flag('N|best|latest', 'best')] = None
     """Checkpoint of a training run; best has the best top-1."""
 
-    key: Annotated[str | None, _argument('PATH[:PREFIX]', 'the best network, if that is one')] = None
+    key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if that is one')] = None
     """Network of a file that has several, as inspect lists them: state_dict:student."""
 
-    abn_slope: Annotated[float | None, _argument('SLOPE', "the one that SOURCE states, else timm's 1e-3")] = None
+    abn_slope: Annotated[float | None, POSITIVE, flag('SLOPE', "the one that SOURCE states, else timm's 1e-3")] = None
     """Slope of the leaky ReLUs in training, kept for loading: 1e-6 for the original second version."""
 
     verify: bool = False
     """Compare the result with timm's outputs, stage by stage, and write it only if they agree."""
 
-    plot: Annotated[Path | None, _argument('FILE', 'no chart')] = None
+    plot: Annotated[Path | None, flag('FILE', 'no chart')] = None
     """With --verify, also write a bar chart of the errors as PNG."""
 
 
@@ -87,10 +83,10 @@ class ConvertArguments:
 class InspectArguments:
     """Describe a checkpoint: layout, architecture, tag, classes, dtypes, digest."""
 
-    file: Annotated[Path, tyro.conf.Positional, _argument('FILE')]
+    file: Annotated[Path, tyro.conf.Positional, flag('FILE')]
     """A checkpoint file, the index or folder of several files, or a training run's folder."""
 
-    key: Annotated[str | None, _argument('PATH[:PREFIX]', 'the best network, if that is one')] = None
+    key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if that is one')] = None
     """Network of a file that has several."""
 
     json: bool = False
@@ -101,13 +97,13 @@ class InspectArguments:
 class GoldenArguments:
     """Store timm's outputs for a seeded image in a small file, to check a port without torch."""
 
-    name: Annotated[str, tyro.conf.Positional, _argument('NAME')]
+    name: Annotated[str, tyro.conf.Positional, flag('NAME')]
     """Architecture, with or without a tag."""
 
-    target: Annotated[Path, tyro.conf.Positional, _argument('TARGET')]
+    target: Annotated[Path, tyro.conf.Positional, flag('TARGET')]
     """The .safetensors file to write."""
 
-    checkpoint: Annotated[Path | None, _argument('FILE', 'seeded weights, which NumPy alone can reproduce')] = None
+    checkpoint: Annotated[Path | None, flag('FILE', 'seeded weights, which NumPy alone can reproduce')] = None
     """Weights."""
 
     image_size: int = 64
@@ -136,6 +132,8 @@ def convert(arguments: ConvertArguments) -> None:
     """
     start = time.monotonic()
     source, target = arguments.source, arguments.target
+    if arguments.plot is not None and not arguments.verify:
+        raise ConversionError('--plot shows the errors that --verify measures; give --verify too')
     if arguments.drop_head and arguments.num_classes:
         raise ConversionError('--drop-head and --num-classes contradict each other; give one of them')
     model, params, batch_stats, report = match(
@@ -224,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(SUBCOMMANDS, argv, description=DESCRIPTION, pairs=True)
     quiet_libraries()
     try:
+        check_options(arguments, ConversionError)
         if isinstance(arguments, InspectArguments):
             _inspect(arguments)
         elif isinstance(arguments, GoldenArguments):
@@ -244,4 +243,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    with closed_output():
+        raise SystemExit(main())

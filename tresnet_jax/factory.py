@@ -32,7 +32,7 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int | None = None,
     global_pool: str | None = None,
-    output_stride: int = 32,
+    output_stride: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     abn_slope: float | None = None,
@@ -61,7 +61,8 @@ def create_model(
             checkpoint's adapts the first convolution as timm does.
         global_pool: 'avg', 'max', 'avgmax' or 'catavgmax', each also with the prefix 'fast', or '' for none. None:
             timm's default.
-        output_stride: 32; for ResNet-D also 16 or 8, which dilate the last stages instead of striding.
+        output_stride: 32; for ResNet-D also 16 or 8, which dilate the last stages instead of striding. None: that of
+            the repository or folder, else 32.
         drop_rate: rate of the dropout before the classifier.
         drop_path_rate: rate of stochastic depth in the last block; it rises linearly from 0 in the first block.
         abn_slope: slope of TResNet's leaky ReLUs. None: the checkpoint's, else timm's 1e-3. The original second
@@ -110,10 +111,10 @@ def create_model(
     path = _weights_path(tagged or pretrained_config(architecture), pretrained, checkpoint, cache_dir)
     if saved:  # arguments take precedence over the saved configuration
         global_pool = saved.global_pool if global_pool is None else global_pool
-        output_stride = saved.output_stride if output_stride == 32 else output_stride
+        output_stride = saved.output_stride if output_stride is None else output_stride
     options = {
         'global_pool': global_pool,
-        'output_stride': output_stride,
+        'output_stride': 32 if output_stride is None else output_stride,
         'drop_rate': drop_rate,
         'drop_path_rate': drop_path_rate,
         'abn_slope': abn_slope,

@@ -143,6 +143,28 @@ def test_help_shows_the_name_of_the_program(started, name, program, monkeypatch,
     assert capsys.readouterr().out.startswith(f'usage: {name.replace("NAME", program)} ')
 
 
+@pytest.mark.parametrize('program', COMMAND_LINES)
+def test_help_without_none(program, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [program, *(['convert'] if program == 'convert' else []), '--help'])
+    with pytest.raises(SystemExit):
+        getattr(start, program)()
+    assert 'None' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('program', ['train', 'convert'])
+def test_the_reader_of_the_output_has_gone(program, monkeypatch, capsys):
+    """As in `train.py --help | head -1`: no traceback, neither at once nor when Python exits."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, 'argv', [program, '--help'])
+    with open(writer, 'w') as output:
+        monkeypatch.setattr(sys, 'stdout', output)
+        with pytest.raises(SystemExit) as stop:
+            getattr(start, program)()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == ''
+
+
 def show(total: int, active: bool = True) -> None:
     with Progress(total, 'images', active) as progress:
         for done in range(1, total + 1):

@@ -62,6 +62,23 @@ def test_wrong_usage(arguments, capsys):
     assert 'None' not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (
+            ['SOURCE', 'TARGET', '--plot', 'chart.png'],
+            '--plot shows the errors that --verify measures; give --verify too',
+        ),
+        (['SOURCE', 'TARGET', '--num-classes', '-1'], '--num-classes must be not negative, got -1'),
+        (['SOURCE', 'TARGET', '--abn-slope', '0'], '--abn-slope must be positive, got 0.0'),
+        (['SOURCE', 'TARGET', '--step', '-1'], '--step must be not negative, got -1'),
+    ],
+)
+def test_wrong_values(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f'error: {message}\n'
+
+
 def test_convert_is_the_default(tmp_path):
     """SOURCE TARGET with options anywhere, and after the name of the subcommand."""
     orders = (

@@ -63,6 +63,10 @@ def test_what_is_asked_for_goes_before_what_was_saved(folder):
     name = f'local-dir:{folder}'
     adapted = tresnet_jax.create_model(name, pretrained=True, num_classes=3, in_chans=1, global_pool='max')
     assert shape(adapted) == ('test_resnet', 3, 1, 'max', 32)
+    change(folder, model_args__output_stride=8)
+    for stride, expected in ((None, 8), (16, 16), (32, 32)):
+        model = tresnet_jax.create_model(name, output_stride=stride)
+        assert model.output_stride == expected
     backbone = tresnet_jax.create_model(name, pretrained=True, features_only=True)
     assert backbone.out_indices == (0, 1, 2, 3, 4) and backbone.num_classes == 0
 

@@ -1,9 +1,11 @@
 """Shared by all command lines: the parser, one-line errors, quiet libraries and progress."""
 
+import contextlib
 import logging
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +73,19 @@ def quiet_libraries() -> None:
 def _printable(text: str) -> str:
     """Return lines of text with the names of files that are not UTF-8 escaped, which cannot be printed as they are."""
     return '\n'.join(map(shown, text.split('\n')))
+
+
+@contextlib.contextmanager
+def closed_output() -> Iterator[None]:
+    """End the program with exit code 1 and without a message if the reader of its output, such as `head`, has gone."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # now, because an error in Python's own flush at the end cannot be caught
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 class Progress:

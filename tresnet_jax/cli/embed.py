@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import tyro
@@ -13,6 +14,7 @@ from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_input
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.models.functional import functional
+from tresnet_jax.options import POSITIVE, check_options
 from tresnet_jax.training.devices import Hosts, replicate
 from tresnet_jax.training.embedding import Shards, digest, embed, make_feature_step
 from tresnet_jax.training.step import over_devices
@@ -31,7 +33,7 @@ class EmbedArguments:
     """Folder of the features. Finished files of the same model and data are kept."""
     flags: tyro.conf.OmitArgPrefixes[InputFlags]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
-    shard_size: int = 16384
+    shard_size: Annotated[int, POSITIVE] = 16384
     """Images per file, rounded down to whole batches, at least one batch."""
 
 
@@ -40,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(EmbedArguments, argv, default=EmbedArguments(tyro.MISSING, InputFlags()))
     quiet_libraries()
     try:
-        if arguments.shard_size < 1:
-            raise TrainingError(f'--shard-size must be positive, got {arguments.shard_size}')
+        check_options(arguments, TrainingError)
         inputs = load_inputs(arguments.flags, arguments.hosts, split='train', num_classes=0, unlabelled=True)
         print(write_features(arguments, inputs))
     except ValueError as error:  # the library's errors are ValueErrors of one readable line

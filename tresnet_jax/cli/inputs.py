@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from tresnet_jax.checkpoints.run import CHECKPOINTS, stored_label_names
 from tresnet_jax.checkpoints.shards import file_of_folder
@@ -21,6 +20,7 @@ from tresnet_jax.factory import create_model
 from tresnet_jax.hub.client import split_source
 from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.models.base import ImageModel
+from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, SHARE, check_options, flag
 from tresnet_jax.training.config import TrainConfig, load_config
 from tresnet_jax.training.devices import Hosts, local_devices, set_up
 from tresnet_jax.variants import split_name
@@ -30,39 +30,40 @@ from tresnet_jax.variants import split_name
 class InputFlags:
     """The model, the images, and how they are processed."""
 
-    model: Annotated[str | None, tyro.conf.arg(metavar='NAME')] = None
-    """Architecture, with a tag to select pretrained weights. Not needed with --checkpoint RUN."""
+    model: Annotated[str | None, flag('NAME', 'that of the run')] = None
+    """Architecture, with a tag to select pretrained weights."""
     pretrained: bool = False
     """Load the pretrained weights of the tag."""
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Path | None, flag('FILE', 'none')] = None
     """Load the weights of this file or training run."""
-    data: str | None = None
-    """tfds:NAME, folder:DIR, csv:FILE, npz:FILE or embedded:fashion_mnist. Default: the data of the run."""
-    data_dir: Path | None = None
-    """Folder of TensorFlow Datasets, or that relative paths start from. Default: that of the run, or TFDS's own."""
-    split: str | None = None
+    data: Annotated[str | None, flag('DATA', 'the data of the run')] = None
+    """tfds:NAME, folder:DIR, csv:FILE, npz:FILE or embedded:fashion_mnist."""
+    data_dir: Annotated[Path | None, flag('DIR', "that of the run, or TFDS's own")] = None
+    """Folder of TensorFlow Datasets, or that relative paths start from."""
+    split: Annotated[str | None, flag('SPLIT', 'validation, or else test')] = None
     """Split, or a part of one: 'validation[:1000]'. For folder:DIR, also the name of a folder in DIR."""
-    max_value: float | None = None
-    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files. Default: that of the run, or 65535
-    in 16 bits."""
+    max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
+    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     test_size: bool = False
     """Use the image size and crop of the best published accuracy."""
-    image_size: int | None = None
-    """Edge of the square images in pixels. Default: that of the tag or the run."""
-    crop_pct: float | None = None
-    """Edge of the crop over the edge of the resized image. Default: that of the tag or the run."""
-    batch_size: int = 256
+    image_size: Annotated[int | None, POSITIVE, flag('PIXELS', 'that of the tag or the run')] = None
+    """Edge of the square images in pixels."""
+    crop_pct: Annotated[float | None, POSITIVE, flag('SHARE', 'that of the tag or the run')] = None
+    """Edge of the crop over the edge of the resized image."""
+    batch_size: Annotated[int, POSITIVE] = 256
     """Images per step, over all devices and hosts."""
-    dtype: Literal['float32', 'bfloat16', 'float64'] | None = None
-    """Compute dtype. Default: that of the run, or float32."""
-    threads: int = 8
+    dtype: Annotated[Literal['float32', 'bfloat16', 'float64'] | None, flag('DTYPE', 'that of the run, or float32')] = (
+        None
+    )
+    """Compute dtype: float32, bfloat16 or float64."""
+    threads: Annotated[int, POSITIVE] = 8
     """Decoding threads in each process."""
-    workers: int = 0
+    workers: Annotated[int, NOT_NEGATIVE] = 0
     """Decoding processes; 0: decode in threads of this process."""
-    max_unreadable: float = 0.01
+    max_unreadable: Annotated[float, SHARE] = 0.01
     """Largest share of unreadable images, which are skipped."""
-    devices: int | None = None
-    """Devices of this host to use; on a CPU, the number of virtual devices. Default: all."""
+    devices: Annotated[int | None, POSITIVE, flag('N', 'all')] = None
+    """Devices of this host to use; on a CPU, the number of virtual devices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def load_inputs(
     if flags.batch_size % device_count:
         raise TrainingError(f'--batch-size {flags.batch_size} must be a multiple of {device_count} devices')
     source = _open(flags, run, split, unlabelled)
-    max_value = flags.max_value or (run.max_value if run else None)
+    max_value = flags.max_value if flags.max_value is not None or run is None else run.max_value
     if max_value is None and jax.process_index() == 0:
         warn_narrow_range(lambda index: source[index]['image'], len(source), source.name)
     model = create_model(
@@ -193,14 +194,11 @@ def match_inputs(inputs: Inputs) -> ClassMatch:
 
 def _check(flags: InputFlags, name: str, run: TrainConfig | None) -> None:
     """Raises TrainingError if a flag is missing, contradicts another or is out of range."""
+    check_options(flags, TrainingError)
     if flags.pretrained == (flags.checkpoint is not None):
         raise TrainingError(f'which weights of {name}? give either --pretrained or --checkpoint')
     if flags.data is None and run is None:
         raise TrainingError('which images? give --data')
-    for flag in ('image_size', 'crop_pct', 'batch_size', 'threads', 'devices', 'max_value'):
-        value = getattr(flags, flag)
-        if value is not None and value <= 0:
-            raise TrainingError(f'--{flag.replace("_", "-")} must be positive, got {value}')
 
 
 def _name_of(run: TrainConfig) -> str:

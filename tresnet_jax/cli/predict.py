@@ -25,6 +25,7 @@ from tresnet_jax.errors import ImageError
 from tresnet_jax.factory import create_model
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_names, class_synsets
+from tresnet_jax.options import POSITIVE, check_options, flag
 from tresnet_jax.plotting import contact_sheet, new_figure
 
 SHEET_IMAGES = 100
@@ -44,29 +45,28 @@ class PredictArguments:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, and folders that are searched at any depth."""
 
-    model: Annotated[str, tyro.conf.arg(metavar='NAME')]
+    model: Annotated[str, flag('NAME')]
     """Architecture, or architecture and tag: resnet50d, resnet50d.a1_in1k."""
 
-    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar='FILE')] = None
-    """Weights of the model: a file that create_model reads, or the folder of a training run.
-    Default: the pretrained weights of the tag."""
+    checkpoint: Annotated[Path | None, flag('FILE', 'the pretrained weights of the tag')] = None
+    """Weights of the model: a file that create_model reads, or the folder of a training run."""
 
-    topk: int = 5
+    topk: Annotated[int, POSITIVE] = 5
     """Number of classes to print per image, the likeliest first."""
 
-    batch_size: int = 32
+    batch_size: Annotated[int, POSITIVE] = 32
     """Images per call of the model."""
 
     test_size: bool = False
     """Use the image size and crop of the best published accuracy."""
 
-    max_value: float | None = None
-    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files. Default: 65535 in 16 bits."""
+    max_value: Annotated[float | None, POSITIVE, flag('WHITE', '65535 in 16 bits')] = None
+    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
 
     json: bool = False
     """Print one JSON document instead of lines."""
 
-    plot: Annotated[Path | None, tyro.conf.arg(metavar='OUT.png')] = None
+    plot: Annotated[Path | None, flag('OUT.png', 'none')] = None
     """Also write a PNG file that shows the first 100 images with their classes."""
 
 
@@ -84,9 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             if arguments.plot and (good := [result for result in results if 'classes' in result][:SHEET_IMAGES]):
                 _plot(good, arguments.plot, arguments.max_value)
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+        except BrokenPipeError:  # an OSError, which `closed_output` handles
+            raise
         except (ValueError, OSError, KeyboardInterrupt) as error:
             return fail(error)
     return 1 if any('error' in result for result in results) else 0
@@ -131,10 +130,7 @@ def top(probabilities: np.ndarray, k: int) -> list[int]:
 
 def _find(arguments: PredictArguments) -> list[Path]:
     """Return the image files. Raises ValueError for everything that would otherwise fail after minutes of work."""
-    if arguments.topk < 1 or arguments.batch_size < 1:
-        raise ValueError('--topk and --batch-size must be positive')
-    if arguments.max_value is not None and arguments.max_value <= 0:
-        raise ValueError(f'--max-value must be positive, got {arguments.max_value}')
+    check_options(arguments, ValueError)
     if arguments.checkpoint and not arguments.checkpoint.exists():
         raise ValueError(f'--checkpoint {arguments.checkpoint}: no such file')
     if arguments.plot:
@@ -156,7 +152,7 @@ def _load(arguments: PredictArguments) -> Any:
     model = create_model(arguments.model, pretrained=pretrained, checkpoint=arguments.checkpoint)
     if model.in_chans != 3 or not model.num_classes:
         what = f'{model.in_chans} channels and {model.num_classes} classes'
-        raise ValueError(f'{arguments.checkpoint}: a model with {what} cannot classify RGB images')
+        raise ValueError(f'{arguments.checkpoint or arguments.model}: a model with {what} cannot classify RGB images')
     return fold_batchnorm(model)
 
 

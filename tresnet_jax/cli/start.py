@@ -6,7 +6,7 @@ of a traceback.
 
 import importlib
 
-from tresnet_jax.cli.common import fail
+from tresnet_jax.cli.common import closed_output, fail
 from tresnet_jax.errors import missing_extra
 
 
@@ -38,7 +38,8 @@ def train() -> int:
 def _run(module: str) -> int:
     """Import a command line, run it and return its exit code."""
     try:
-        return importlib.import_module(module).main()
+        with closed_output():
+            return importlib.import_module(module).main()
     except ModuleNotFoundError as error:
         missing = missing_extra(error)
         if missing is None:

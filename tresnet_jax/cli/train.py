@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
 from tresnet_jax.errors import TrainingError
+from tresnet_jax.options import as_flag, check_options, flag
 from tresnet_jax.training.config import CHANGEABLE, CONFIG_FILE, RESOLVED, TrainConfig, load_config
 from tresnet_jax.training.devices import Hosts, set_up
 from tresnet_jax.training.recipes import RECIPES, recipe
@@ -29,7 +31,7 @@ class TrainArguments:
     """Folder of the run. If it already holds a run, training resumes from its last checkpoint."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
-    recipe: str | None = None
+    recipe: Annotated[str | None, flag('NAME', 'none')] = None
     """Recipe that sets the defaults of the other flags."""
     print_config: bool = False
     """Print the resulting configuration as JSON and exit."""
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = resolve_arguments(sys.argv[1:] if argv is None else argv)
         config = arguments.config
+        check_options(arguments, TrainingError)
         if arguments.print_config:
             print(json.dumps(dataclasses.asdict(config), indent=2, default=str))
             return 0
@@ -48,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tresnet_jax.training.loop import train  # slow to import, and not needed for --help
 
         quiet_libraries()
-        result = train(config, arguments.workdir)
+        try:
+            result = train(config, arguments.workdir)
+        except BrokenPipeError:
+            raise TrainingError('the reader of the log lines has gone; start the run again to resume it') from None
     except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
     if result.finished:
@@ -91,7 +97,7 @@ def _resumed_config(arguments: TrainArguments, saved: TrainConfig) -> TrainConfi
         if asked[name] != value and name not in CHANGEABLE and not (name in RESOLVED and asked[name] is None)
     ]
     if changed:
-        flags = ', '.join(f'--{name.replace("_", "-")} {before[name]}' for name in changed)
+        flags = ', '.join(as_flag(name, before[name]) for name in changed)
         raise TrainingError(
             f'{arguments.workdir} holds a run with {flags}; to resume it, give --workdir alone; '
             'to start another run, give another --workdir'

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.errors import TrainingError, reason
+from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, check_options, flag
 
 AXIS = 'batch'  # the mapped axis of `jax.pmap`
 
@@ -29,11 +30,11 @@ LAUNCHERS = {
 class Hosts:
     """The processes of a run over several hosts. Default: one process, or those that SLURM or Open MPI started."""
 
-    coordinator: str | None = None
-    """host:port of the first process. Not needed under SLURM, or under Open MPI up to version 4."""
-    num_processes: int | None = None
+    coordinator: Annotated[str | None, flag('HOST:PORT', 'found by the launcher')] = None
+    """Address of the first process. Not needed under SLURM, or under Open MPI up to version 4."""
+    num_processes: Annotated[int | None, POSITIVE, flag('N', 'found by the launcher, or 1')] = None
     """Number of processes. Not needed under SLURM or Open MPI."""
-    process_id: int | None = None
+    process_id: Annotated[int | None, NOT_NEGATIVE, flag('I', 'found by the launcher')] = None
     """Number of this process, from 0. Not needed under SLURM or Open MPI."""
 
 
@@ -78,6 +79,7 @@ def resolve(hosts: Hosts, environment: Mapping[str, str]) -> dict[str, Any] | No
     Raises:
         TrainingError: an argument is missing.
     """
+    check_options(hosts, TrainingError)
     given = {key: value for key, value in dataclasses.asdict(hosts).items() if value is not None}
     for size, rank, address in LAUNCHERS.values():
         if int(environment.get(size, '1')) > 1 and rank in environment:

@@ -237,7 +237,7 @@ def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
     if config.max_value is None and jax.process_index() == 0:
         warn_narrow_range(lambda index: train_source[index]['image'], len(train_source), train_source.name)
     steps_per_epoch = len(train_source) / config.batch_size
-    steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    steps = max(1, round(config.epochs * steps_per_epoch)) if config.steps is None else config.steps
     eval_steps = max(1, round(config.eval_every * steps_per_epoch))
     return _Data(train_source, val_source, steps_per_epoch, steps, eval_steps)
 
@@ -253,7 +253,7 @@ def _create_model(config: TrainConfig, data_classes: int) -> ImageModel:
         config.model,
         pretrained=config.pretrained,
         checkpoint=config.checkpoint,
-        num_classes=config.num_classes or data_classes,
+        num_classes=data_classes if config.num_classes is None else config.num_classes,
         abn_slope=config.abn_slope,
         drop_rate=config.drop,
         drop_path_rate=config.drop_path,
@@ -290,7 +290,7 @@ def _check_batch_size(config: TrainConfig, local: int) -> None:
             f'--batch-size {config.batch_size} must be a multiple of {devices} devices '
             f'times {config.accumulate} parts (--accumulate)'
         )
-    if (config.val_batch_size or config.batch_size) % devices:
+    if config.val_batch_size is not None and config.val_batch_size % devices:
         raise TrainingError(f'--val-batch-size {config.val_batch_size} must be a multiple of {devices} devices')
 
 

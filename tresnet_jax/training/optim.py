@@ -74,7 +74,8 @@ def scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtra
         rate = jnp.asarray(schedule(step))
         return jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    # optax annotates the field as in the base class, without further arguments.
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
 
 def create_optimizer(
