@@ -15,8 +15,9 @@ from tresnet_jax.errors import TrainingError
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.models.functional import functional
 from tresnet_jax.options import POSITIVE, check_options
-from tresnet_jax.training.devices import Hosts, replicate
+from tresnet_jax.training.devices import replicate
 from tresnet_jax.training.embedding import Shards, digest, embed, make_feature_step
+from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.step import over_devices
 
 

@@ -17,8 +17,9 @@ from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.models.functional import functional
-from tresnet_jax.training.devices import Hosts, replicate
+from tresnet_jax.training.devices import replicate
 from tresnet_jax.training.evaluate import EvalResult, evaluate
+from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.step import make_eval_step, over_devices
 from tresnet_jax.variants import PublishedAccuracy
 

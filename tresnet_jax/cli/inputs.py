@@ -22,7 +22,8 @@ from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, SHARE, check_options, flag
 from tresnet_jax.training.config import TrainConfig, load_config
-from tresnet_jax.training.devices import Hosts, local_devices, set_up
+from tresnet_jax.training.devices import local_devices, set_up
+from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.variants import split_name
 
 

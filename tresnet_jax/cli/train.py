@@ -15,7 +15,8 @@ from tresnet_jax.cli.common import fail, parse, quiet_libraries
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.options import as_flag, check_options, flag
 from tresnet_jax.training.config import CHANGEABLE, CONFIG_FILE, RESOLVED, TrainConfig, load_config
-from tresnet_jax.training.devices import Hosts, set_up
+from tresnet_jax.training.devices import set_up
+from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.recipes import RECIPES, recipe
 
 

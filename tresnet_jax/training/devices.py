@@ -1,11 +1,10 @@
 """Devices and hosts of a run: setup before JAX starts, replication over devices, and graceful shutdown."""
 
 import contextlib
-import dataclasses
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,28 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.errors import TrainingError, reason
-from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, check_options, flag
+from tresnet_jax.training.hosts import Hosts, resolve
 
 AXIS = 'batch'  # the mapped axis of `jax.pmap`
-
-# Environment variables of each launcher: the number of processes, the number of this process, and the variable from
-# which JAX derives the address of the first host.
-LAUNCHERS = {
-    'SLURM': ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_STEP_NODELIST'),
-    'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_MCA_orte_hnp_uri'),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Hosts:
-    """The processes of a run over several hosts. Default: one process, or those that SLURM or Open MPI started."""
-
-    coordinator: Annotated[str | None, flag('HOST:PORT', 'found by the launcher')] = None
-    """Address of the first process. Not needed under SLURM, or under Open MPI up to version 4."""
-    num_processes: Annotated[int | None, POSITIVE, flag('N', 'found by the launcher, or 1')] = None
-    """Number of processes. Not needed under SLURM or Open MPI."""
-    process_id: Annotated[int | None, NOT_NEGATIVE, flag('I', 'found by the launcher')] = None
-    """Number of this process, from 0. Not needed under SLURM or Open MPI."""
 
 
 def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = False, x64: bool = False) -> None:
@@ -67,32 +47,6 @@ def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = Fa
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f'the processes of the run cannot connect: {reason(error)}') from error
-
-
-def resolve(hosts: Hosts, environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the arguments of jax.distributed.initialize, or None for a run of one process.
-
-    Args:
-        hosts: from the command line; they override the launcher.
-        environment: environment variables.
-
-    Raises:
-        TrainingError: an argument is missing.
-    """
-    check_options(hosts, TrainingError)
-    given = {key: value for key, value in dataclasses.asdict(hosts).items() if value is not None}
-    for size, rank, address in LAUNCHERS.values():
-        if int(environment.get(size, '1')) > 1 and rank in environment:
-            if not given and address in environment:
-                return {}  # JAX reads the variables itself
-            given = {'num_processes': int(environment[size]), 'process_id': int(environment[rank])} | given
-    if not given:
-        return None
-    missing = [f.name for f in dataclasses.fields(hosts) if f.name not in given]
-    if missing:
-        flags = ', '.join('--' + name.replace('_', '-') for name in missing)
-        raise TrainingError(f'a run over several hosts also needs {flags}')
-    return {'coordinator_address' if key == 'coordinator' else key: value for key, value in given.items()}
 
 
 def local_devices(count: int | None) -> list[Any]:
