@@ -23,10 +23,15 @@ def use_compilation_cache() -> None:
         config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     if config.jax_compilation_cache_dir:
         return
+    if (folder := cache_folder('compiled')) is not None:
+        config.update('jax_compilation_cache_dir', str(folder))
+
+
+def cache_folder(name: str) -> Path | None:
+    """Return a folder in the user's cache folder, after making it; None if it cannot be used."""
     try:
-        folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'tresnet_jax' / 'compiled'
+        folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'tresnet_jax' / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: the user has no home
-        return
-    if os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        config.update('jax_compilation_cache_dir', str(folder))
+        return None
+    return folder if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else None

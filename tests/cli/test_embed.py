@@ -15,6 +15,7 @@ import tresnet_jax
 from tests.helpers.images import write_classes
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import free_port
+from tests.helpers.tar_files import image_members, write_tar
 from tresnet_jax.cli import common
 from tresnet_jax.cli import embed as embed_command
 from tresnet_jax.cli.embed import main
@@ -133,6 +134,17 @@ def test_stopped_in_the_middle_and_resumed(embed, toy, tmp_path, monkeypatch, er
     code, said, _ = embed(*flags, '--out', out)
     assert code == 0 and '3 files were already there; wrote features of 36 images' in said
     assert_same(whole, out)
+
+
+def test_tar_shards_without_labels(embed, toy, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    path = write_tar(tmp_path / 's.tar', image_members([None] * 3, key='dog/{}'))
+    code, said, err = embed(*MODEL, '--data', f'wds:{path}', '--out', tmp_path / 'out', '--batch-size', 4)
+    assert (code, err) == (0, '') and 'features of 3 images' in said
+    found = load(tmp_path / 'out')
+    assert (
+        found['names'] == [f'{path}: dog/{number}.png' for number in range(3)] and found['labels'].tolist() == [0] * 3
+    )
 
 
 def test_another_model_or_data_is_an_error_and_changes_nothing(embed, toy, tmp_path):

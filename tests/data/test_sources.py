@@ -20,7 +20,7 @@ def png(seed: int, mode: str = 'RGB') -> bytes:
 
 
 def test_unknown_kinds():
-    for data in ('photos', 'wds:photos', 'folder:', 'csv:', 'tfds:', 'embedded:mnist', ''):
+    for data in ('photos', 'zip:photos', 'folder:', 'csv:', 'tfds:', 'embedded:mnist', ''):
         assert 'expected tfds:NAME, folder:DIR' in refuse(data)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.helpers.images import encode, noise_image, write_classes
 from tests.helpers.runs import TINY
+from tests.helpers.tar_files import image_members, write_tar
 from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE
 from tresnet_jax.cli import evaluate, inputs, train
 from tresnet_jax.cli.common import Progress, fail
@@ -114,6 +115,28 @@ def test_names_that_are_not_utf8_are_shown_escaped(tmp_path, capsys):
     with Progress(1, 'images', active=False) as progress:
         progress.write(f'{folder}\n  tea 0.5')
     assert capsys.readouterr() == (f'{tmp_path}/caf\\xe9\n  tea 0.5\n', 'error: caf\\xe9: wrong\n')
+
+
+def test_sources_with_keys(tmp_path, monkeypatch):
+    """A run and its evaluation read the same members; the flags may name others."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    for split, labels in (('train', [2, 0, 1, 0]), ('val', [1, 2])):
+        fields = [{'label': label, 'twice': f'c{label}'} for label in labels]
+        write_tar(tmp_path / f'x-{split}-0.tar', image_members(fields))
+    config = TrainConfig(data=f'wds:{tmp_path}', batch_size=2, target_key='twice')
+    data = loop._open_data(config, None)
+    assert data.train.class_names == data.val.class_names == ('c0', 'c1', 'c2')
+    assert [data.val[index]['label'] for index in range(2)] == [1, 2]
+
+    run = tmp_path / 'run'
+    (run / CHECKPOINTS / '5').mkdir(parents=True)
+    (run / MODEL_FILE).write_text(json.dumps({'label_names': ['c2', 'c1', 'c0']}))
+    flags = inputs.InputFlags(checkpoint=run)
+    own = inputs._open(flags, config, None, False)
+    assert own.class_names == ('c2', 'c1', 'c0') and own[1]['label'] == 0
+    other = dataclasses.replace(flags, data=f'wds:{tmp_path}/x-*.tar', split='train')
+    assert inputs._open(other, config, None, False).class_names == ('0', '1', '2')
+    assert inputs._open(dataclasses.replace(other, target_key='twice'), config, None, False).class_names[0] == 'c0'
 
 
 @pytest.mark.slow

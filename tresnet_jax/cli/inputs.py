@@ -38,11 +38,15 @@ class InputFlags:
     checkpoint: Annotated[Path | None, flag('FILE', 'none')] = None
     """Load the weights of this file or training run."""
     data: Annotated[str | None, flag('DATA', 'the data of the run')] = None
-    """tfds:NAME, folder:DIR, csv:FILE, npz:FILE or embedded:fashion_mnist."""
+    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, npz:FILE or embedded:fashion_mnist."""
     data_dir: Annotated[Path | None, flag('DIR', "that of the run, or TFDS's own")] = None
     """Folder of TensorFlow Datasets, or that relative paths start from."""
     split: Annotated[str | None, flag('SPLIT', 'validation, or else test')] = None
     """Split, or a part of one: 'validation[:1000]'. For folder:DIR, also the name of a folder in DIR."""
+    input_key: Annotated[str | None, flag('KEY', 'that of the run, or every image')] = None
+    """For wds:PATTERN, the extensions of the images: 'jpg;png'."""
+    target_key: Annotated[str | None, flag('KEY', 'that of the run, or cls, or label in json')] = None
+    """For wds:PATTERN, the field of json that is the label."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
     """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     test_size: bool = False
@@ -209,12 +213,16 @@ def _name_of(run: TrainConfig) -> str:
 
 def _open(flags: InputFlags, run: TrainConfig | None, split: str | None, unlabelled: bool) -> Source:
     """Open the selected split. Default: the split a run was evaluated on; all of a data set without splits."""
-    data_dir = flags.data_dir or (run.data_dir if run else None)
+    options: dict[str, Any] = {
+        'data_dir': flags.data_dir or (run.data_dir if run else None),
+        'input_key': flags.input_key,
+        'target_key': flags.target_key,
+    }
     if run is not None and flags.data in (None, run.data):
+        options |= {name: options[name] or getattr(run, name) for name in ('input_key', 'target_key')}
         asked = flags.split or split or run.val_split
         assert flags.checkpoint is not None
         names = stored_label_names(flags.checkpoint)
-        return open_source(run.data, asked, data_dir=data_dir, val_fraction=run.val_fraction, class_names=names)
+        return open_source(run.data, asked, val_fraction=run.val_fraction, class_names=names, **options)
     assert flags.data is not None
-    asked = flags.split or split
-    return open_source(flags.data, asked, data_dir=data_dir, for_evaluation=True, unlabelled=unlabelled)
+    return open_source(flags.data, flags.split or split, for_evaluation=True, unlabelled=unlabelled, **options)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from tresnet_jax.data.class_matching import match_names, normal_name
 from tresnet_jax.data.splits import Split
 from tresnet_jax.data.walk import natural_key
 from tresnet_jax.errors import DataError, shown
+
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +78,7 @@ def fixed_order(size: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(size)
 
 
-def share(files: Sequence[str], validation: bool, fraction: float) -> list[str]:
+def share(files: Sequence[T], validation: bool, fraction: float) -> list[T]:
     """Return the validation or the training files of a class; at least one is for training."""
     count = min(max(1, round(len(files) * fraction)) if fraction else 0, len(files) - 1)
     order: list[int] = fixed_order(len(files)).tolist()

@@ -1,4 +1,4 @@
-"""Sources of labelled images: 'tfds:NAME', 'folder:DIR', 'csv:FILE', 'npz:FILE' or 'embedded:fashion_mnist'."""
+"""Sources of labelled images, each a kind and a name: 'folder:DIR', 'csv:FILE', 'tfds:NAME' and others."""
 
 import importlib.resources
 from collections.abc import Sequence
@@ -9,10 +9,12 @@ from tresnet_jax.data.arrays import open_npz
 from tresnet_jax.data.csv_source import open_csv
 from tresnet_jax.data.folders import open_folder
 from tresnet_jax.data.tfds import open_tfds
+from tresnet_jax.data.webdataset import open_webdataset
 from tresnet_jax.errors import DataError
 from tresnet_jax.labels import FASHION_MNIST
 
-KINDS = 'tfds:NAME, folder:DIR, csv:FILE, npz:FILE or embedded:fashion_mnist'
+KINDS = 'tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, npz:FILE or embedded:fashion_mnist'
+WITH_KEYS = ('wds',)  # kinds of data with --input-key and --target-key
 
 
 class Source(Protocol):
@@ -56,6 +58,8 @@ def open_source(
     class_names: Sequence[str] | None = None,
     for_evaluation: bool = False,
     unlabelled: bool = False,
+    input_key: str | None = None,
+    target_key: str | None = None,
 ) -> Source:
     """Open one split of a data set.
 
@@ -63,6 +67,7 @@ def open_source(
     - ``folder:DIR``: DIR/train/CLASS/... and DIR/val/CLASS/... (or a synonym, see `SYNONYMS`); or DIR/CLASS/..., where
       a share of each class is for validation.
     - ``csv:FILE``: the columns path, label and, optionally, split.
+    - ``wds:PATTERN``: tar shards, WebDataset's format: a folder, or a path with braces, '*' and '?'.
     - ``npz:FILE``: x_train, y_train, x_test, y_test, as in Keras' .npz files.
     - ``embedded:fashion_mnist``: the 2,000 training and 500 test images in this package.
 
@@ -70,15 +75,17 @@ def open_source(
         data: one of these.
         split: 'train', 'validation' or 'test', or a synonym, perhaps with a slice, 'train[:500]' or 'train[10%:]'.
             None: the split to evaluate on, validation or else test.
-        data_dir: for tfds, the folder of its prepared data; None: TFDS's default. For folder and npz, the folder that
-            relative paths start from; None: the current one. For csv, the folder that the paths of the images start
-            from; None: that of the CSV file.
-        val_fraction: the share of a folder or CSV file without splits that is for validation.
-        class_names: for folder and csv, the names of the labels, as a run has stored them. None: those of the training
-            split in timm's order.
-        for_evaluation: the data set is evaluated or embedded, not trained on. A folder or CSV file without splits is
-            opened whole, and may have a single class.
-        unlabelled: also accept a folder of images without class folders; their label is 0.
+        data_dir: for tfds, the folder of its prepared data; None: TFDS's default. For folder, wds and npz, the folder
+            that relative paths start from; None: the current one. For csv, the folder that the paths of the images
+            start from; None: that of the CSV file.
+        val_fraction: the share of a folder, CSV file or shards without splits that is for validation.
+        class_names: for folder, csv and wds, the names of the labels, as a run has stored them. None: those of the
+            training split in timm's order.
+        for_evaluation: the data set is evaluated or embedded, not trained on. A folder, CSV file or shards without
+            splits are opened whole, and may have a single class.
+        unlabelled: also accept a folder of images without class folders, and shards without labels; their label is 0.
+        input_key, target_key: for wds, what the image and the label are: extensions, and a field of the member json.
+            None: see `open_webdataset`.
 
     Raises:
         DataError: an unknown kind of data, a missing data set or split, or data that cannot be trained on.
@@ -89,12 +96,20 @@ def open_source(
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
     path = (data_dir or Path()) / Path(name).expanduser()
     options = {'class_names': class_names, 'for_evaluation': for_evaluation}
+    keys = {'input_key': input_key, 'target_key': target_key}
+    given = [f'--{key.replace("_", "-")}' for key, value in keys.items() if value]
+    if given and kind not in WITH_KEYS:
+        raise DataError(f'{data}: {" and ".join(given)} are for {" and ".join(WITH_KEYS)} only')
+    if target_key and ',' in target_key:
+        raise DataError(f'{data}: --target-key {target_key}: several labels of one image are not supported')
     if kind == 'tfds' and name:
         return open_tfds(name, split, data_dir, data)
     if kind == 'folder' and name:
         return open_folder(path, split, data, val_fraction, unlabelled=unlabelled, **options)
     if kind == 'csv' and name:
         return open_csv(name, split, data_dir, data, val_fraction, **options)
+    if kind == 'wds' and name:
+        return open_webdataset(name, split, data_dir, data, val_fraction, unlabelled=unlabelled, **keys, **options)
     if kind == 'npz' and name:
         return open_npz(path, split, data)
     if data == 'embedded:fashion_mnist':

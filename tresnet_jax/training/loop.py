@@ -231,7 +231,7 @@ def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
         config: the configuration.
         names: the class names in the order of the labels, if the run has stored them.
     """
-    options = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
+    options = {name: getattr(config, name) for name in ('data_dir', 'val_fraction', 'input_key', 'target_key')}
     train_source = open_source(config.data, config.train_split, class_names=names, **options)
     val_source = open_source(config.data, config.val_split, class_names=train_source.class_names, **options)
     if config.max_value is None and jax.process_index() == 0:

@@ -1,0 +1,266 @@
+"""Images in tar shards, WebDataset's format, read by index. The package webdataset is not needed."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from tresnet_jax.data.label_values import UNLABELLED, check_label, choose_part, number_labels
+from tresnet_jax.data.splits import Split, choose_split, split_kind
+from tresnet_jax.data.tar_index import TarExample, index_shard
+from tresnet_jax.data.tar_shards import Shards, find_shards, find_splits
+from tresnet_jax.data.walk import image_suffixes
+from tresnet_jax.errors import DataError, ImageError, reason, shown
+
+OPEN_FILES = 16  # shards indexed at a time
+LABEL = 'label'  # the field of the member json, if there is no member cls
+
+_PATTERN = re.compile(r'(.*\.tar(?:\|\d+)?)(\[[^\[\]]*:[^\[\]]*\])?')  # shards as the name of a split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TarSource:
+    """Images in tar shards: N members, and (N,) integer labels."""
+
+    name: str
+    class_names: tuple[str, ...]
+    shards: tuple[str, ...]
+    members: tuple[str, ...]
+    """The path of each image in its shard."""
+    places: np.ndarray
+    """(N, 3) int64: number of the shard, first byte of the image, bytes of the image."""
+    labels: np.ndarray
+    present: tuple[int, ...]
+    """The labels of the classes that the whole split has, ascending."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+        shard, start, length = self.places[index].tolist()
+        # Opened for each read: a data set can have more shards than a process may keep open.
+        with open(self.shards[shard], 'rb') as file:
+            file.seek(start)
+            data = file.read(length)
+        if len(data) < length:
+            raise ImageError('the shard has become shorter since it was indexed')
+        return {'image': data, 'label': int(self.labels[index])}
+
+    def describe(self, index: int) -> str:
+        """Return the path of the shard and that of the image in it."""
+        return f'{self.shards[self.places[index, 0]]}: {self.members[index]}'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """An example that has an image."""
+
+    shard: int
+    example: TarExample
+    extension: str
+    """That of the image."""
+
+    @property
+    def name(self) -> str:
+        return f'{self.example.key}.{self.extension}'
+
+
+def open_webdataset(
+    name: str,
+    split: str | None,
+    data_dir: Path | None,
+    where: str,
+    val_fraction: float,
+    *,
+    class_names: Sequence[str] | None = None,
+    for_evaluation: bool = False,
+    unlabelled: bool = False,
+    input_key: str | None = None,
+    target_key: str | None = None,
+) -> TarSource:
+    """Open one split of tar shards, in the order of the shards and of the images in them.
+
+    The label is the member cls, or the field `target_key` of the member json: the number of a class, or its name. As
+    in timm, examples with the label -1 are left out.
+
+    Args:
+        name: a folder or a pattern; see `find_splits`.
+        split: as in `choose_split`, or the pattern of the split's shards, below the folder.
+        data_dir: the folder that relative paths start from; None: the current one.
+        where: the data set, for errors.
+        val_fraction: the share of each class that is for validation if there are no splits.
+        class_names: the names of the labels, as a run has stored them. None: those of the training split.
+        for_evaluation: shards without splits are opened whole, and may have a single class.
+        unlabelled: also accept examples without labels; their label is 0.
+        input_key: the extensions of the image, the preferred one first: 'jpg;png'. None: every suffix Pillow can open.
+        target_key: the field of json. None: the member cls, or else the field 'label' of json.
+
+    Raises:
+        DataError: the shards or the split do not exist, a shard cannot be indexed, an image has no label or several
+            readings, or as `open_folder`.
+    """
+    splits, chosen = _choose(name, split, data_dir or Path(), where, for_evaluation)
+    drawn = [*splits] == ['']
+    shards = splits['' if drawn else chosen.name]
+
+    def read(split: str, shards: Shards) -> tuple[list[_Record], list[int | str] | None]:
+        records = _read_index(shards, split, where, input_key)
+        return records, _labels(records, shards, where, target_key, unlabelled)
+
+    records, values = read(chosen.name, shards)
+    if values is None:
+        labels, names = np.zeros(len(records), np.int32), tuple([''])
+    else:
+        kept = [place for place, value in enumerate(values) if value != UNLABELLED]
+        if not kept:
+            raise DataError(f'{where}: all labels of {chosen.name} are {UNLABELLED}: it has no labels')
+        if len(kept) < len(values):
+            logger.warning('%s: left out %d images with the label %d', where, len(values) - len(kept), UNLABELLED)
+            records, values = [records[place] for place in kept], [values[place] for place in kept]
+        train = next((name for name in splits if split_kind(name) == 'train'), chosen.name)
+        own = drawn or split_kind(chosen.name) == 'train' or train == chosen.name
+        others = None if own else lambda: read(train, splits[train])[1] or []
+        labels, names = number_labels(values, class_names, chosen.name, where, others)
+        if len(names) < 2 and not for_evaluation:
+            raise DataError(f'{where}: only one class, {shown(*names)}; expected at least two')
+    validation = chosen.name == 'validation' if drawn and not for_evaluation else None
+    part = choose_part(labels, chosen, validation, val_fraction)
+    places = np.asarray([(record.shard, *record.example.members[record.extension]) for record in records], np.int64)
+    return TarSource(
+        shown(f'{where} {chosen.text}'),
+        names,
+        tuple(map(str, shards.files)),
+        tuple(records[index].name for index in part),
+        places[part],
+        labels[part],
+        tuple(np.unique(labels).tolist()),
+    )
+
+
+def _choose(
+    name: str, split: str | None, base: Path, where: str, for_evaluation: bool
+) -> tuple[dict[str, Shards], Split]:
+    """Return the shards of each split, '' if there are no splits, and the chosen split."""
+    if match := _PATTERN.fullmatch(split or ''):
+        folder = base / Path(name).expanduser()
+        found = find_shards(match[1], folder if folder.is_dir() else base, where)
+        part = choose_split(f'train{match[2] or ""}', ['train'], where)
+        return {match[1]: found}, dataclasses.replace(part, name=match[1], text=match[0])
+    splits = find_splits(name, base, where)
+    if [*splits] != ['']:
+        return splits, choose_split(split, [*splits], where)
+    if for_evaluation:
+        return splits, choose_split(split or 'train', ['train'], where)
+    return splits, choose_split(split, ['train', 'validation'], where)
+
+
+def _read_index(shards: Shards, split: str, where: str, input_key: str | None) -> list[_Record]:
+    """Return the examples of a split that have an image; log how many members belong to no example.
+
+    Raises:
+        DataError: a shard cannot be indexed, has no images, or an example has several.
+    """
+    missing = [path for path in shards.files if not path.is_file()]
+    if missing:
+        raise DataError(f'{where}: {len(missing)} shards of {split} do not exist, such as {shown(missing[0])}')
+    with concurrent.futures.ThreadPoolExecutor(OPEN_FILES, 'index') as pool:
+        try:
+            found = list(pool.map(index_shard, shards.files))
+        except DataError as error:
+            raise DataError(f'{where}: {error}') from error
+    records: list[_Record] = []
+    passed_over = 0
+    suffixes = frozenset(suffix[1:] for suffix in image_suffixes())
+    for number, (path, index) in enumerate(zip(shards.files, found, strict=True)):
+        before = len(records)
+        passed_over += index.passed_over
+        for example in index.examples:
+            extension = _image(example, input_key, suffixes, path, where)
+            if extension:
+                records.append(_Record(number, example, extension))
+            elif 'cls' in example.members:
+                key, has = shown(example.key), ', '.join(map(shown, example.members))
+                raise DataError(f'{where}: {shown(path)}: {key} has no image{_for(input_key)}; it has {has}')
+            else:
+                passed_over += len(example.members)
+        if len(records) == before:
+            some = ', '.join(
+                f'{shown(e.key)}.{shown("|".join(e.members))}' for e in itertools.islice(index.examples, 3)
+            )
+            raise DataError(f'{where}: {shown(path)} has no images{_for(input_key)}; it has {some or "no members"}')
+    if shards.count is not None and shards.count != len(records):
+        raise DataError(f'{where}: {split} has {len(records):,} examples; expected {shards.count:,}')
+    if passed_over:
+        logger.warning('%s: passed over %d members of %s that belong to no image', where, passed_over, split)
+    return records
+
+
+def _for(input_key: str | None) -> str:
+    return f' (--input-key {input_key})' if input_key else ''
+
+
+def _image(example: TarExample, input_key: str | None, suffixes: frozenset[str], path: Path, where: str) -> str | None:
+    """Return the extension of the image of an example; None if it has no image."""
+    if input_key:
+        keys = [key.strip().removeprefix('.').lower() for key in re.split('[; ]', input_key)]
+        return next((key for key in keys if key in example.members), None)
+    found = [extension for extension in example.members if extension in suffixes]
+    if len(found) > 1:
+        both = ' and '.join(map(shown, found))
+        raise DataError(
+            f'{where}: {shown(path)}: {shown(example.key)} has the images {both}; choose one: --input-key {found[0]}'
+        )
+    return found[0] if found else None
+
+
+def _labels(
+    records: Sequence[_Record], shards: Shards, where: str, target_key: str | None, unlabelled: bool
+) -> list[int | str] | None:
+    """Return the label of each example; None if none has one, which only `unlabelled` allows."""
+    field = target_key or shards.label
+    values: list[int | str | None] = []
+    for shard, group in itertools.groupby(records, lambda record: record.shard):
+        with shards.files[shard].open('rb') as file:
+            values += [_label(file, record, field, where) for record in group]
+    missing = [record for record, value in zip(records, values, strict=True) if value is None]
+    if unlabelled and {*values} <= {None, UNLABELLED}:
+        return None
+    if missing:
+        first = missing[0]
+        has = ', '.join(map(shown, first.example.members))
+        needed = f'the field {shown(field)} in json' if field else f"the member cls, or the field '{LABEL}' in json"
+        raise DataError(
+            f'{where}: {len(missing):,} of {len(records):,} images have no label; expected {needed}. The first is '
+            f'{shown(first.name)} in {shown(shards.files[first.shard])}, with {has}'
+        )
+    return [value for value in values if value is not None]
+
+
+def _label(file: BinaryIO, record: _Record, field: str, where: str) -> int | str | None:
+    """Return the label of an example; None if it has none."""
+    members, cls = record.example.members, record.example.cls
+    if not field and cls is not None:
+        return check_label(int(cls) if re.fullmatch(r'-?[0-9]{1,9}', cls) else cls, record.name, where)
+    if 'json' not in members:
+        return None
+    start, length = members['json']
+    file.seek(start)
+    try:
+        fields = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{where}: {shown(record.example.key)}.json is not JSON: {reason(error)}') from error
+    value = fields.get(field or LABEL) if isinstance(fields, dict) else None
+    return None if value is None else check_label(value, record.name, where)
