@@ -24,6 +24,7 @@ from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, save_config
 from tresnet_jax.training.devices import AXIS, interruption, local_devices, replicate
 from tresnet_jax.training.evaluate import EvalResult, evaluate
+from tresnet_jax.training.lock import locked
 from tresnet_jax.training.metrics import Interval, PendingSteps, RunLog
 from tresnet_jax.training.optim import create_optimizer, create_schedule
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
@@ -64,7 +65,8 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         workdir: folder of the run; it is made if it does not exist.
 
     Raises:
-        TrainingError: an option is out of range, the loss is not finite, or a checkpoint cannot be read or written.
+        TrainingError: an option is out of range, another process trains in the folder, the loss is not finite, or a
+            checkpoint cannot be read or written.
         DataError: the data set is missing or unusable.
         MissingExtraError: an optional package is not installed.
         ConversionError, HubError, ValueError: as `create_model`.
@@ -73,6 +75,7 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         config.check()
         check_transforms(config)
         _make_folder(workdir)
+        abandoned = stack.enter_context(locked(workdir))
         devices = local_devices(config.devices)
         _check_batch_size(config, len(devices))
         is_first_process = jax.process_index() == 0
@@ -116,6 +119,8 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         interval = Interval(config.batch_size)
         pending = PendingSteps(log, interval, config.skip_nonfinite, nonfinite=int(state.nonfinite))
         state = replicate(state, devices)
+        if abandoned:
+            log.say(abandoned)
         log.say(_opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())
 
