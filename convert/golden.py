@@ -122,8 +122,10 @@ def write_golden(
         weights = f'seeded_weights(shapes, {seed})'
     else:
         _, params, batch_stats, report = match(read(checkpoint), name, consume=True)
-        in_chans, pooling = report.in_chans, {'global_pool': report.global_pool} if report.global_pool else {}
-        model = timm_model(architecture, num_classes=report.num_classes, in_chans=in_chans, **pooling)
+        in_chans = report.in_chans
+        options = {'global_pool': report.global_pool, 'output_stride': report.output_stride}
+        options = {key: value for key, value in options.items() if value is not None}
+        model = timm_model(architecture, num_classes=report.num_classes, in_chans=in_chans, **options)
         state = to_torch(params, batch_stats, num_batches_tracked=report.counters)
         weights = sha256(checkpoint)
     import timm

@@ -119,9 +119,10 @@ def _compare(
     run_ours: Callable[[ImageModel, np.ndarray], Outputs],
     run_timm: Callable[[Any, np.ndarray], Outputs],
 ) -> list[Comparison]:
-    theirs = timm_model(
-        model.architecture, num_classes=model.num_classes, in_chans=model.in_chans, global_pool=model.global_pool
-    )
+    options = {'num_classes': model.num_classes, 'in_chans': model.in_chans, 'global_pool': model.global_pool}
+    if model.output_stride != 32:  # timm's TResNet does not have this argument
+        options['output_stride'] = model.output_stride
+    theirs = timm_model(model.architecture, **options)
     import torch
 
     try:

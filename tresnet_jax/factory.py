@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT
+from tresnet_jax.checkpoints.config_file import SavedConfig
 from tresnet_jax.checkpoints.match import match
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.shards import file_of_folder
 from tresnet_jax.errors import ConversionError, HubError
-from tresnet_jax.hub.client import WEIGHTS, find, split_source
-from tresnet_jax.hub.config import SavedConfig, read_config
+from tresnet_jax.hub.client import find_weights, split_source
+from tresnet_jax.hub.config import read_config
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import build_model, fill
 from tresnet_jax.models.initializers import ShapesOnly
@@ -33,8 +34,8 @@ def create_model(
     in_chans: int | None = None,
     global_pool: str | None = None,
     output_stride: int | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
     abn_slope: float | None = None,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
@@ -60,11 +61,12 @@ def create_model(
         in_chans: channels of the images. None: the checkpoint's number, else 3. A number that differs from the
             checkpoint's adapts the first convolution as timm does.
         global_pool: 'avg', 'max', 'avgmax' or 'catavgmax', each also with the prefix 'fast', or '' for none. None:
-            timm's default.
-        output_stride: 32; for ResNet-D also 16 or 8, which dilate the last stages instead of striding. None: that of
-            the repository or folder, else 32.
-        drop_rate: rate of the dropout before the classifier.
-        drop_path_rate: rate of stochastic depth in the last block; it rises linearly from 0 in the first block.
+            the checkpoint's, else timm's default.
+        output_stride: 32; for ResNet-D also 16 or 8, which dilate the last stages instead of striding. None: the
+            checkpoint's, else 32.
+        drop_rate: rate of the dropout before the classifier. None: that of the named repository or folder, else 0.
+        drop_path_rate: rate of stochastic depth in the last block; it rises linearly from 0 in the first block. None:
+            as for `drop_rate`.
         abn_slope: slope of TResNet's leaky ReLUs. None: the checkpoint's, else timm's 1e-3. The original second
             version was trained with 1e-6.
         dtype: dtype of the computation: float32, bfloat16, float16, or float64 under ``jax_enable_x64``. Parameters
@@ -106,15 +108,14 @@ def create_model(
     if pretrained_cfg_overlay:
         tagged = _overlaid(tagged or pretrained_config(architecture), pretrained_cfg_overlay)
         saved = tagged if isinstance(tagged, SavedConfig) else None
+    if saved and saved.features_only and num_classes is None and not features_only:
+        features_only, out_indices = True, saved.out_indices if out_indices is None else out_indices
     if out_indices is not None and not features_only:
         raise ValueError('out_indices is for features_only=True')
     path = _weights_path(tagged or pretrained_config(architecture), pretrained, checkpoint, cache_dir)
-    if saved:  # arguments take precedence over the saved configuration
-        global_pool = saved.global_pool if global_pool is None else global_pool
-        output_stride = saved.output_stride if output_stride is None else output_stride
-    options = {
+    options: dict[str, Any] = {
         'global_pool': global_pool,
-        'output_stride': 32 if output_stride is None else output_stride,
+        'output_stride': output_stride,
         'drop_rate': drop_rate,
         'drop_path_rate': drop_path_rate,
         'abn_slope': abn_slope,
@@ -123,6 +124,9 @@ def create_model(
         'abn_memory': abn_memory,
         'remat': remat,
     }
+    options = {key: value for key, value in options.items() if value is not None}
+    if saved:  # arguments take precedence over the saved configuration
+        options = _saved_options(saved) | options
     if rngs is None:  # seeding compiles a program; a complete checkpoint leaves nothing to draw
         rngs = nnx.Rngs(0) if path is None or num_classes is not None else ShapesOnly()
     if path is None:
@@ -135,12 +139,19 @@ def create_model(
         model, report = _load(path, architecture if saved else name, classes, in_chans, rngs, options)
         if saved and checkpoint is None:
             _check_saved(saved, model, path, classes, in_chans)
-        tagged = _stated_config(tagged or pretrained_config(architecture), model, report)
+        own = saved is not None and checkpoint is None
+        tagged = _stated_config(tagged or pretrained_config(architecture), own, model, report)
     model.pretrained_cfg = tagged or pretrained_config(architecture)
     if features_only:
         indices = model.config.family.feature_indices if out_indices is None else out_indices
         model.out_indices = tuple(model.prune_intermediate_layers(indices))
     return model
+
+
+def _saved_options(saved: SavedConfig) -> dict[str, Any]:
+    """Return the options of a model that its config.json states."""
+    names = ('global_pool', 'output_stride', 'drop_rate', 'drop_path_rate')
+    return {name: value for name in names if (value := getattr(saved, name)) is not None}
 
 
 def _overlaid(config: PretrainedConfig, overlay: Mapping[str, Any]) -> PretrainedConfig:
@@ -177,12 +188,21 @@ def _weights_path(
         if file is not None:
             return file
     source = config.source if isinstance(config, SavedConfig) else f'hf-hub:{config.hf_hub_id}'
-    return find(source, WEIGHTS, cache_dir)
+    return find_weights(source, cache_dir)
 
 
-def _stated_config(config: PretrainedConfig, model: ImageModel, report: Report) -> PretrainedConfig:
-    """Return the row of a tag with what the checkpoint itself states about its images and classes, if it does."""
-    if report.data_config is not None:
+def _stated_config(config: PretrainedConfig, own: bool, model: ImageModel, report: Report) -> PretrainedConfig:
+    """Return the row of a tag with what the checkpoint itself states about its images and classes, if it does.
+
+    Args:
+        config: the row.
+        own: whether it is the config.json of the weights, which then has priority.
+        model, report: the model and how it was loaded.
+    """
+    saved = config if own and isinstance(config, SavedConfig) else None
+    if saved and not saved.states_classes:
+        config = dataclasses.replace(config, num_classes=model.num_classes)
+    if report.data_config is not None and not (saved and saved.states_images):
         images = {**report.data_config, 'label_names': report.label_names}
         return PretrainedConfig(config.architecture, '', num_classes=model.num_classes, license='', **images)
     if report.label_names is not None and config.label_names is None:
@@ -194,8 +214,9 @@ def _check_saved(
     saved: SavedConfig, model: ImageModel, path: Path, num_classes: int | None, in_chans: int | None
 ) -> None:
     """Raise HubError if the numbers of classes or channels differ between the weights and their config.json."""
+    classes = saved.num_classes if saved.states_classes else model.num_classes
     for what, requested, found, stated in (
-        ('classes', num_classes, model.num_classes, saved.num_classes),
+        ('classes', num_classes, model.num_classes, classes),
         ('channels', in_chans, model.in_chans, saved.input_size[0]),
     ):
         if requested is None and found != stated:
@@ -216,8 +237,7 @@ def _load(
     """
 
     def build(architecture: str, **found: Any) -> ImageModel:
-        requested = {key: value for key, value in options.items() if value is not None}
-        return build_model(architecture, **{**found, **requested})
+        return build_model(architecture, **{**found, **options})
 
     checkpoint = read(path)
     try:
@@ -226,7 +246,7 @@ def _load(
             name,
             num_classes=num_classes,
             in_chans=in_chans,
-            abn_slope=options['abn_slope'],
+            abn_slope=options.get('abn_slope'),
             build=build,
             consume=True,
         )

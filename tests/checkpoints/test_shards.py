@@ -119,10 +119,30 @@ def test_a_shard_without_a_key_of_the_index(tmp_path):
         convert.read(index)
 
 
+@pytest.mark.parametrize('index', ['model.safetensors.index.fp16.json', 'weights.index.json'])
+def test_indices_of_other_names(index, tmp_path):
+    """Such as those of a variant of transformers."""
+    shard(tmp_path, stem='model.fp16').rename(tmp_path / index)
+    for path in (tmp_path, tmp_path / index):
+        assert_is(to_timm(convert.read(path)).tensors, RESNET)
+    with pytest.raises(convert.ConversionError, match=f'give the index, {index}, or the folder'):
+        convert.read(tmp_path / 'model.fp16-00002-of-00003.safetensors')
+
+
+def test_a_variant_in_a_folder(tmp_path):
+    safetensors.numpy.save_file(RESNET, tmp_path / 'model.fp16.safetensors')
+    assert_is(to_timm(convert.read(tmp_path)).tensors, RESNET)
+    (tmp_path / 'pytorch_model.bf16.bin').write_bytes(b'')
+    with pytest.raises(convert.ConversionError, match='give one of model.fp16.safetensors, pytorch_model.bf16.bin'):
+        convert.read(tmp_path)
+
+
 def test_several_indices_in_a_folder(tmp_path):
     shard(tmp_path, stem='one')
     shard(tmp_path, stem='two')
-    with pytest.raises(convert.ConversionError, match='several indices; give one of one.safetensors.index.json, two'):
+    with pytest.raises(
+        convert.ConversionError, match='several checkpoints; give one of one.safetensors.index.json, two'
+    ):
         convert.read(tmp_path)
 
 

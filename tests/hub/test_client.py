@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import convert
 import tresnet_jax
@@ -145,12 +147,72 @@ def test_bin_where_there_is_no_safetensors(worker, hub, home, repository, bias):
     weights = hub.repositories[repository].pop('model.safetensors')
     answer = worker.create(f'hf-hub:{repository}')
     assert answer['type'] == 'HubError'
-    assert f'{repository}: there is no model.safetensors or pytorch_model.bin' in answer['error']
+    assert f'{repository}: there is no model.safetensors or ' in answer['error']
+    assert answer['error'].endswith(' or pytorch_model.bin or pytorch_model.bin.index.json in this repository')
     hub.repositories[repository]['pytorch_model.bin'] = weights  # recognised by its bytes
     assert worker.create(f'hf-hub:{repository}')['bias'] == bias
     assert cached(home, repository, 'snapshots/*/*model*') == ['pytorch_model.bin']
     hub.faults[repository] = hub_server.DOWN
     assert worker.create(f'hf-hub:{repository}')['bias'] == bias
+
+
+def divided(files, stem, suffix):
+    """What a repository of `files` has once its weights are in two files with an index."""
+    state = safetensors.numpy.load(files['model.safetensors'])
+    names = [f'{stem}-{number:05}-of-00002{suffix}' for number in (1, 2)]
+    parts = [dict(list(state.items())[number::2]) for number in (0, 1)]
+    save = safetensors.numpy.save if suffix == '.safetensors' else pickle.dumps
+    index = {'weight_map': {key: name for name, part in zip(names, parts, strict=True) for key in part}}
+    return {
+        'config.json': files['config.json'],
+        f'{stem.partition(".")[0]}{suffix}.index.json': json.dumps(index).encode(),
+        **{name: save(part) for name, part in zip(names, parts, strict=True)},
+    }
+
+
+@pytest.mark.parametrize(
+    'stem, suffix', [('model', '.safetensors'), ('pytorch_model', '.bin'), ('model.fp16', '.safetensors')]
+)
+def test_weights_in_several_files(stem, suffix, worker, hub, home, files, repository, bias):
+    """All are of the commit of the index, and come from the cache the next time, also offline."""
+    hub.repositories[repository] = divided(files, stem, suffix)
+    assert worker.create(f'hf-hub:{repository}')['bias'] == bias
+    assert cached(home, repository) == sorted(hub.repositories[repository])
+    asked_before = asked(hub, repository)
+    hub.faults[repository] = hub_server.DOWN
+    assert worker.create(f'hf-hub:{repository}')['bias'] == bias and asked(hub, repository) == asked_before
+    del hub.faults[repository]
+    hub.repositories[repository]['README.md'] = b'another commit with the same weights'
+    assert worker.create(f'hf-hub:{repository}')['bias'] == bias
+    assert len({path.parent for path in home.glob(f'hub/*{repository[4:]}/snapshots/*/*')}) == 2
+
+
+def test_one_of_several_files_that_fails(worker, hub, files, repository, bias):
+    hub.repositories[repository] = divided(files, 'model', '.safetensors')
+    part = hub.repositories[repository].pop('model-00002-of-00002.safetensors')
+    error = worker.create(f'hf-hub:{repository}')['error']
+    assert error == f'{repository}: there is no model-00002-of-00002.safetensors in this repository'
+    hub.repositories[repository]['model-00002-of-00002.safetensors'] = part
+    hub.faults[repository] = hub_server.WRONG_BYTES
+    error = worker.create(f'hf-hub:{repository}')['error']
+    assert 'does not have the announced checksum' in error
+    hub.faults[repository] = hub_server.STORAGE_DOWN
+    error = worker.create(f'hf-hub:{repository}')['error']
+    assert error.endswith(f'fetch all files of {repository} into a folder and use local-dir:FOLDER as the name')
+    del hub.faults[repository]
+    assert worker.create(f'hf-hub:{repository}')['bias'] == bias
+
+
+@pytest.mark.parametrize('name', ['../other/model.safetensors', '/etc/passwd', 'a/b.safetensors', '..', 'x.index.json'])
+def test_an_index_that_names_files_elsewhere(name, worker, hub, files, repository):
+    """Nothing is requested."""
+    index = json.dumps({'weight_map': {'fc.bias': name}}).encode()
+    hub.repositories[repository] = {'config.json': files['config.json'], 'model.safetensors.index.json': index}
+    answer = worker.create(f'hf-hub:{repository}')
+    assert 'expected the name of a file in its folder' in answer['error'] and answer['type'] == 'ConversionError'
+    assert {request.split()[-1] for request in hub.requests if repository in request} == {
+        *hub.repositories[repository], 'model.safetensors',
+    }  # fmt: skip
 
 
 def test_a_renamed_repository(worker, hub, repository, bias):

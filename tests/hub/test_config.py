@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 import convert
 import tresnet_jax
+from convert.__main__ import main
 from tests.helpers.closeness import assert_identical
+from tests.helpers.paths import EMBEDDED
 from tresnet_jax.errors import HubError
 
 BODY = {'num_classes': 0, 'global_pool': ''}
@@ -107,9 +110,12 @@ def test_a_config_of_before_2023(folder):
         ({'architecture': None}, 'unknown architecture'),
         ({'architecture': ['test_resnet']}, 'architecture cannot be'),
         ({'pretrained_cfg': [1]}, 'must be JSON objects'),
-        ({'model_args__block_args': {'a': 1}}, 'uses block_args, which this package does not support'),
+        (
+            {'model_args__block_args': {'a': 1}},
+            r"uses block_args=\{'a': 1\} \(model_args\), which this package does not support",
+        ),
         ({'model_args__in_chans': '3'}, "in_chans cannot be '3'"),
-        ({'model_args__global_pool': 'soft'}, 'unknown global_pool'),
+        ({'model_args__global_pool': 'soft'}, "global_pool cannot be 'soft'"),
         ({'model_args__num_classes': -1}, 'num_classes cannot be -1'),
         ({'model_args__num_classes': 6}, 'has 5 classes, but its config.json says 6'),
         ({'model_args__in_chans': 1}, 'has 3 channels, but its config.json says 1'),
@@ -145,7 +151,9 @@ def test_a_config_sends_nobody_anywhere(folder, tmp_path):
     change(folder, pretrained_cfg__url='http://127.0.0.1:9/x', pretrained_cfg__custom_load=True)
     assert tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True).pretrained_cfg.hf_hub_id is None
     (folder / 'model.safetensors').unlink()
-    with pytest.raises(HubError, match='saved: no model.safetensors or pytorch_model.bin'):
+    with pytest.raises(
+        HubError, match='saved: no model.safetensors or model.safetensors.index.json or pytorch_model.bin'
+    ):
         tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True)
     (folder / 'config.json').unlink()
     with pytest.raises(HubError, match='saved: no config.json'):
@@ -184,3 +192,95 @@ def test_a_file_that_is_there_is_replaced(folder):
     tresnet_jax.save_pretrained(model, folder)
     loaded = tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True)
     assert_identical(convert.to_torch(loaded), convert.to_torch(model))
+
+
+STATE = safetensors.numpy.load_file(EMBEDDED / 'test_resnet.fashion_mnist.safetensors')
+NAMES = [f'name {index}' for index in range(10)]
+TIMM_2021 = {'architecture': 'test_resnet', 'num_classes': 10, 'labels': NAMES, 'mean': [0.1, 0.2, 0.3], 'crop_pct': 1}
+WRAPPER = {'architecture': 'test_resnet', 'model_type': 'timm_wrapper', 'num_classes': 10, 'label_names': NAMES[:4]}
+SMP = {'encoder_name': 'tu-test_resnet', 'classes': 1, 'in_channels': 3, 'encoder_output_stride': 16}
+
+
+def written(folder, config, prefix='', **more):
+    """Write a folder as it is on the hub; return its name for `create_model`."""
+    state = {f'{prefix}{key}': value for key, value in STATE.items() if config is not SMP or not key.startswith('fc.')}
+    (folder / 'config.json').write_text(json.dumps(config))
+    safetensors.numpy.save_file(state | more, folder / 'model.safetensors', {'format': 'pt'})
+    return f'local-dir:{folder}'
+
+
+@pytest.mark.parametrize(
+    'config, prefix, names',
+    [
+        (TIMM_2021, '', NAMES),
+        ({**WRAPPER, 'label_names': dict(enumerate(NAMES))}, 'timm_model.', NAMES),
+        (WRAPPER, 'timm_model.', None),
+        ({**WRAPPER, 'id2label': dict(enumerate(NAMES)), 'pretrained_cfg': {'mean': [0.1, 0.2, 0.3]}}, '', NAMES),
+        ({'architecture': 'test_resnet'}, '', None),
+    ],
+)
+def test_classifiers_of_other_programs(config, prefix, names, tmp_path):
+    """The folder, and what the converter makes of it, have the same classes and prepare images alike."""
+    source, target = written(tmp_path, config, prefix), tmp_path / 'out' / 'flax.safetensors'
+    target.parent.mkdir()
+    model = tresnet_jax.create_model(source, pretrained=True)
+    assert main([str(tmp_path), str(target)]) == 0
+    converted = tresnet_jax.create_model('test_resnet', checkpoint=target)
+    for loaded in (model, converted):
+        np.testing.assert_array_equal(convert.to_torch(loaded)['fc.bias'], STATE['fc.bias'].astype(np.float32))
+        assert tresnet_jax.class_names(loaded) == (names and tuple(names))
+    assert model.pretrained_cfg.num_classes == 10 and model.pretrained_cfg.name == source
+    mean = config.get('mean') or config.get('pretrained_cfg', {}).get('mean')
+    if mean:
+        assert tresnet_jax.resolve_data_config(model) == tresnet_jax.resolve_data_config(converted)
+        assert tresnet_jax.resolve_data_config(model)['mean'] == tuple(mean)
+
+
+def test_a_segmentation_model(tmp_path):
+    """Its encoder is a backbone; its decoder is refused unless it is not wanted."""
+    source = written(tmp_path, SMP, 'encoder.model.', **{'decoder.weight': np.zeros((3, 96, 3, 3), np.float32)})
+    with pytest.raises(convert.ConversionError, match=r'another head than one linear layer: 1 tensor \(decoder\)'):
+        tresnet_jax.create_model(source, pretrained=True)
+    backbone = tresnet_jax.create_model(source, pretrained=True, features_only=True)
+    assert (backbone.out_indices, backbone.output_stride) == ((0, 1, 2, 3, 4), 16)
+    assert shape(tresnet_jax.create_model(source)) == ('test_resnet', 0, 3, 'avg', 16)
+    assert main([str(tmp_path), str(tmp_path / 'flax.safetensors'), '--drop-head']) == 0
+    assert tresnet_jax.create_model('test_resnet', checkpoint=tmp_path / 'flax.safetensors').output_stride == 16
+
+
+def test_a_backbone(tmp_path):
+    """transformers' TimmBackbone; with a number of classes it becomes a classifier."""
+    config = {'backbone': 'test_resnet', 'model_type': 'timm_backbone', 'num_channels': 3, 'out_indices': [1, 3]}
+    state = {f'_backbone.{key}': value for key, value in STATE.items() if not key.startswith('fc.')}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    safetensors.numpy.save_file(state, tmp_path / 'model.safetensors')
+    assert tresnet_jax.create_model(f'local-dir:{tmp_path}', pretrained=True).out_indices == (1, 3)
+    model = tresnet_jax.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=3)
+    assert model.out_indices is None and model.num_classes == 3
+
+
+def test_arguments_of_the_model(tmp_path):
+    """They are applied, here and after conversion, unless the caller says otherwise."""
+    arguments = {'output_stride': 16, 'global_pool': 'max', 'drop_rate': 0.25, 'drop_path_rate': 0.5}
+    source = written(tmp_path, {'architecture': 'test_resnet', 'num_classes': 10, 'model_args': arguments})
+    model = tresnet_jax.create_model(source, pretrained=True)
+    assert shape(model) == ('test_resnet', 10, 3, 'max', 16)
+    assert model.head_drop.rate == 0.25 and model.layer4[0].drop_path.rate == 0.5
+    assert main([str(tmp_path), str(tmp_path / 'flax.safetensors')]) == 0
+    for name, options in (
+        ('test_resnet', {'checkpoint': tmp_path / 'flax.safetensors'}),
+        ('test_resnet', {'checkpoint': tmp_path / 'model.safetensors'}),
+        (source, {'pretrained': True}),
+    ):
+        assert shape(tresnet_jax.create_model(name, **options)) == ('test_resnet', 10, 3, 'max', 16)
+        asked = tresnet_jax.create_model(name, output_stride=32, global_pool='avg', drop_rate=0.0, **options)
+        assert shape(asked) == ('test_resnet', 10, 3, 'avg', 32) and asked.head_drop.rate == 0
+
+
+def test_arguments_of_another_network(tmp_path, capsys):
+    source = written(tmp_path, {**TIMM_2021, 'model_args': {'act_layer': 'silu'}})
+    words = f"{tmp_path}/config.json: uses act_layer='silu' (model_args), which this package does not support"
+    with pytest.raises(HubError) as error:
+        tresnet_jax.create_model(source, pretrained=True)
+    assert words in str(error.value)
+    assert main([str(tmp_path), str(tmp_path / 'flax.safetensors')]) == 2 and words in capsys.readouterr().err

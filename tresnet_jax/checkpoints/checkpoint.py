@@ -20,12 +20,15 @@ class Stated:
         label_names: every list of class names that it has.
         data_config: how images are prepared, as arguments of `create_transform`; None if unknown.
         abn_slope: slope of the leaky ReLUs, from the classes of a pickled module; None: timm's, or unknown.
+        global_pool, output_stride: options with which the network was trained; None: timm's, or unknown.
         settled_by: what excludes networks of the same tensors and another function; None: nothing does.
     """
 
     label_names: tuple[tuple[str, ...], ...] = ()
     data_config: dict[str, Any] | None = None
     abn_slope: float | None = None
+    global_pool: str | None = None
+    output_stride: int | None = None
     settled_by: str | None = None
 
 

@@ -30,6 +30,7 @@ class TimmState:
         counters: timm key -> `num_batches_tracked` of a batch norm.
         metadata: the metadata of our own file; empty for others.
         abn_slope: slope of the leaky ReLUs that the weights were trained with; None: timm's, or unknown.
+        global_pool, output_stride: options with which they were trained; None: timm's, or unknown.
         notes: what was changed or left out, one line each.
         data_config: how images are prepared, as arguments of `create_transform`; None if unknown.
         label_names: one per class; None if unknown.
@@ -43,6 +44,8 @@ class TimmState:
     counters: dict[str, int]
     metadata: dict[str, str]
     abn_slope: float | None = None
+    global_pool: str | None = None
+    output_stride: int | None = None
     notes: tuple[str, ...] = ()
     data_config: dict[str, Any] | None = None
     label_names: tuple[str, ...] | None = None
@@ -84,6 +87,8 @@ def to_timm(checkpoint: Checkpoint) -> TimmState:
         counters={key: _counter(checkpoint, key, value.numpy()) for key, value in network.counters.items()},
         metadata={},
         abn_slope=slope,
+        global_pool=checkpoint.stated.global_pool,
+        output_stride=checkpoint.stated.output_stride,
         notes=(*notes, *head.notes),
         data_config=checkpoint.stated.data_config,
         label_names=next((names for names in checkpoint.stated.label_names if len(names) == classes), None),
@@ -118,7 +123,7 @@ def _unknown(checkpoint: Checkpoint) -> TimmState:
             tensors[name] = value
     dtypes = {key: value.dtype.name for key, value in tensors.items()}
     notes = (f'took {checkpoint.wrapper!r} of the file',) if checkpoint.wrapper else ()
-    return TimmState('timm', tensors, dtypes, counters, {}, None, notes)
+    return TimmState('timm', tensors, dtypes, counters, {}, notes=notes)
 
 
 def _counter(checkpoint: Checkpoint, key: str, value: np.ndarray) -> int:
@@ -161,6 +166,8 @@ def _from_flax(checkpoint: Checkpoint) -> TimmState:
         counters=metadata.counters(checkpoint),
         metadata=checkpoint.metadata,
         abn_slope=metadata.abn_slope(checkpoint),
+        global_pool=metadata.global_pool(checkpoint),
+        output_stride=metadata.output_stride(checkpoint),
         notes=(_run_note(checkpoint),) if checkpoint.container == 'run' else (),
         data_config=metadata.data_config(checkpoint),
         label_names=metadata.label_names(checkpoint),

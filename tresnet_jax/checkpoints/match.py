@@ -124,11 +124,14 @@ def match(
     slope = state.abn_slope if abn_slope is None else abn_slope
     if slope is not None and family_of(architecture).default_slope is None:
         raise ConversionError(f'{checkpoint.path}: {architecture} has ReLUs; --abn-slope (abn_slope) is for TResNet')
+    pool = head.global_pool or state.global_pool
+    stride = state.output_stride if state.output_stride in family_of(architecture).output_strides else None
     shapes = build(
         architecture,
         num_classes=head.num_classes,
         in_chans=channels,
-        global_pool=head.global_pool,
+        global_pool=pool,
+        output_stride=stride or 32,
         abn_slope=slope,
         rngs=ShapesOnly(),
     )
@@ -153,7 +156,8 @@ def match(
         tag=config.tag if config else None,
         num_classes=head.num_classes,
         in_chans=shapes.in_chans,
-        global_pool=head.global_pool,
+        global_pool=pool,
+        output_stride=stride,
         abn_slope=slope,
         data_config=state.data_config,
         label_names=state.label_names,

@@ -11,6 +11,8 @@ from tresnet_jax.checkpoints.names import FLOATS
 from tresnet_jax.data.transforms import create_transform
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.labels import are_names
+from tresnet_jax.models.pooling import POOL_TYPES
+from tresnet_jax.variants import RESNETD
 
 
 def source_dtypes(checkpoint: Checkpoint) -> dict[str, str]:
@@ -47,6 +49,30 @@ def abn_slope(checkpoint: Checkpoint) -> float | None:
     if not math.isfinite(slope):
         raise _error(checkpoint, 'abn_slope', f'must be a finite number, got {reprlib.repr(text)}')
     return slope
+
+
+def global_pool(checkpoint: Checkpoint) -> str | None:
+    """Return the pooling before the classifier; None: timm's.
+
+    Raises:
+        ConversionError: the field is not the name of a pooling.
+    """
+    pool = checkpoint.metadata.get('global_pool') or None
+    if pool is not None and pool not in POOL_TYPES:
+        raise _error(checkpoint, 'global_pool', f'must be one of {", ".join(POOL_TYPES[1:])}, got {reprlib.repr(pool)}')
+    return pool
+
+
+def output_stride(checkpoint: Checkpoint) -> int | None:
+    """Return pixels of the image per pixel of the last feature map; None: 32.
+
+    Raises:
+        ConversionError: the field is not an output stride.
+    """
+    text = checkpoint.metadata.get('output_stride')
+    if text and text not in map(str, RESNETD.output_strides):
+        raise _error(checkpoint, 'output_stride', f'must be 8, 16 or 32, got {reprlib.repr(text)}')
+    return int(text) if text else None
 
 
 def data_config(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16', which safeten
 import numpy as np
 import safetensors
 
-from tresnet_jax.checkpoints import other_files, shards, torch_file, twins
+from tresnet_jax.checkpoints import config_file, other_files, shards, torch_file, twins
 from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT, Checkpoint, Stated
 from tresnet_jax.checkpoints.choose import Choice, choose, rows
 from tresnet_jax.checkpoints.find import State, find, state_dicts
@@ -69,7 +69,7 @@ def read(
             raise ConversionError(f'{path}: {other_files.of_folder(path) or usual}')
     if step is not None:
         raise ConversionError(f'{path}: --step (step) is for the folder of a training run, and this is a file')
-    content = _read_index(source) if source.name.endswith(shards.INDEX) else _read_file(source)
+    content = _read_index(source) if shards.is_index(source) else _read_file(source)
     if content.metadata.get('format') == FLAX_FORMAT:
         if key is not None:
             raise ConversionError(f'{path}: --key (key) is for files with several networks, and this file has one')
@@ -136,8 +136,7 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
         notes += ('PaddleClas stores the raw weights in .pdema files, and the average in .pdparams',)
     if network.architecture is not None:
         function = twins.check_function(source, network)
-        images = data_config(tree, network.architecture)
-        stated = Stated(stated.label_names, images, function.abn_slope, function.settled_by)
+        stated = _stated(tree, network.architecture, function)
         notes += function.notes
     top = dict(children(tree))
     return Checkpoint(
@@ -154,6 +153,15 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
         notes,
         stated,
     )
+
+
+def _stated(tree: Any, architecture: str, function: twins.Function) -> Stated:
+    """Return what a checkpoint says beside its tensors, first in the file itself, then in the config.json beside it."""
+    names, images, saved = class_name_lists(tree), data_config(tree, architecture), function.saved
+    if saved is not None:
+        names += (saved.label_names,) if saved.label_names else ()
+        images = images or config_file.images(saved)
+    return Stated(names, images, function.abn_slope, function.global_pool, function.output_stride, function.settled_by)
 
 
 def _largest_state(path: Path, tree: Any) -> State:

@@ -24,7 +24,9 @@ class Report:
         layout: the name of the layout: 'timm', 'inplace_abn', 'PaddleClas', ...; 'flax' for a file of ours.
         architecture, tag: what the checkpoint is; the tag is None if neither the caller nor the file names one.
         num_classes, in_chans: numbers of the resulting trees.
-        global_pool: 'catavgmax' if the classifier is twice as wide as the features, else None.
+        global_pool: 'catavgmax' if the classifier is twice as wide as the features, else the pooling with which the
+            network was trained; None: timm's, or unknown.
+        output_stride: the one with which the network was trained; None: 32, or unknown.
         abn_slope: slope of the leaky ReLUs that the weights were trained with; None: timm's, or unknown.
         data_config: how images are prepared, as arguments of `create_transform`; None unless a run states it.
         label_names: one per class of the file; None unless a run states them.
@@ -46,6 +48,7 @@ class Report:
     num_classes: int
     in_chans: int
     global_pool: str | None
+    output_stride: int | None
     abn_slope: float | None
     data_config: dict[str, Any] | None
     label_names: tuple[str, ...] | None

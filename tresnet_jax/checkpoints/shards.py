@@ -8,15 +8,19 @@ from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.errors import ConversionError, reason
 
 INDEX = '.index.json'
+INDEX_NAME = re.compile(
+    r'.+\.index(\.[\w-]+)?\.json'
+)  # transformers writes a variant as 'model.safetensors.index.fp16.json'
+VARIANT = re.compile(r'(pytorch_)?model\.[\w-]+\.(safetensors|bin)')
 SHARD = re.compile(r'(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(safetensors|bin))')
-# What a folder can hold, in order of preference.
-FOLDER_FILES = (
+# What a repository of the hub can hold, in order of preference.
+REPOSITORY_FILES = (
     'model.safetensors',
     f'model.safetensors{INDEX}',
     'pytorch_model.bin',
     f'pytorch_model.bin{INDEX}',
-    'mp_rank_00_model_states.pt',  # DeepSpeed's
 )
+FOLDER_FILES = (*REPOSITORY_FILES, 'mp_rank_00_model_states.pt')  # the last one is DeepSpeed's
 LARGEST_INDEX = 64 * 2**20  # bytes; that of ResNet-200-D has 100 kB
 
 
@@ -24,32 +28,56 @@ def file_of_folder(folder: Path) -> Path | None:
     """Return the file, or the index of files, that holds the weights in a folder; None if there is none.
 
     Raises:
-        ConversionError: the folder has several indices, none of a usual name.
+        ConversionError: the folder has several indices or variants, none of a usual name.
     """
     for name in FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
-    indices = sorted(folder.glob(f'*{INDEX}'))
-    if len(indices) > 1:
-        raise ConversionError(f'{folder}: has several indices; give one of {", ".join(path.name for path in indices)}')
-    return indices[0] if indices else None
+    found = sorted(path for path in folder.iterdir() if is_index(path) or _is_variant(path))
+    if len(found) > 1:
+        names = ', '.join(path.name for path in found)
+        raise ConversionError(f'{folder}: has several checkpoints; give one of {names}')
+    return found[0] if found else None
+
+
+def _is_variant(path: Path) -> bool:
+    return VARIANT.fullmatch(path.name) is not None and not SHARD.fullmatch(path.name)
+
+
+def is_index(path: Path) -> bool:
+    """Return whether a file has the name of an index."""
+    return INDEX_NAME.fullmatch(path.name) is not None
 
 
 def check_not_a_shard(path: Path) -> None:
     """Raise ConversionError if a file is one of several that belong together."""
     match = SHARD.fullmatch(path.name)
     if match and int(match['count']) > 1:
-        index = f'{match["stem"]}{match["suffix"]}{INDEX}'
+        found = [other.name for other in path.parent.iterdir() if is_index(other)]
+        index = found[0] if len(found) == 1 else f'{match["stem"]}{match["suffix"]}{INDEX}'
         raise ConversionError(
             f'{path}: is one of {int(match["count"])} files of a checkpoint; give the index, {index}, or the folder'
         )
 
 
 def read_index(path: Path) -> dict[Path, list[str]]:
-    """Return file -> names of its tensors, from an index.
+    """Return file -> names of its tensors, from an index and the files beside it.
 
     Raises:
         ConversionError: the index is damaged, or names a file that is missing or not in its folder.
+    """
+    files = {path.parent / name: keys for name, keys in parse_index(path).items()}
+    for file in files:
+        if not file.is_file():
+            raise ConversionError(f'{path}: needs {file.name} beside it, which is missing; fetch it too')
+    return files
+
+
+def parse_index(path: Path) -> dict[str, list[str]]:
+    """Return name of a file -> names of its tensors, from an index alone.
+
+    Raises:
+        ConversionError: the index is damaged, or names a file that would not be in its folder.
     """
     try:
         if path.stat().st_size > LARGEST_INDEX:
@@ -62,12 +90,9 @@ def read_index(path: Path) -> dict[Path, list[str]]:
     names = document.get('weight_map') if isinstance(document, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
         raise ConversionError(f'{path}: not the index of a checkpoint: expected an object weight_map of file names')
-    files: dict[Path, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for key, name in names.items():
-        if not re.fullmatch(r'[\w][\w .+=@-]*', name) or name.endswith(INDEX):
+        if not re.fullmatch(r'[\w][\w .+=@-]*', name) or INDEX_NAME.fullmatch(name):
             raise ConversionError(f'{path}: names {printable(name, 60)!r}; expected the name of a file in its folder')
-        files.setdefault(path.parent / name, []).append(key)
-    for file in files:
-        if not file.is_file():
-            raise ConversionError(f'{path}: needs {file.name} beside it, which is missing; fetch it too')
+        files.setdefault(name, []).append(key)
     return files

@@ -8,6 +8,7 @@ from tresnet_jax.checkpoints.records import Record, walk
 from tresnet_jax.data.transforms import INTERPOLATIONS, create_transform, resolve_data_config
 from tresnet_jax.variants import pretrained_config, split_name
 
+MOST_CLASSES = 1_000_000
 MOST_NESTED = 3  # containers around the names; timm has them at the top, OpenMMLab in meta.dataset_meta
 NAMES = ('idx_to_class', 'id2label', 'label_names', 'class_names', 'class_to_idx', 'classes', 'CLASSES')
 TORCHVISION_SIZES = ('val_crop_size', 'val_resize_size')
@@ -25,7 +26,7 @@ def class_name_lists(tree: Any) -> tuple[tuple[str, ...], ...]:
             break
         members = _members(container)
         for key in NAMES:
-            names = _names(members.get(key))
+            names = listed_names(members.get(key))
             if names:
                 found.setdefault(names)
     return tuple(found)
@@ -37,18 +38,28 @@ def _members(container: Any) -> dict[Any, Any]:
     return container if isinstance(container, dict) else {}
 
 
-def _names(value: Any) -> tuple[str, ...] | None:
-    """Return names from a list, {0: name}, {'0': name} or {name: 0}; None for anything else."""
+def listed_names(value: Any, count: int | None = None) -> tuple[str, ...] | None:
+    """Return names from a list, {0: name}, {'0': name} or {name: 0}; None for anything else.
+
+    None too for the names that transformers invents, LABEL_0 and so on.
+
+    Args:
+        value: of a checkpoint or a JSON document.
+        count: number of classes. If a dictionary has the last of them, its gaps get their index as their name; timm
+            allows gaps. None: unknown, and there must be no gaps.
+    """
     if isinstance(value, Record):
         value = value.mapping
     if isinstance(value, dict) and value:
         by_index = {_index(key): name for key, name in value.items()}
         if None in by_index:
             by_index = {_index(index): name for name, index in value.items()}
-        value = [by_index.get(index) for index in range(len(value))]
-    if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    return None
+        if count is not None and len(by_index) < count <= MOST_CLASSES and count - 1 in by_index:
+            by_index = {index: str(index) for index in range(count)} | by_index
+        value = [by_index.get(index) for index in range(max(len(value), len(by_index)))]
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
+        return None
+    return None if all(name == f'LABEL_{index}' for index, name in enumerate(value)) else tuple(value)
 
 
 def _index(value: Any) -> int | None:

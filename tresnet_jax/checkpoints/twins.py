@@ -4,17 +4,18 @@ Tensors do not tell the activation, the pooling before a strided convolution, st
 beside the file does, and so do the classes in a pickled module.
 """
 
-import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from tresnet_jax.checkpoints import config_file
+from tresnet_jax.checkpoints.config_file import CONFIG, SavedConfig
 from tresnet_jax.checkpoints.find import Network, clean
 from tresnet_jax.checkpoints.records import Record, printable
 from tresnet_jax.errors import ConversionError
+from tresnet_jax.models.pooling import POOL_TYPES
 from tresnet_jax.variants import RESNETD, TRESNET, family_of, split_name
 
-CONFIG = 'config.json'
 UNSETTLED = 'the tensors alone do not exclude'  # how the note about remaining twins begins
 # timm's networks with the tensors of ours.
 TWINS = {
@@ -25,11 +26,8 @@ TWINS = {
 POOLINGS = {'AvgPool2d': 'resnetaa', 'BlurPool2d': 'resnetblur'}  # in a block's `aa`
 ACTIVATIONS = {RESNETD.name: {'ReLU'}, TRESNET.name: {'ReLU', 'LeakyReLU', 'Sigmoid'}}
 ACTIVATION = re.compile(r'.*\.(activation|activations)(\..*)?\.\w+')  # modules of torch and timm
+DEFAULT_POOLINGS = (None, '', 'avg', 'fast', 'fastavg')
 NO_ACTIVATIONS = {'Identity', 'MultiheadAttention'}
-# Arguments of timm's models that leave the function in evaluation as it is.
-HARMLESS = re.compile(
-    r'(in_chans|num_classes|global_pool|output_stride|.*_rate|pretrained.*|features_only|out_indices)'
-)
 
 
 class Function(NamedTuple):
@@ -38,11 +36,16 @@ class Function(NamedTuple):
     Attributes:
         settled_by: what excludes the twins; None: nothing does.
         abn_slope: slope of the leaky ReLUs in the blocks; None: timm's, or unknown.
-        notes: options that the model needs, and twins that remain, one line each.
+        global_pool, output_stride: options with which the network was trained; None: timm's, or unknown.
+        saved: the configuration beside the file; None: there is none.
+        notes: these options, and twins that remain, one line each.
     """
 
     settled_by: str | None
     abn_slope: float | None
+    global_pool: str | None
+    output_stride: int | None
+    saved: SavedConfig | None
     notes: tuple[str, ...]
 
 
@@ -57,16 +60,20 @@ def check_function(path: Path, network: Network) -> Function:
         ConversionError: they say that it is another network.
     """
     architecture = str(network.architecture)
-    by_module, slope, notes = None, None, []
+    saved = _saved_config(path, architecture)
+    settled, slope = (CONFIG if saved else None), None
+    pool, stride = (saved.global_pool, saved.output_stride) if saved else (None, None)
     if network.state.modules:
-        by_module, (slope, notes) = 'the classes of the pickled module', _check_modules(path, network)
-    config = read_config(path)
-    by_config = None if config is None else _check_config(path, config, architecture)
-    settled = by_module or (CONFIG if by_config is not None else None)
-    notes += by_config or []
+        settled = 'the classes of the pickled module'
+        slope, module_pool, module_stride = _check_modules(path, network)
+        pool, stride = module_pool or pool, module_stride or stride
+    pool, stride = (None if pool in DEFAULT_POOLINGS else pool), (None if stride == 32 else stride)
+    notes = list(saved.notes) if saved else []
+    notes += [f'trained with output_stride={stride}'] if stride else []
+    notes += [f'trained with global_pool={pool!r}'] if pool else []
     if settled is None and family_of(architecture) is RESNETD:
         notes.append(_remaining(architecture, network.layout.unseen))
-    return Function(settled, slope, tuple(notes))
+    return Function(settled, slope, pool, stride, saved, tuple(notes))
 
 
 def _remaining(architecture: str, unseen: tuple[str, ...]) -> str:
@@ -82,28 +89,20 @@ def _remaining(architecture: str, unseen: tuple[str, ...]) -> str:
     return f'{UNSETTLED} {others}; a {CONFIG} of timm beside the file would'
 
 
-def read_config(path: Path) -> dict[str, Any] | None:
-    """Return the `config.json` in the folder of a file, if it names a network as timm or smp does; else None."""
-    try:
-        config = json.loads((path.parent / CONFIG).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return config if isinstance(config, dict) and stated_architecture(config) is not None else None
+def _saved_config(path: Path, architecture: str) -> SavedConfig | None:
+    """Return the configuration in the folder of a file; None if it is missing, or of a program that names no network.
 
-
-def stated_architecture(config: dict[str, Any]) -> str | None:
-    """Return the name in timm's 'architecture' or in smp's 'encoder_name'; None without either."""
-    encoder = config.get('encoder_name')
-    if isinstance(encoder, str) and encoder.startswith('tu-'):  # smp's mark of timm's models
-        return encoder.removeprefix('tu-')
-    name = config.get('architecture')
-    return name if isinstance(name, str) and name else None
-
-
-def _check_config(path: Path, config: dict[str, Any], architecture: str) -> list[str]:
-    """Return options that the model needs. Raises ConversionError if the configuration is of another network."""
-    name = stated_architecture(config) or ''
+    Raises:
+        ConversionError: it is of another network.
+    """
     place = path.parent / CONFIG
+    try:
+        config = config_file.load(place)
+    except ConversionError:
+        return None
+    name = config.get('architecture')
+    if not isinstance(name, str) or not name:
+        return None
     try:
         same = split_name(name)[0] == architecture
     except ValueError:
@@ -113,33 +112,11 @@ def _check_config(path: Path, config: dict[str, Any], architecture: str) -> list
             f'{path}: has the tensors of {architecture}, but {place} says {printable(name, 60)!r}; if that is another '
             f"checkpoint's, move it away"
         )
-    arguments = config.get('model_args')
-    arguments = arguments if isinstance(arguments, dict) else {}
-    other = [key for key, value in arguments.items() if not _is_harmless(key, value)]
-    if other:
-        shown = ', '.join(f'{key}={arguments[key]!r}' for key in sorted(other))
-        raise ConversionError(
-            f'{path}: {place} says {printable(shown, 120)}, which is another network than {architecture}'
-        )
-    pool, default = arguments.get('global_pool') or config.get('global_pool'), {'avg', 'fast', 'fastavg', ''}
-    return _options(arguments.get('output_stride'), None if pool in default else pool)
+    return config_file.parse(config, place)
 
 
-def _is_harmless(key: str, value: Any) -> bool:
-    return value is None or HARMLESS.fullmatch(key) is not None or (key, value) == ('act_layer', 'relu')
-
-
-def _options(output_stride: Any, global_pool: Any) -> list[str]:
-    notes = []
-    if output_stride in (8, 16):
-        notes.append(f'trained with output_stride={output_stride}: give it to create_model')
-    if isinstance(global_pool, str) and global_pool:
-        notes.append(f'trained with global_pool={printable(global_pool, 20)!r}: give it to create_model')
-    return notes
-
-
-def _check_modules(path: Path, network: Network) -> tuple[float | None, list[str]]:
-    """Return the slope of leaky ReLUs and the options that the model needs.
+def _check_modules(path: Path, network: Network) -> tuple[float | None, str | None, int | None]:
+    """Return the slope of leaky ReLUs, the pooling and the output stride; None for each that is timm's or unknown.
 
     Raises:
         ConversionError: an activation, a pooling or a stride is of another network.
@@ -170,11 +147,13 @@ def _check_modules(path: Path, network: Network) -> tuple[float | None, list[str
             slopes.add(slope)
     pool = modules.get(f'{prefix}global_pool')
     pool_type = pool.attributes.get('pool_type') if pool else None
+    if pool_type is not None and pool_type not in POOL_TYPES:
+        raise ConversionError(
+            f'{path}: its module pools by {printable(pool_type, 40)!r}, which {architecture} does not'
+        )
     stride = _output_stride(path, network, modules) if family is RESNETD else None
     other = slopes - {family.default_slope}
-    return other.pop() if len(slopes) == 1 and other else None, _options(
-        stride, None if pool_type == 'avg' else pool_type
-    )
+    return other.pop() if len(slopes) == 1 and other else None, pool_type, stride
 
 
 def _output_stride(path: Path, network: Network, modules: dict[str, Record]) -> int | None:
@@ -198,4 +177,8 @@ def _output_stride(path: Path, network: Network, modules: dict[str, Record]) -> 
                 f"{path}: its module strides in layer{stage}.0.conv1 (style='caffe' of OpenMMLab), another network"
             )
         reached *= 2 if 2 in strides else 1
+    if reached not in RESNETD.output_strides:
+        raise ConversionError(
+            f'{path}: its module has the output stride {reached}, which {network.architecture} has not'
+        )
     return reached

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tresnet_jax.checkpoints.config_file import CONFIG
+from tresnet_jax.checkpoints.shards import REPOSITORY_FILES, is_index, parse_index
 from tresnet_jax.errors import HubError, reason
 from tresnet_jax.files import sha256
-
-CONFIG = 'config.json'
-WEIGHTS = ('model.safetensors', 'pytorch_model.bin')  # in timm's order of preference
 
 _SOURCES = ('hf-hub', 'local-dir')
 _PREFIX = re.compile(r'[a-zA-Z][\w+.-]+')  # at least two characters, because C:\folder is a path
@@ -67,6 +66,23 @@ def find(source: str, filenames: Sequence[str], cache_dir: str | Path | None = N
         if (folder / filename).is_file():
             return folder / filename
     raise HubError(f'{source}: no {" or ".join(filenames)} in this folder')
+
+
+def find_weights(source: str, cache_dir: str | Path | None = None) -> Path:
+    """Return the file with the weights of a source, or the index of several files, downloaded like those of `find`.
+
+    Raises:
+        HubError: see `find`; or a file of the index is missing.
+        ConversionError: the index is damaged, or names a file that would not be in its folder.
+    """
+    path = find(source, REPOSITORY_FILES, cache_dir)
+    kind, location = split_source(source) or ('', '')
+    if kind == 'hf-hub' and is_index(path):
+        # The folder of a file in the cache has the name of its commit, and the other files must be of the same one.
+        repository, commit = location.partition('@')[0], path.parent.name
+        for name in parse_index(path):
+            _download(repository, commit, [name], cache_dir)
+    return path
 
 
 def _download(repository: str, revision: str | None, filenames: Sequence[str], cache_dir: str | Path | None) -> Path:
@@ -211,7 +227,10 @@ def _remove(path: Path, cache_dir: str | Path | None) -> bool:
 
 def _remedy(repository: str, filenames: Sequence[str]) -> str:
     if CONFIG in filenames:
-        return f'fetch {CONFIG} and {WEIGHTS[0]} of {repository} into a folder and use local-dir:FOLDER as the name'
+        weights = REPOSITORY_FILES[0]
+        return f'fetch {CONFIG} and {weights} of {repository} into a folder and use local-dir:FOLDER as the name'
+    if filenames[0] not in REPOSITORY_FILES:  # one of several
+        return f'fetch all files of {repository} into a folder and use local-dir:FOLDER as the name'
     return f'fetch {filenames[0]} of {repository} from the Hugging Face hub and pass checkpoint=PATH'
 
 

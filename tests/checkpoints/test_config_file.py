@@ -1,0 +1,143 @@
+"""What a `config.json` of timm, transformers or segmentation_models_pytorch says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tresnet_jax.checkpoints import config_file
+from tresnet_jax.checkpoints.config_file import SavedConfig
+from tresnet_jax.checkpoints.stated import listed_names
+from tresnet_jax.errors import ConversionError
+
+TIMM = {'architecture': 'resnet50d', 'num_classes': 3, 'pretrained_cfg': {'mean': [0.5, 0.5, 0.5], 'crop_pct': 0.95}}
+WRAPPER = {
+    'architecture': 'resnet18d',
+    'architectures': ['TimmWrapperForImageClassification'],
+    'model_type': 'timm_wrapper',
+    'num_classes': 2,
+    'label_names': ['LABEL_0', 'LABEL_1'],
+    'model_args': {'drop_rate': 0.1},
+    'dtype': 'float32',
+}
+BACKBONE = {
+    'architectures': ['TimmBackbone'],
+    'backbone': 'resnet50d',
+    'model_type': 'timm_backbone',
+    'num_channels': 1,
+    'out_indices': [1, 2, 3, 4],
+    'output_stride': 16,
+}
+SMP = {'_model_class': 'Unet', 'classes': 5, 'encoder_name': 'tu-tresnet_m', 'encoder_depth': 5, 'in_channels': 4}
+
+
+def parsed(config: Any) -> SavedConfig:
+    return config_file.parse(config_file.as_timm(json.loads(json.dumps(config))), Path('config.json'))
+
+
+@pytest.mark.parametrize(
+    'config, expected',
+    [
+        (TIMM, {'architecture': 'resnet50d', 'num_classes': 3, 'mean': (0.5, 0.5, 0.5), 'states_images': True}),
+        (WRAPPER, {'architecture': 'resnet18d', 'num_classes': 2, 'drop_rate': 0.1, 'states_images': False}),
+        ({**WRAPPER, 'pretrained_cfg': TIMM['pretrained_cfg']}, {'crop_pct': 0.95, 'states_images': True}),
+        ({**WRAPPER, 'architectures': ['TimmWrapperModel']}, {'num_classes': 0, 'label_names': None, 'notes': ()}),
+        ({**WRAPPER, 'num_classes': None, 'num_labels': 7}, {'num_classes': 7, 'states_classes': True}),
+        (BACKBONE, {'architecture': 'resnet50d', 'num_classes': 0, 'input_size': (1, 224, 224), 'output_stride': 16}),
+        (BACKBONE, {'features_only': True, 'out_indices': (1, 2, 3, 4)}),
+        (
+            {'backbone': 'resnet50d', 'use_timm_backbone': True, 'model_type': 'detr'},
+            {'architecture': 'resnet50d', 'features_only': False},
+        ),
+        (SMP, {'architecture': 'tresnet_m', 'num_classes': 0, 'input_size': (4, 224, 224), 'output_stride': None}),
+        ({**SMP, 'encoder_name': 'timm-resnet50d', 'encoder_output_stride': 8}, {'output_stride': 8}),
+        ({**TIMM, 'global_pool': 'max'}, {'global_pool': 'max'}),
+        ({**TIMM, 'global_pool': 'max', 'model_args': {'global_pool': 'avgmax'}}, {'global_pool': 'avgmax'}),
+        ({'architecture': 'resnet50d'}, {'num_classes': 1000, 'states_classes': False, 'states_images': False}),
+        ({'architecture': 'resnet50d', 'labels': ['a', 'b']}, {'num_classes': 2, 'states_classes': False}),
+    ],
+)
+def test_forms_of_all_programs(config, expected):
+    row = parsed(config)
+    assert {key: getattr(row, key) for key in expected} == expected
+
+
+STALE = ('left out the names of 5 classes in config.json, which says that there are 3',)
+
+
+@pytest.mark.parametrize(
+    'fields, names, notes',
+    [
+        ({'label_names': ['a', 'b', 'c']}, ('a', 'b', 'c'), ()),
+        ({'labels': ['a', 'b', 'c']}, ('a', 'b', 'c'), ()),
+        ({'label_names': {'2': 'c', '0': 'a', '1': 'b'}}, ('a', 'b', 'c'), ()),
+        ({'label_names': {'a': 0, 'b': 1, 'c': 2}}, ('a', 'b', 'c'), ()),
+        ({'label_names': {'0': 'a', '2': 'c'}}, ('a', '1', 'c'), ()),
+        ({'label_names': {'0': 'a', '1': 'b'}}, None, ('left out the names of 2 classes in config.json, which says '
+                                                       'that there are 3',)),
+        ({'id2label': {'0': 'a', '1': 'b', '2': 'c'}}, ('a', 'b', 'c'), ()),
+        ({'pretrained_cfg': {'label_names': ['a', 'b', 'c']}}, ('a', 'b', 'c'), ()),
+        ({'label_names': list('vwxyz')}, None, STALE),
+        ({'label_names': list('vwxyz'), 'id2label': {'0': 'a', '1': 'b', '2': 'c'}}, ('a', 'b', 'c'), ()),
+        ({'label_names': ['LABEL_0', 'LABEL_1', 'LABEL_2']}, None, ()),
+        ({'label_names': 'abc'}, None, ()),
+        ({'label_names': ['a', 3, None]}, None, ()),
+        ({}, None, ()),
+    ],
+)  # fmt: skip
+def test_names_of_classes(fields, names, notes):
+    """Names of another number of classes are those of the model that was fine-tuned."""
+    row = parsed({'architecture': 'resnet50d', 'num_classes': 3, **fields})
+    assert (row.label_names, row.notes) == (names, notes)
+
+
+@pytest.mark.parametrize('value', [{'0': 'a', '999999999': 'b'}, {'0': 'a', str(2**70): 'b'}, {}, [], 3, None])
+def test_names_with_impossible_indices(value):
+    assert listed_names(value) is None and listed_names(value, 10**9) is None
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'act_layer': 'relu', 'norm_layer': 'BatchNorm2d', 'stem_type': 'deep', 'avg_down': True, 'cardinality': 1},
+        {'zero_init_last': False, 'drop_block_rate': 0.1, 'pretrained': False, 'aa_layer': None},
+    ],
+)
+def test_arguments_that_change_nothing(arguments):
+    assert parsed({**TIMM, 'model_args': arguments}).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    'architecture, arguments, words',
+    [
+        ('resnet50d', {'act_layer': 'silu'}, "uses act_layer='silu' (model_args)"),
+        ('resnet50d', {'avg_down': False, 'stem_type': 'deep'}, 'uses avg_down=False (model_args)'),
+        ('resnet50d', {'block_args': {'attn_layer': 'se'}}, "uses block_args={'attn_layer': 'se'}"),
+        ('tresnet_m', {'act_layer': 'relu'}, "uses act_layer='relu'"),
+        ('resnet50d', {'img_size': 224, 'stem_width': 64}, 'uses img_size=224, stem_width=64'),
+        ('resnet50d', {'x\x1b': 'y' * 300}, r'uses x\x1b='),
+        ('resnet50d', {'output_stride': 4}, 'output_stride cannot be 4'),
+        ('tresnet_m', {'output_stride': 16}, 'output_stride cannot be 16'),
+        ('resnet50d', {'global_pool': 'soft'}, "global_pool cannot be 'soft'"),
+        ('resnet50d', {'global_pool': ['avg']}, "global_pool cannot be ['avg']"),
+        ('resnet50d', {'drop_rate': 'a'}, "drop_rate cannot be 'a'"),
+        ('resnet50d', {'features_only': 1}, 'features_only cannot be 1'),
+        ('resnet50d', {'out_indices': ['1']}, "out_indices cannot be ['1']"),
+        ('resnet50d', ['act_layer'], 'pretrained_cfg and model_args must be JSON objects'),
+    ],
+)
+def test_arguments_that_are_refused(architecture, arguments, words):
+    with pytest.raises(ConversionError) as error:
+        parsed({'architecture': architecture, 'num_classes': 3, 'model_args': arguments})
+    assert words in str(error.value) and str(error.value).startswith('config.json: ')
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize('mean, stated', [([0.5, 0.5, 0.5], True), ([0.5], False)])
+def test_images(mean, stated):
+    """Those of one channel are not prepared by `create_transform`."""
+    images = config_file.images(parsed({**TIMM, 'pretrained_cfg': {'mean': mean, 'input_size': [3, 64, 64]}}))
+    assert (images is not None) == stated
+    assert not stated or images['input_size'] == (3, 64, 64) and images['std'] == (0.229, 0.224, 0.225)
+    assert config_file.images(parsed(WRAPPER)) is None
