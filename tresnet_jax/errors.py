@@ -32,6 +32,7 @@ class MissingExtraError(ValueError):
 # Import name of an optional package -> the extra that installs it.
 EXTRAS = {
     'absl': 'train',
+    'datasets': 'hfds',
     'grain': 'train',
     'matplotlib': 'plot',
     'optax': 'train',

@@ -38,15 +38,15 @@ class InputFlags:
     checkpoint: Annotated[Path | None, flag('FILE', 'none')] = None
     """Load the weights of this file or training run."""
     data: Annotated[str | None, flag('DATA', 'the data of the run')] = None
-    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, npz:FILE or embedded:fashion_mnist."""
+    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE or embedded:fashion_mnist."""
     data_dir: Annotated[Path | None, flag('DIR', "that of the run, or TFDS's own")] = None
     """Folder of TensorFlow Datasets, or that relative paths start from."""
     split: Annotated[str | None, flag('SPLIT', 'validation, or else test')] = None
     """Split, or a part of one: 'validation[:1000]'. For folder:DIR, also the name of a folder in DIR."""
-    input_key: Annotated[str | None, flag('KEY', 'that of the run, or every image')] = None
-    """For wds:PATTERN, the extensions of the images: 'jpg;png'."""
-    target_key: Annotated[str | None, flag('KEY', 'that of the run, or cls, or label in json')] = None
-    """For wds:PATTERN, the field of json that is the label."""
+    input_key: Annotated[str | None, flag('KEY', 'that of the run, or the only image')] = None
+    """For wds:PATTERN, the extensions of the images: 'jpg;png'. For hfds:NAME, their column."""
+    target_key: Annotated[str | None, flag('KEY', 'that of the run, or cls or label')] = None
+    """For wds:PATTERN, the field of json that is the label. For hfds:NAME, the column of the labels."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
     """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     test_size: bool = False

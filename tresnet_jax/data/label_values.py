@@ -1,7 +1,8 @@
 """Labels stored with the images, as numbers or as names: in tar shards and in Hugging Face data sets."""
 
+import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +40,7 @@ def check_label(value: Any, name: str, where: str) -> int | str:
 def number_labels(
     values: Sequence[int | str],
     class_names: Sequence[str] | None,
-    split: str,
-    where: str,
+    split: Split,
     train: Callable[[], Sequence[int | str]] | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return (N,) int32 labels and the name of each class.
@@ -51,7 +51,7 @@ def number_labels(
     Args:
         values: all numbers from 0 on, or all names.
         class_names: the names of the labels, as a run has stored them; None: those of the training split.
-        split, where: the split and the data set, for errors.
+        split: the split, for errors.
         train: returns the values of the training split; None: `values` are those.
 
     Raises:
@@ -63,38 +63,84 @@ def number_labels(
         if class_names is None:
             class_names = tuple(map(str, range(highest + 1)))
         elif highest >= len(class_names):
-            raise DataError(f'{where}: the labels of {split} go up to {highest}; there are {len(class_names)} classes')
+            raise DataError(
+                f'{split.where}: {shown(split.name)} has the label {highest}; there are {len(class_names)} classes'
+            )
         return np.asarray(numbers, np.int32), tuple(class_names)
     if numbers:
         name = next(value for value in values if isinstance(value, str))
-        raise DataError(f'{where}: some labels are numbers, such as {numbers[0]}, others names, such as {shown(name)}')
+        raise DataError(
+            f'{split.where}: some labels are numbers, such as {numbers[0]}, others names, such as {shown(name)}'
+        )
     classes = sorted({str(value) for value in values})
     if class_names is None:
         class_names = class_order(classes if train is None else sorted({str(value) for value in train()}))
-    labels = dict(zip(classes, labels_of(classes, class_names, split, where), strict=True))
+    labels = dict(zip(classes, labels_of(classes, class_names, split.name, split.where), strict=True))
     return np.asarray([labels[str(value)] for value in values], np.int32), tuple(class_names)
 
 
-def choose_part(labels: np.ndarray, split: Split, validation: bool | None, fraction: float) -> np.ndarray:
-    """Return the indices, ascending, of the requested part of a split.
+class Labelled(NamedTuple):
+    """The examples of the requested part of a split.
 
-    A part is drawn at random, because examples may be sorted by class.
+    Attributes:
+        indices: (N,) int64, ascending, of the examples in the whole split.
+        labels: (N,) int32.
+        class_names: the name of each label.
+        present: the labels of the classes that the whole split has, ascending.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    present: tuple[int, ...]
+
+
+def label_examples(
+    values: Sequence[int | str] | int,
+    split: Split,
+    *,
+    class_names: Sequence[str] | None,
+    train: Callable[[], Sequence[int | str]] | None,
+    drawn: float | None,
+    one_class: bool,
+) -> Labelled:
+    """Number the labels of a split and choose the requested part of it.
+
+    As in timm, examples with the label -1 are left out. A part is drawn at random, because examples may be sorted by
+    class.
 
     Args:
-        labels: (N,) labels of the whole split, or of data without splits.
+        values: the label of each example, or the number of examples that have none; their label is 0.
         split: the split, and the part of it.
-        validation: draw a share of each class for validation, or the rest for training; None: the data has splits.
-        fraction: the share.
+        class_names, train: as for `number_labels`.
+        drawn: the share of each class that is the split 'validation', in data without splits. None: the data has
+            splits, or is opened whole.
+        one_class: accept a single class.
 
     Raises:
-        DataError: the part has no examples.
+        DataError: as `number_labels`, there is only one class, or the part has no examples.
     """
-    chosen = np.arange(len(labels))
-    if validation is not None:
+    if isinstance(values, int):
+        kept, labels, names = np.arange(values), np.zeros(values, np.int32), tuple([''])
+    else:
+        kept = np.asarray([place for place, value in enumerate(values) if value != UNLABELLED], np.int64)
+        if not len(kept):
+            raise DataError(f'{split.where}: all labels of {shown(split.name)} are {UNLABELLED}: it has no labels')
+        if len(kept) < len(values):
+            logging.getLogger(__name__).warning(
+                '%s: left out %d images of %s with the label %d',
+                shown(split.where), len(values) - len(kept), shown(split.name), UNLABELLED,
+            )  # fmt: skip
+        labels, names = number_labels([values[place] for place in kept], class_names, split, train)
+        if len(names) < 2 and not one_class:
+            raise DataError(f'{split.where}: only one class, {shown(*names)}; expected at least two')
+    chosen = np.arange(len(kept))
+    if drawn is not None:
         groups = np.split(np.argsort(labels, kind='stable'), np.cumsum(np.unique(labels, return_counts=True)[1])[:-1])
-        chosen = np.sort([index for group in groups for index in share(group.tolist(), validation, fraction)])
+        parts = [share(group.tolist(), split.name == 'validation', drawn) for group in groups]
+        chosen = np.sort(np.asarray([index for part in parts for index in part], np.int64))
         if not len(chosen):
-            raise DataError(f'{split.where}: no images for {split.name}; val_fraction is {fraction}')
+            raise DataError(f'{split.where}: no images for {split.name}; val_fraction is {drawn}')
     if (part := split.part(len(chosen))) != slice(0, len(chosen)):
         chosen = chosen[np.sort(fixed_order(len(chosen))[part])]
-    return chosen.astype(np.int64)
+    return Labelled(kept[chosen], labels[chosen], names, tuple(np.unique(labels).tolist()))

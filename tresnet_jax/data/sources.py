@@ -8,13 +8,14 @@ from typing import Any, Protocol
 from tresnet_jax.data.arrays import open_npz
 from tresnet_jax.data.csv_source import open_csv
 from tresnet_jax.data.folders import open_folder
+from tresnet_jax.data.hfds import open_hfds
 from tresnet_jax.data.tfds import open_tfds
 from tresnet_jax.data.webdataset import open_webdataset
 from tresnet_jax.errors import DataError
 from tresnet_jax.labels import FASHION_MNIST
 
-KINDS = 'tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, npz:FILE or embedded:fashion_mnist'
-WITH_KEYS = ('wds',)  # kinds of data with --input-key and --target-key
+KINDS = 'tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE or embedded:fashion_mnist'
+WITH_KEYS = ('wds', 'hfds')  # kinds of data with --input-key and --target-key
 
 
 class Source(Protocol):
@@ -68,6 +69,7 @@ def open_source(
       a share of each class is for validation.
     - ``csv:FILE``: the columns path, label and, optionally, split.
     - ``wds:PATTERN``: tar shards, WebDataset's format: a folder, or a path with braces, '*' and '?'.
+    - ``hfds:NAME``: a folder or a data set of the hub that Hugging Face's library `datasets` can read.
     - ``npz:FILE``: x_train, y_train, x_test, y_test, as in Keras' .npz files.
     - ``embedded:fashion_mnist``: the 2,000 training and 500 test images in this package.
 
@@ -75,17 +77,18 @@ def open_source(
         data: one of these.
         split: 'train', 'validation' or 'test', or a synonym, perhaps with a slice, 'train[:500]' or 'train[10%:]'.
             None: the split to evaluate on, validation or else test.
-        data_dir: for tfds, the folder of its prepared data; None: TFDS's default. For folder, wds and npz, the folder
-            that relative paths start from; None: the current one. For csv, the folder that the paths of the images
-            start from; None: that of the CSV file.
-        val_fraction: the share of a folder, CSV file or shards without splits that is for validation.
-        class_names: for folder, csv and wds, the names of the labels, as a run has stored them. None: those of the
-            training split in timm's order.
-        for_evaluation: the data set is evaluated or embedded, not trained on. A folder, CSV file or shards without
-            splits are opened whole, and may have a single class.
-        unlabelled: also accept a folder of images without class folders, and shards without labels; their label is 0.
-        input_key, target_key: for wds, what the image and the label are: extensions, and a field of the member json.
-            None: see `open_webdataset`.
+        data_dir: for tfds, the folder of its prepared data; None: TFDS's default. For folder, wds, hfds and npz, the
+            folder that relative paths start from; None: the current one. For csv, the folder that the paths of the
+            images start from; None: that of the CSV file.
+        val_fraction: the share of data without splits that is for validation.
+        class_names: for folder, csv, wds and hfds, the names of the labels, as a run has stored them. None: those of
+            the data, or else those of the training split in timm's order.
+        for_evaluation: the data set is evaluated or embedded, not trained on. Data without splits is
+            opened whole, and may have a single class.
+        unlabelled: also accept a folder of images without class folders, and wds and hfds without labels; their label
+            is 0.
+        input_key, target_key: what the image and the label are: for wds, extensions and a field of the member json;
+            for hfds, columns. None: see `open_webdataset` and `open_hfds`.
 
     Raises:
         DataError: an unknown kind of data, a missing data set or split, or data that cannot be trained on.
@@ -110,6 +113,8 @@ def open_source(
         return open_csv(name, split, data_dir, data, val_fraction, **options)
     if kind == 'wds' and name:
         return open_webdataset(name, split, data_dir, data, val_fraction, unlabelled=unlabelled, **keys, **options)
+    if kind == 'hfds' and name:
+        return open_hfds(name, split, data_dir, data, val_fraction, unlabelled=unlabelled, **keys, **options)
     if kind == 'npz' and name:
         return open_npz(path, split, data)
     if data == 'embedded:fashion_mnist':

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tresnet_jax.data.label_values import UNLABELLED, check_label, choose_part, number_labels
+from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
 from tresnet_jax.data.splits import Split, choose_split, split_kind
 from tresnet_jax.data.tar_index import TarExample, index_shard
 from tresnet_jax.data.tar_shards import Shards, find_shards, find_splits
@@ -121,32 +121,26 @@ def open_webdataset(
         return records, _labels(records, shards, where, target_key, unlabelled)
 
     records, values = read(chosen.name, shards)
-    if values is None:
-        labels, names = np.zeros(len(records), np.int32), tuple([''])
-    else:
-        kept = [place for place, value in enumerate(values) if value != UNLABELLED]
-        if not kept:
-            raise DataError(f'{where}: all labels of {chosen.name} are {UNLABELLED}: it has no labels')
-        if len(kept) < len(values):
-            logger.warning('%s: left out %d images with the label %d', where, len(values) - len(kept), UNLABELLED)
-            records, values = [records[place] for place in kept], [values[place] for place in kept]
-        train = next((name for name in splits if split_kind(name) == 'train'), chosen.name)
-        own = drawn or split_kind(chosen.name) == 'train' or train == chosen.name
-        others = None if own else lambda: read(train, splits[train])[1] or []
-        labels, names = number_labels(values, class_names, chosen.name, where, others)
-        if len(names) < 2 and not for_evaluation:
-            raise DataError(f'{where}: only one class, {shown(*names)}; expected at least two')
-    validation = chosen.name == 'validation' if drawn and not for_evaluation else None
-    part = choose_part(labels, chosen, validation, val_fraction)
-    places = np.asarray([(record.shard, *record.example.members[record.extension]) for record in records], np.int64)
+    train = next((name for name in splits if split_kind(name) == 'train'), chosen.name)
+    own = drawn or split_kind(chosen.name) == 'train' or train == chosen.name
+    found = label_examples(
+        len(records) if values is None else values,
+        chosen,
+        class_names=class_names,
+        train=None if own else lambda: read(train, splits[train])[1] or [],
+        drawn=val_fraction if drawn and not for_evaluation else None,
+        one_class=for_evaluation,
+    )
+    kept = [records[index] for index in found.indices]
+    places = [(record.shard, *record.example.members[record.extension]) for record in kept]
     return TarSource(
         shown(f'{where} {chosen.text}'),
-        names,
+        found.class_names,
         tuple(map(str, shards.files)),
-        tuple(records[index].name for index in part),
-        places[part],
-        labels[part],
-        tuple(np.unique(labels).tolist()),
+        tuple(record.name for record in kept),
+        np.asarray(places, np.int64),
+        found.labels,
+        found.present,
     )
 
 

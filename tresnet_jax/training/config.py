@@ -56,7 +56,7 @@ class TrainConfig:
 
     # Data
     data: str = 'embedded:fashion_mnist'
-    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, npz:FILE or embedded:fashion_mnist."""
+    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE or embedded:fashion_mnist."""
     data_dir: Annotated[Path | None, flag('DIR', "TFDS's own")] = None
     """Folder of TensorFlow Datasets, or the folder that relative paths start from."""
     train_split: str = 'train'
@@ -64,11 +64,11 @@ class TrainConfig:
     val_split: Annotated[str | None, flag('SPLIT', 'the validation split, or else the test split')] = None
     """Evaluation split, named as --train-split."""
     val_fraction: Annotated[float, SHARE] = 0.1
-    """Share of a folder, CSV file or shards without splits that is set aside for validation."""
-    input_key: Annotated[str | None, flag('KEY', 'every image')] = None
-    """For wds:PATTERN, the extensions of the images: 'jpg;png'."""
-    target_key: Annotated[str | None, flag('KEY', 'cls, or label in json')] = None
-    """For wds:PATTERN, the field of json that is the label."""
+    """Share of data without splits that is set aside for validation."""
+    input_key: Annotated[str | None, flag('KEY', 'the only image')] = None
+    """For wds:PATTERN, the extensions of the images: 'jpg;png'. For hfds:NAME, their column."""
+    target_key: Annotated[str | None, flag('KEY', 'cls or label')] = None
+    """For wds:PATTERN, the field of json that is the label. For hfds:NAME, the column of the labels."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', '65535 in 16 bits')] = None
     """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     image_size: Annotated[int, POSITIVE] = 224

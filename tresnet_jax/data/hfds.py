@@ -1,0 +1,228 @@
+"""Data sets of the Hugging Face library `datasets`, read by index; images stay encoded."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
+from tresnet_jax.data.splits import choose_split, split_kind
+from tresnet_jax.errors import DataError, ImageError, missing_extra, reason, shown
+
+IMAGES, LABEL = ('image', 'img'), 'label'  # names of columns that need no flag
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HfSource:
+    """Rows of a data set: an image in the column `key`, and (N,) integer labels."""
+
+    name: str
+    class_names: tuple[str, ...]
+    key: str
+    rows: Any
+    """`datasets.Dataset` with the column `key`: {'bytes': ..., 'path': ...}."""
+    paths: Any
+    """`datasets.Dataset` with the path of each image."""
+    indices: np.ndarray
+    """(N,) int64: the row of each image."""
+    labels: np.ndarray
+    present: tuple[int, ...]
+    """The labels of the classes that the whole split has, ascending."""
+    folders: tuple[str, ...]
+    """Real paths of the folders that images in files of their own may be in."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+        image = self.rows[int(self.indices[index])][self.key] or {}
+        data = image.get('bytes')
+        return {'image': self._read(image.get('path')) if data is None else data, 'label': int(self.labels[index])}
+
+    def _read(self, path: str | None) -> bytes:
+        """Read an image that the data set has by its path. Raises ImageError if it is outside the data set."""
+        if not path:
+            raise ImageError('the row has no image')
+        real = os.path.realpath(path)
+        if not any(os.path.commonpath([real, folder]) == folder for folder in self.folders):
+            raise ImageError(f'the row has the path {shown(path)}, which is outside the data set, instead of an image')
+        return Path(real).read_bytes()
+
+    def describe(self, index: int) -> str:
+        """Return the name of the data set, the row, and the path of the image if the data set has it."""
+        (path,) = self.paths[int(self.indices[index])].values()
+        return f'{self.name} {self.indices[index]}' + (f': {path}' if path else '')
+
+
+def open_hfds(
+    name: str,
+    split: str | None,
+    data_dir: Path | None,
+    where: str,
+    val_fraction: float,
+    *,
+    class_names: Sequence[str] | None = None,
+    for_evaluation: bool = False,
+    unlabelled: bool = False,
+    input_key: str | None = None,
+    target_key: str | None = None,
+) -> HfSource:
+    """Open one split of a data set that `datasets` can read.
+
+    Args:
+        name: a folder, from `Dataset.save_to_disk` or with parquet files, for example; or the name of a data set on
+            the hub, perhaps with a configuration, 'NAME:CONFIG'.
+        split: as in `choose_split`.
+        data_dir: the folder that relative paths start from; for data sets of the hub, their cache. None: the current
+            folder, and the library's default.
+        where: the data set, for errors.
+        val_fraction: the share of each class that is for validation if there are no splits.
+        class_names: the names of the labels, as a run has stored them. None: those of the column, or of the training
+            split.
+        for_evaluation: data without splits is opened whole, and may have a single class.
+        unlabelled: also accept data without labels; their label is 0.
+        input_key: the column of the images. None: image or img, or else the only column of images.
+        target_key: the column of the labels. None: label, or else the only column of class labels.
+
+    Raises:
+        DataError: `datasets` is not installed or cannot read the data, the split does not exist, the columns are
+            unclear, or an image has no label.
+    """
+    try:
+        import datasets
+        from datasets import config
+        from huggingface_hub import constants
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) or error from None
+    folder = (data_dir or Path()) / Path(name).expanduser()
+    try:
+        splits = _load(datasets, name, folder, data_dir, where)
+    except DataError:
+        raise
+    except Exception as error:  # of many classes
+        raise DataError(f'{where}: datasets cannot read it: {reason(error)}') from error
+    drawn = [*splits] == ['']
+    if drawn:
+        available = ['train'] if for_evaluation else ['train', 'validation']
+        chosen = choose_split(split or 'train' if for_evaluation else split, available, where)
+    else:
+        chosen = choose_split(split, [*splits], where)
+    rows = splits['' if drawn else chosen.name]
+    image = _image_column(datasets, rows.features, input_key, where)
+    label = _label_column(datasets, rows.features, image, target_key, where, unlabelled)
+    values = None if label is None else _values(rows, label, chosen.name, where)
+    if unlabelled and values is not None and {*values} == {UNLABELLED}:
+        values = None
+    if class_names is None and label is not None:
+        class_names = getattr(rows.features[label], 'names', None)
+    train = next((name for name in splits if split_kind(name) == 'train'), chosen.name)
+    own = label is None or drawn or split_kind(chosen.name) == 'train' or train == chosen.name
+    found = label_examples(
+        len(rows) if values is None else values,
+        chosen,
+        class_names=class_names,
+        train=None if own else lambda: _values(splits[train], str(label), train, where),
+        drawn=val_fraction if drawn and not for_evaluation else None,
+        one_class=for_evaluation,
+    )
+    rows = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
+    folders = (folder, data_dir, config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+    return HfSource(
+        shown(f'{where} {chosen.text}'),
+        found.class_names,
+        image,
+        rows,
+        rows.flatten().select_columns([f'{image}.path']),
+        found.indices,
+        found.labels,
+        found.present,
+        tuple(os.path.realpath(path) for path in folders if path and Path(path).is_dir()),
+    )
+
+
+def _load(datasets: Any, name: str, folder: Path, data_dir: Path | None, where: str) -> dict[str, Any]:
+    """Return the splits of a data set; the name '' stands for data without splits."""
+    if folder.is_dir():
+        if any((folder / file).is_file() for file in ('dataset_dict.json', 'state.json')):
+            found = datasets.load_from_disk(str(folder))
+        else:
+            found = datasets.load_dataset(str(folder.resolve()))
+    elif re.fullmatch(r'[\w.-]+(/[\w.-]+)?(:[^:]+)?', name):
+        repository, _, configuration = name.partition(':')
+        found = datasets.load_dataset(repository, configuration or None, cache_dir=data_dir and str(data_dir))
+    else:
+        raise DataError(f'{where}: the folder {shown(folder)} does not exist')
+    if isinstance(found, datasets.Dataset):
+        found = {str(found.split or ''): found}
+    if not any(len(rows) for rows in found.values()):
+        raise DataError(f'{where}: has no rows')
+    return dict(found)
+
+
+def _image_column(datasets: Any, features: Any, key: str | None, where: str) -> str:
+    """Return the column of the images."""
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    encoded = [name for name in (*IMAGES, key) if name in features and _is_encoded(datasets, features[name])]
+    if key:
+        if key not in (*images, *encoded):
+            what = 'no images' if key in features else 'no such column'
+            raise DataError(f'{where}: --input-key {shown(key)}: {what}; the columns are {_columns(features)}')
+        return key
+    found = [name for name in IMAGES if name in (*images, *encoded)] or images
+    return _only(found, 'images', '--input-key', features, where)
+
+
+def _is_encoded(datasets: Any, kind: Any) -> bool:
+    """Return whether a column has the bytes of image files, but is not marked as images."""
+    if isinstance(kind, dict):
+        return {*kind} == {'bytes', 'path'}
+    return isinstance(kind, datasets.Value) and kind.dtype in ('binary', 'large_binary')
+
+
+def _label_column(
+    datasets: Any, features: Any, image: str, key: str | None, where: str, unlabelled: bool
+) -> str | None:
+    """Return the column of the labels; None if there is none, which only `unlabelled` allows."""
+    found = [key] if key else [LABEL] if LABEL in features else []
+    found = found or [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if not found and unlabelled:
+        return None
+    label = _only(found, 'labels', '--target-key', features, where)
+    if label not in features or label == image:
+        raise DataError(f'{where}: --target-key {shown(label)}: no such column; the columns are {_columns(features)}')
+    return label
+
+
+def _only(found: Sequence[str], what: str, flag: str, features: Any, where: str) -> str:
+    """Return the only column. Raises DataError if there is none, or several."""
+    if len(found) != 1:
+        problem = (
+            f'several columns may be the {what}, {", ".join(map(shown, found))}' if found else f'no column of {what}'
+        )
+        raise DataError(f'{where}: {problem}; name it with {flag}. The columns are {_columns(features)}')
+    return found[0]
+
+
+def _columns(features: Any) -> str:
+    return ', '.join(shown(name) for name in features)
+
+
+def _values(rows: Any, label: str, split: str, where: str) -> list[int | str]:
+    """Return the label of each row: the name of a class if the data set has names, or else what the column has."""
+    names = getattr(rows.features[label], 'names', None)
+    values = rows.select_columns([label]).with_format(None)[:][label]
+    missing = sum(value is None for value in values)
+    if missing:
+        raise DataError(f'{where}: {missing:,} of {len(values):,} rows of {shown(split)} have no {shown(label)}')
+    checked = [check_label(value, f'row {row} of {split}', where) for row, value in enumerate(values)]
+    if names is None:
+        return checked
+    return [names[value] if isinstance(value, int) and value >= 0 else value for value in checked]
