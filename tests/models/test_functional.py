@@ -12,6 +12,7 @@ import tresnet_jax
 from tests.helpers.closeness import assert_close, assert_identical
 from tests.helpers.images import normal_images
 from tests.helpers.models import EMBEDDED_TAGS, SMALL, as_trained
+from tresnet_jax.models import layers
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -133,6 +134,24 @@ def test_randomness_needs_a_key_and_repeats_with_it():
     assert not np.array_equal(first, other)
     evaluate = jax.jit(apply)
     close(evaluate(params, stats, x), evaluate(params, stats, x, rngs={'dropout': keys[0]}))
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 1, 1), (2, 3, 3, 5)])
+def test_a_key_for_each_image(shape):
+    """Each image is dropped as it would be alone, with a new key for each layer; a single key is used as before."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    streams = nnx.Rngs(dropout=keys), *(nnx.Rngs(dropout=key) for key in keys)
+    x = jnp.ones((2, 3, 3, 5))
+    drawn = []
+    for _ in range(2):
+        both, *alone = (layers.draw_key(rngs, '') for rngs in streams)
+        drawn.append(layers.drop(x, both, 0.5, shape))
+        for image, key in zip(drawn[-1], alone, strict=True):
+            kept = jax.random.bernoulli(key, 0.5, shape[1:])
+            np.testing.assert_array_equal(image, jnp.where(kept, x[0] / 0.5, 0))
+    assert shape[1] == 1 or not np.array_equal(*drawn)
+    with pytest.raises(ValueError, match=r'one per image: got \(2,\) keys for 1 images'):
+        layers.drop(x[:1], both, 0.5, shape)
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])

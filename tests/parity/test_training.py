@@ -59,15 +59,12 @@ def our_training(name: str, model: torch.nn.Module, config: TrainConfig):
 
 
 def seen_by_torch(config: TrainConfig, step: int, batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images and targets as our step augments them on each device; test_augment compares mixing with timm's."""
-    both = []
+    """Return images and targets as our step augments them; test_augment compares mixing with timm's."""
+    batch_key, image_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
+    image_keys = jax.numpy.stack([jax.random.split(jax.random.fold_in(image_key, i))[0] for i in range(BATCH)])
     # Compiled as in the step: the last bits of random numbers may differ otherwise.
-    augmented = jax.jit(lambda key, part: augment(key, part, config, CLASSES, MEAN, STD))
-    for device, share in enumerate(np.arange(BATCH).reshape(DEVICES, -1)):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), device)
-        part = {name: value[share] for name, value in batch.items()}
-        both.append(augmented(jax.random.split(key)[0], part))
-    images, targets = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*both, strict=True))
+    augmented = jax.jit(lambda *keys: augment(*keys, batch, config, CLASSES, MEAN, STD))(batch_key, image_keys)
+    images, targets = (torch.from_numpy(np.array(x)) for x in augmented)
     return images.permute(0, 3, 1, 2), targets
 
 

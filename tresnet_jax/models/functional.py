@@ -19,7 +19,8 @@ def functional(model: ImageModel, frozen: Sequence[str] = ()) -> tuple[Callable[
         logits, batch_stats = apply(params, batch_stats, x, train=True, rngs={'dropout': key})
         features = apply(params, batch_stats, x, method='forward_features')
 
-    `rngs` may be omitted if no layer is random.
+    `rngs` may be omitted if no layer is random. With keys of shape (B,) each image has its own random numbers, so that
+    a batch gives the same outputs in one piece and in parts.
 
     Args:
         model: a model of `create_model`.

@@ -119,7 +119,7 @@ class SqueezeExcite(nnx.Module):
 
 
 def draw_key(rngs: nnx.Rngs | None, what: str) -> jax.Array:
-    """Draw a key from the 'dropout' stream.
+    """Draw a key from the 'dropout' stream: one for the batch, or one per image if the stream has keys (B,).
 
     Args:
         rngs: the caller's random streams.
@@ -130,15 +130,36 @@ def draw_key(rngs: nnx.Rngs | None, what: str) -> jax.Array:
     """
     if rngs is None or 'dropout' not in rngs:
         raise ValueError(f"{what} in training mode needs random numbers: pass rngs={{'dropout': key}}")
-    return rngs.dropout()
+    stream = rngs.dropout
+    if stream.key.shape == ():
+        return stream()
+    keys = jax.vmap(jax.random.fold_in)(stream.key[...], stream.count[...])  # as the stream does with a single key
+    stream.count[...] += 1
+    return keys
 
 
 def drop(x: jax.Array, key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
-    """Set x to zero with probability `rate`, drawn with `shape` and broadcast; scale the rest by 1 / (1 - rate)."""
+    """Set x to zero with probability `rate`, drawn with `shape` and broadcast; scale the rest by 1 / (1 - rate).
+
+    Args:
+        x: (B, ...).
+        key: one for the batch, or (B,), one per image: an image then draws the same numbers in every batch.
+        rate: probability of zero.
+        shape: (B, ...), broadcast to that of x.
+
+    Raises:
+        ValueError: the number of keys is not that of the images.
+    """
+    if key.shape not in ((), x.shape[:1]):
+        raise ValueError(f'expected one random key, or one per image: got {key.shape} keys for {x.shape[0]} images')
     keep = 1.0 - rate
     if keep == 0.0:
         return jnp.zeros_like(x)
-    return jnp.where(jax.random.bernoulli(key, keep, tuple(shape)), x / keep, jnp.zeros((), x.dtype))
+    if key.ndim:
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, tuple(shape[1:])))(key)
+    else:
+        kept = jax.random.bernoulli(key, keep, tuple(shape))
+    return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
 
 
 class DropPath(nnx.Module):

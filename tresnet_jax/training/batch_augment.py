@@ -3,8 +3,10 @@
 - Random erasing: https://arxiv.org/abs/1708.04896, ``timm/data/random_erasing.py``.
 - Cutout: https://arxiv.org/abs/1708.04552.
 - mixup: https://arxiv.org/abs/1710.09412, and CutMix: https://arxiv.org/abs/1905.04899; ``timm/data/mixup.py`` in mode
-  'batch'. The partner of an image is the image at the same place of the reversed batch; on several devices, of the
-  reversed share of its device.
+  'batch'. The partner of an image is its neighbour: images 0 and 1 are mixed with each other, 2 and 3, and so on.
+  timm mixes with the reversed batch. Neighbours are on the same device, however many there are.
+
+Cutout and random erasing take one key per image, so that an image is erased in the same way in any part of a batch.
 """
 
 import math
@@ -40,6 +42,11 @@ def inside(box: Box, height: int, width: int) -> jax.Array:
     return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
 
 
+def keys_of_images(key: jax.Array, count: int) -> jax.Array:
+    """Return one key per image, (count,): `key` itself if it is, else keys that are derived from it."""
+    return key if key.ndim else jax.random.split(key, count)
+
+
 def erase(images: jax.Array, box: Box, fill: jax.Array) -> jax.Array:
     """Fill the box of each image (batch, height, width, channels) with `fill`, which broadcasts to the images."""
     return jnp.where(inside(box, *images.shape[1:3]), fill.astype(images.dtype), images)
@@ -62,7 +69,7 @@ def random_erasing(
     """Replace rectangles of each image, with the distributions of timm's `RandomErasing`.
 
     Args:
-        key: of `jax.random`; use a different one on each device.
+        key: of `jax.random`, one for the batch or (batch,), one per image.
         images: (batch, height, width, channels), floating point, normalised.
         probability: probability that an image is erased at all.
         mode: 'const' fills with zero, the mean colour; 'rand' with one normally distributed colour per rectangle;
@@ -82,14 +89,16 @@ def random_erasing(
         numbers = f'{probability=}, {min_area=}, {max_area=}, {min_aspect=}, {count=}'
         raise ValueError(f'probability, areas and min_aspect must be shares, areas rising, count at least 1: {numbers}')
     batch, height, width, channels = images.shape
-    draw_key, noise_key = jax.random.split(key)
+    draw_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys_of_images(key, batch))
     # Draw all numbers at once, because each call compiles for seconds: two for the image, `_DRAWS` for each rectangle.
-    chance, how_many, *draws = jax.random.uniform(draw_key, (2 + count * _DRAWS, batch), jnp.float32)
+    numbers = jax.vmap(lambda key: jax.random.uniform(key, (2 + count * _DRAWS,), jnp.float32), out_axes=1)
+    chance, how_many, *draws = numbers(draw_keys)
     number = jnp.where(chance < probability, 1 + below(count, how_many), 0)
     if mode == 'pixel':  # rectangles may share their noise: the last one to cover a pixel decides its colour
-        fills = [jax.random.normal(noise_key, images.shape, jnp.float32)] * count
+        fills = [jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], jnp.float32))(noise_keys)] * count
     elif mode == 'rand':
-        fills = jax.random.normal(noise_key, (count, batch, 1, 1, channels), jnp.float32)
+        colours = jax.vmap(lambda key: jax.random.normal(key, (count, 1, 1, channels), jnp.float32), out_axes=1)
+        fills = colours(noise_keys)
     else:
         fills = jnp.zeros((count, 1, 1, 1, 1), jnp.float32)
     for index, fill in enumerate(fills):
@@ -140,7 +149,7 @@ def cutout(
     """Replace a square of each image. Its centre is anywhere in the image, and it is clipped at the borders.
 
     Args:
-        key: of `jax.random`; use a different one on each device.
+        key: of `jax.random`, one for the batch or (batch,), one per image.
         images: (batch, height, width, channels), floating point, normalised.
         size: edge of the square over the edge of the image, in (0, 1], rounded to pixels; 0.5 covers 19 % of an image
             on average. If the image is not square, the rectangle has its proportions.
@@ -158,7 +167,8 @@ def cutout(
     if not 0 < size <= 1:
         raise ValueError(f'size must be a share of the edge in (0, 1], got {size!r}')
     batch, height, width, channels = images.shape
-    rows, columns, *colour = jax.random.uniform(key, (2 + channels, batch), jnp.float32)
+    numbers = jax.vmap(lambda key: jax.random.uniform(key, (2 + channels,), jnp.float32), out_axes=1)
+    rows, columns, *colour = numbers(keys_of_images(key, batch))
     box = (
         *span(below(height, rows), int(size * height + 0.5), height),
         *span(below(width, columns), int(size * width + 0.5), width),
@@ -195,8 +205,8 @@ def mix(
     """Apply mixup, CutMix or neither to a batch, drawn at random.
 
     Args:
-        key: of `jax.random`; use a different one on each device.
-        images: (batch, height, width, channels), floating point.
+        key: of `jax.random`; use the same one on all devices, which then draw the same method and share.
+        images: (batch, height, width, channels), floating point; `batch` is even if a method is enabled.
         targets: (batch, classes), floating point: probabilities, already smoothed.
         mixup_alpha, cutmix_alpha: an image keeps a share of itself that is distributed as Beta(alpha, alpha); 0
             disables the method. With both 0, the batch is returned unchanged.
@@ -219,6 +229,8 @@ def mix(
         raise ValueError(f'alphas must not be negative and probabilities must be in [0, 1], got {numbers}')
     if not mixup_alpha and not cutmix_alpha:
         return images, targets
+    if images.shape[0] % 2:
+        raise ValueError(f'a batch of {images.shape[0]} images cannot be mixed: each needs a neighbour, so give 2 n')
     if not mixup_alpha or not cutmix_alpha:
         switch_probability = float(cutmix_alpha > 0)
     draw_key, lam_key = jax.random.split(key)
@@ -247,7 +259,7 @@ def cutmix(images: jax.Array, targets: jax.Array, box: Box) -> tuple[jax.Array, 
     top, bottom, left, right = box
     _, height, width, _ = images.shape
     lam = 1 - jnp.asarray((bottom - top) * (right - left), _wide(targets)) / (height * width)
-    return jnp.where(inside(box, height, width), images[::-1], images), _blend(targets, lam)
+    return jnp.where(inside(box, height, width), _partners(images), images), _blend(targets, lam)
 
 
 def cutmix_box(lam: float | jax.Array, row: jax.Array, column: jax.Array, height: int, width: int) -> Box:
@@ -258,10 +270,15 @@ def cutmix_box(lam: float | jax.Array, row: jax.Array, column: jax.Array, height
 
 
 def _blend(x: jax.Array, lam: float | jax.Array) -> jax.Array:
-    """Return lam * x + (1 - lam) * reversed x, computed in `_wide(x)`."""
+    """Return lam * x + (1 - lam) * partners of x, computed in `_wide(x)`."""
     wide = _wide(x)
     own, share = x.astype(wide), jnp.asarray(lam, wide)
-    return (share * own + (1 - share) * own[::-1]).astype(x.dtype)
+    return (share * own + (1 - share) * _partners(own)).astype(x.dtype)
+
+
+def _partners(x: jax.Array) -> jax.Array:
+    """Exchange the rows 0 and 1, 2 and 3, and so on."""
+    return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
 def _wide(x: jax.Array) -> jnp.dtype:

@@ -213,8 +213,7 @@ class TrainConfig:
 
 # Options whose None is replaced by the value of the data or the model when a run starts.
 RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
-# Options that may change when a run resumes. All but `devices` leave the weights unchanged; each device draws its own
-# random numbers.
+# Options that may change when a run resumes. They leave the weights unchanged, except for rounding.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
 CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable')
 

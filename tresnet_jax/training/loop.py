@@ -290,11 +290,12 @@ def _resolved(config: TrainConfig, model: ImageModel) -> TrainConfig:
 def _check_batch_size(config: TrainConfig, local: int) -> None:
     """Raises TrainingError if a batch cannot be split evenly; `local` is the number of devices of this host."""
     devices = local * jax.process_count()
-    if config.batch_size % (devices * config.accumulate):
-        raise TrainingError(
-            f'--batch-size {config.batch_size} must be a multiple of {devices} devices '
-            f'times {config.accumulate} parts (--accumulate)'
-        )
+    factors = f'{devices} devices times {config.accumulate} parts (--accumulate)'
+    unit = devices * config.accumulate
+    if config.mixup or config.cutmix:
+        factors, unit = f'{factors} times 2 images (--mixup and --cutmix mix neighbours)', 2 * unit
+    if config.batch_size % unit:
+        raise TrainingError(f'--batch-size {config.batch_size} must be a multiple of {factors}')
     if config.val_batch_size is not None and config.val_batch_size % devices:
         raise TrainingError(f'--val-batch-size {config.val_batch_size} must be a multiple of {devices} devices')
 

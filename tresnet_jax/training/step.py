@@ -124,13 +124,15 @@ def make_train_step(
         mean, std: normalisation of each channel, for values in [0, 1].
     """
 
+    pairs = 2 if config.mixup or config.cutmix else 1
+
     def loss_of(params: Tree, batch_stats: Tree, key: jax.Array, batch: Batch) -> tuple[jax.Array, Any]:
-        augment_key, model_key = jax.random.split(key)
-        images, targets = augment(augment_key, batch, config, num_classes, mean, std)
+        augment_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(batch['key'])
+        images, targets = augment(key, augment_keys, batch, config, num_classes, mean, std)
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: jax.lax.stop_gradient(leaf) if is_frozen(path, config.freeze) else leaf, params
         )
-        logits, batch_stats = apply(params, batch_stats, images, train=True, rngs={'dropout': model_key})
+        logits, batch_stats = apply(params, batch_stats, images, train=True, rngs={'dropout': model_keys})
         logits = logits.astype(targets.dtype)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         top1 = jnp.mean(jax.lax.argmax(logits, 1, jnp.int32) == batch['label'], dtype=loss.dtype)
@@ -139,9 +141,12 @@ def make_train_step(
     gradient = jax.grad(loss_of, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-        grads, batch_stats, metrics = _accumulated(gradient, state, key, batch, config.accumulate)
+        batch_key, image_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
+        # One key per image, from its position in the batch of all devices: their number does not matter.
+        count = batch['label'].shape[0]
+        positions = jax.lax.axis_index(AXIS) * count + jnp.arange(count, dtype=jnp.int32)
+        batch = batch | {'key': jax.vmap(jax.random.fold_in, (None, 0))(image_key, positions)}
+        grads, batch_stats, metrics = _accumulated(gradient, state, batch_key, batch, config.accumulate, pairs)
         # Average the running statistics even when batch norm is not synchronised: evaluation uses one copy.
         grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
@@ -172,6 +177,7 @@ def _norm(tree: Tree) -> jax.Array:
 
 def augment(
     key: jax.Array,
+    image_keys: jax.Array,
     batch: Batch,
     config: TrainConfig,
     num_classes: int,
@@ -181,7 +187,8 @@ def augment(
     """Normalise, erase and mix the images of one device.
 
     Args:
-        key: of `jax.random`; each device and step has its own.
+        key: of `jax.random`, for mixing; the same on all devices.
+        image_keys: (b,), one per image, for the rest.
         batch: 'image' (b, H, W, 3) uint8 and 'label' (b,) int32.
         config: cutout, reprob, remode, mixup, cutmix, smoothing, dtype.
         num_classes: number of classes.
@@ -193,13 +200,13 @@ def augment(
     dtype = jnp.dtype(config.dtype) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
     images = normalise(batch['image'], mean, std, dtype)
     targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], num_classes, dtype=dtype), config.smoothing)
-    keys = jax.random.split(key, 3)
+    cutout_keys, erasing_keys = jax.vmap(jax.random.split, out_axes=1)(image_keys)
     if config.cutout:
-        images = cutout(keys[0], images, size=config.cutout, fill='random', mean=mean, std=std)
+        images = cutout(cutout_keys, images, size=config.cutout, fill='random', mean=mean, std=std)
     if config.reprob:
-        images = random_erasing(keys[1], images, probability=config.reprob, mode=config.remode)
+        images = random_erasing(erasing_keys, images, probability=config.reprob, mode=config.remode)
     if config.mixup or config.cutmix:
-        images, targets = mix(keys[2], images, targets, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
+        images, targets = mix(key, images, targets, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
     return images, targets
 
 
@@ -211,9 +218,12 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def _accumulated(
-    gradient: Callable[..., Any], state: TrainState, key: jax.Array, batch: Batch, parts: int
+    gradient: Callable[..., Any], state: TrainState, key: jax.Array, batch: Batch, parts: int, group: int
 ) -> tuple[Tree, Tree, Metrics]:
     """Compute a batch in `parts`, one after the other; each part starts from the statistics of the one before.
+
+    Groups of `group` consecutive images go to the parts in turn, so that the images that the devices compute at the
+    same time, whose batch norm is synchronised, do not depend on the number of devices.
 
     Returns:
         The mean gradient, the statistics after the last part, and the mean metrics.
@@ -227,7 +237,10 @@ def _accumulated(
         grads, (batch_stats, metrics) = gradient(state.params, batch_stats, *part)
         return (jax.tree.map(jnp.add, sums, grads), batch_stats), metrics
 
-    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+    def divide(x):
+        return x.reshape(-1, parts, group, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+
+    split = jax.tree.map(divide, batch)
     start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
     (sums, batch_stats), metrics = jax.lax.scan(one, start, (jax.random.split(key, parts), split))
     return jax.tree.map(lambda x: x / parts, sums), batch_stats, jax.tree.map(jnp.mean, metrics)
