@@ -41,6 +41,7 @@ EXTRAS = {
     'tensorflow': 'tf',
     'tensorflow_datasets': 'train',
     'torch': 'convert',
+    'wandb': 'wandb',
 }
 
 

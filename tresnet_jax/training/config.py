@@ -191,6 +191,14 @@ class TrainConfig:
     """Number of checkpoints with the best top-1 to keep."""
     log_every: Annotated[int, POSITIVE] = 50
     """Steps between log lines."""
+    log_wandb: bool = False
+    """Also log to Weights & Biases, which WANDB_MODE=offline keeps on this host."""
+    wandb_project: Annotated[str | None, flag('NAME', "that of wandb's settings")] = None
+    """Project at Weights & Biases."""
+    wandb_tags: Annotated[tuple[str, ...], flag('TAG ...', 'none')] = ()
+    """Tags of the run at Weights & Biases."""
+    wandb_resume_id: Annotated[str | None, flag('ID', 'that of the folder of the run')] = None
+    """Run at Weights & Biases to continue."""
     devices: Annotated[int | None, POSITIVE, flag('N', 'all')] = None
     """Devices of this host to use; on a CPU, the number of virtual devices."""
     deterministic: bool = False
@@ -215,6 +223,7 @@ class TrainConfig:
 RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
 # Options that may change when a run resumes. They leave the weights unchanged, except for rounding.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
+CHANGEABLE += ('log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id')
 CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable')
 
 

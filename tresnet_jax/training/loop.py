@@ -28,6 +28,7 @@ from tresnet_jax.training.lock import locked
 from tresnet_jax.training.metrics import Interval, PendingSteps, RunLog
 from tresnet_jax.training.optim import create_optimizer, create_schedule
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
+from tresnet_jax.training.wandb_log import open_wandb
 
 LAG = 2  # steps in flight before the metrics of the oldest are fetched, so that the devices never wait for the host
 
@@ -114,7 +115,8 @@ def train(config: TrainConfig, workdir: Path) -> Result:
             save_description(workdir, model, data_config, names)
         del model, params, batch_stats
         step = start = int(state.step)
-        log = RunLog(workdir, start=step, steps=data.steps, active=is_first_process)
+        wandb = stack.enter_context(open_wandb(config, workdir)) if is_first_process else None
+        log = RunLog(workdir, start=step, steps=data.steps, active=is_first_process, wandb=wandb)
         stack.callback(log.close)
         interval = Interval(config.batch_size)
         pending = PendingSteps(log, interval, config.skip_nonfinite, nonfinite=int(state.nonfinite))

@@ -1,4 +1,4 @@
-"""Run logging: console, metrics.jsonl, TensorBoard and curves.png; and the metrics of steps in flight."""
+"""Run logging: console, metrics.jsonl, TensorBoard, wandb and curves.png; and the metrics of steps in flight."""
 
 import collections
 import json
@@ -26,13 +26,15 @@ class RunLog:
         start: the step the run starts or resumes from; records of later steps are dropped.
         steps: number of steps of the whole run.
         active: False makes every method do nothing, for all processes of a run but the first.
+        wandb: a run at Weights & Biases that gets the metrics too, as `open_wandb` yields it.
 
     Raises:
         MissingExtraError: tensorboardX or Matplotlib is not installed.
     """
 
-    def __init__(self, workdir: Path, *, start: int, steps: int, active: bool):
+    def __init__(self, workdir: Path, *, start: int, steps: int, active: bool, wandb: Any = None):
         self._active = active
+        self._wandb = wandb
         self._steps = steps
         self._workdir = workdir
         if not active:
@@ -94,6 +96,8 @@ class RunLog:
         for name, value in values.items():
             if name != 'step':
                 self._board.add_scalar(f'{kind}/{name}', value, int(values['step']))
+        if self._wandb is not None:
+            self._wandb.log({'step' if name == 'step' else f'{kind}/{name}': value for name, value in values.items()})
 
     def close(self) -> None:
         """Close the progress bar and the files."""
