@@ -35,7 +35,7 @@ from tests.helpers.states import (
     without,
 )  # fmt: skip
 from tresnet_jax.checkpoints.checkpoint import COUNTER
-from tresnet_jax.checkpoints.choose import is_average
+from tresnet_jax.checkpoints.choose import SeveralNetworksError, is_average
 from tresnet_jax.checkpoints.find import WRAPPERS, clean, find
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.records import Record
@@ -279,6 +279,43 @@ def test_the_two_families_side_by_side(tmp_path):
     checkpoint = convert.read(saved(tmp_path, tree), key='model:b')
     assert not any(key.startswith('a.') for key in checkpoint.tensors)
     assert_is(to_timm(checkpoint).tensors, TRESNET)
+
+
+SIDE_BY_SIDE = [
+    ({**RESNET, **TRESNET}, ('@test_resnet', '@test_tresnet'), (RESNET, TRESNET)),
+    (
+        {'net': {**prefixed(RESNET, 'a.'), **prefixed(TRESNET, 'a.')}},
+        ('net:a@test_resnet', 'net:a@test_tresnet'),
+        (RESNET, TRESNET),
+    ),
+    ({**RESNET, **renamed_first(RAW, CHILDREN)}, ('@1', '@2'), (RESNET, RAW)),
+    ({'a': {'b': RESNET}, 'a.b': RAW}, ('a.b@1', 'a.b@2'), (RAW, RESNET)),
+]
+
+
+@pytest.mark.parametrize('tree, keys, states', SIDE_BY_SIDE)
+def test_networks_with_one_path_and_prefix_have_keys_of_their_own(tree, keys, states, tmp_path, capsys):
+    file = saved(tmp_path, tree)
+    with pytest.raises(SeveralNetworksError) as error:
+        convert.read(file)
+    assert tuple(sorted(row.split(', ')[0] for row in error.value.networks)) == keys
+    for key, state in zip(keys, states, strict=True):
+        checkpoint = convert.read(file, key=key)
+        assert_is(to_timm(checkpoint).tensors, state)
+        assert any(f'took {key!r} of the file' in note for note in checkpoint.notes) or keys[0] == 'a.b@1'
+    with pytest.raises(SeveralNetworksError):
+        convert.read(file, key=keys[0].partition('@')[0] or '(top)')
+    assert main(['inspect', str(file), '--key', keys[1]]) == 0
+    assert f'network     {keys[0]}, ' in capsys.readouterr().out
+
+
+def test_a_listed_key_means_the_same_when_others_are_not_listed(tmp_path):
+    """The incomplete networks are not listed, and still count."""
+    broken = without(RAW, 'layer4.')
+    tree = {'x': {**RESNET, **renamed_first(broken, CHILDREN)}, 'y': RAW}
+    with pytest.raises(SeveralNetworksError) as error:
+        convert.read(saved(tmp_path, tree))
+    assert [row.split(', ')[0] for row in error.value.networks] == ['x@test_resnet', 'y']
 
 
 def test_names_that_differ_in_wrappers_only(tmp_path):

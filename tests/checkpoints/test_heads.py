@@ -10,7 +10,7 @@ import pytest
 import convert
 import tresnet_jax
 from convert.__main__ import main
-from tests.helpers.states import RESNET, TRESNET, body, linear, prefixed, saved
+from tests.helpers.states import RAW, RESNET, TRESNET, body, linear, prefixed, saved
 from tresnet_jax.checkpoints.layouts import to_timm
 
 FEATURES = {'test_resnet': 96, 'test_tresnet': 512}
@@ -63,7 +63,7 @@ OTHER_HEADS = {
     'another width': ({'cls.weight': (10, 80), 'cls.bias': (10,)}, r'classifier \(cls.weight\) that takes 80 features'),
     'in place, another width': ({'fc.weight': (10, 80), 'fc.bias': (10,)}, 'classifier that takes 80 features'),
     'two linear layers': ({'a.weight': (10, 96), 'a.bias': (10,), 'b.weight': (4, 96), 'b.bias': (4,)},
-                          r'linear layer: 4 tensors \(a, b\)'),
+                          r'several linear layers that can be the classifier \(a, b\)'),
     'half of a bottleneck': ({'fc.embedding_generator.0.weight': (64, 96), 'fc.FC.weight': (10, 64)},
                              "ASL's bottleneck head with other layers"),
     'a deeper bottleneck': ({**{f'fc.embedding_generator.{i}.weight': (96, 96) for i in (0, 2)},
@@ -110,6 +110,60 @@ def test_a_classifier_outside_of_the_network_is_taken_and_named(tmp_path):
     assert report.num_classes == 7 and 'took head.layers.2 as the classifier' in report.notes
     with pytest.raises(convert.ConversionError, match='has 7 classes, but test_resnet.fashion_mnist has 10'):
         convert.to_flax(convert.read(saved(tmp_path, state)), 'test_resnet.fashion_mnist')
+
+
+HEAD, BODY, RAW_BODY = linear(7), body(RESNET), body(RAW)
+AVERAGED = {key: value * np.float32(2) for key, value in HEAD.items()}
+ELSEWHERE = {
+    'nested': ({'backbone': BODY, 'head': HEAD}, HEAD),
+    'another name': ({'model': BODY, 'classifier': HEAD}, HEAD),
+    'with a prefix': ({'model': prefixed(BODY, 'module.'), 'fc': prefixed(HEAD, 'module.')}, HEAD),
+    'flat': ({'backbone': BODY, **prefixed(HEAD, 'fc.')}, HEAD),
+    'deep': ({'net': {'backbone': {'a': BODY}, 'head': {'fc': HEAD}}, 'epoch': 3}, HEAD),
+    'above': ({'state_dict': {'backbone': BODY}, 'linear': HEAD}, HEAD),
+    'the innermost': ({'net': {'backbone': BODY, 'head': HEAD}, 'head': linear(5)}, HEAD),
+    'in a list': ([BODY, HEAD], HEAD),
+    'a name of the network': ({'net': prefixed(BODY, 'net.'), 'layer5': HEAD}, HEAD),
+    'counters': ({'backbone': BODY, 'head': {**HEAD, 'total_ops': np.zeros(1)}}, HEAD),
+    'of a TResNet': ({'backbone': body(TRESNET), 'head': linear(7, 512)}, linear(7, 512)),
+    'an average': ({'net': RAW_BODY, 'head': HEAD, 'ema_net': BODY, 'ema_head': AVERAGED}, AVERAGED),
+    'two pairs': ({'a': {'net': RAW_BODY, 'head': HEAD}, 'ema': {'net': BODY, 'head': AVERAGED}}, AVERAGED),
+    'not those of an optimizer': ({'backbone': BODY, 'optimizer': {'state': {0: {'exp_avg': HEAD['weight']}}}}, None),
+    'not without a bias': ({'backbone': BODY, 'proxies': {'weight': HEAD['weight']}}, None),
+    'not of another width': ({'backbone': BODY, 'head': linear(7, 80)}, None),
+    'not of several layers': (
+        {'backbone': BODY, 'mlp': {**prefixed(HEAD, '0.'), **prefixed(linear(7, 7), '2.')}},
+        None,
+    ),
+    'not if the network has one': ({'backbone': RESNET, 'head': HEAD}, {'weight': RESNET['fc.weight']}),
+}
+
+
+@pytest.mark.parametrize('case', ELSEWHERE)
+def test_classifiers_in_dictionaries_beside_the_network(case, tmp_path):
+    tree, head = ELSEWHERE[case]
+    state = to_timm(convert.read(saved(tmp_path, tree)))
+    found = [key for key in state.tensors if key.startswith(('fc.', 'head.'))]
+    assert state.head is None and len(found) == (2 if head else 0)
+    if head:
+        weight = next(key for key in found if key.endswith('weight'))
+        np.testing.assert_array_equal(state.tensors[weight], head['weight'])
+
+
+def test_several_classifiers_beside_the_network(tmp_path):
+    file = saved(tmp_path, {'backbone': BODY, 'head_a': HEAD, 'head_b': {'fc': linear(5)}})
+    words = r'has several linear layers that can be the classifier \(head_a, head_b.fc\).*--drop-head'
+    with pytest.raises(convert.ConversionError, match=words):
+        convert.to_flax(convert.read(file))
+    assert convert.to_flax(convert.read(file), num_classes=0)[2].num_classes == 0
+
+
+def test_a_classifier_is_never_mixed_with_an_average(tmp_path):
+    file = saved(tmp_path, {'backbone': RAW_BODY, 'backbone_ema': BODY, 'head': HEAD})
+    report = convert.to_flax(convert.read(file))[2]
+    assert report.num_classes == 0
+    assert 'left out the classifier head: it is not an average, unlike the network' in report.notes
+    assert convert.to_flax(convert.read(file, ema=False))[2].num_classes == 7
 
 
 def test_the_body_stays_strict(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 from tresnet_jax.checkpoints.find import BUFFER_PREFIX, Network
 from tresnet_jax.checkpoints.identify import describe
 from tresnet_jax.checkpoints.layout import Tensor
-from tresnet_jax.checkpoints.records import children
+from tresnet_jax.checkpoints.records import children, printable
 from tresnet_jax.checkpoints.stored import StoredTensor
 from tresnet_jax.errors import ConversionError, listing
 
@@ -18,7 +18,9 @@ from tresnet_jax.errors import ConversionError, listing
 AVERAGE = re.compile(
     r'(.*[_-])?(?i:ema|swa|avg|averaged?|averaging|polyak|shadow)\d*([._-].*)?|.*(EMA|Ema)([^a-z].*)?', re.S
 )
+TOP = '(top)'  # the key of a network at the top of a file, without a prefix
 AVERAGER_COUNT = 'n_averaged'  # of torch.optim.swa_utils.AveragedModel, beside the averaged module
+LONGEST_KEY = 500  # characters
 STALE = 'average_model_state'  # of Lightning's StochasticWeightAveraging; its statistics of batch norm are old
 
 
@@ -26,12 +28,12 @@ class SeveralNetworksError(ConversionError):
     """A checkpoint has several networks, and nothing says which one is meant.
 
     Attributes:
-        networks: 'PATH:PREFIX, architecture, parameters' of each.
+        networks: 'KEY, architecture, parameters' of each.
     """
 
-    def __init__(self, path: Path, networks: Sequence[Network]) -> None:
-        super().__init__(f'{path}: {_table("choose one of its networks with --key KEY (key)", networks)}')
-        self.networks = tuple(rows(networks))
+    def __init__(self, path: Path, networks: Sequence[str]) -> None:
+        super().__init__(f'{path}: {listing("choose one of its networks with --key KEY (key)", networks, most=20)}')
+        self.networks = tuple(networks)
 
 
 class Choice(NamedTuple):
@@ -60,17 +62,16 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
         tree: the tree in which `find` found the networks.
         networks: what `find` returned.
         ema: prefer averaged weights, else raw ones.
-        key: 'PATH' or 'PATH:PREFIX' of the network; None: the rules decide.
+        key: one of `unique_keys`, or the path or the prefix in it alone; None: the rules decide.
 
     Raises:
         SeveralNetworksError: several networks are equally good.
         ConversionError: no network is at `key`.
     """
-    if key is not None and not _at(networks, key):
-        if networks:
-            raise ConversionError(f'{path}: no network at --key {key} (key); {_table("it has", networks)}')
-        raise ConversionError(f'{path}: no network at --key {key} (key): it has no TResNet or ResNet-D')
     candidates = list(networks) if key is None else _at(networks, key)
+    if key is not None and not candidates:
+        known = f'; {listing("it has", rows(networks), most=20)}' if networks else ': it has no TResNet or ResNet-D'
+        raise ConversionError(f'{path}: no network at --key {key} (key){known}')
     if not candidates:
         return None
     averages = {id(network): is_average(tree, network) for network in networks}
@@ -80,11 +81,14 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
         best = [network for network in best if good(network)] or best
     best = _without_equal(best)
     if len(best) > 1:
-        raise SeveralNetworksError(path, best)
+        raise SeveralNetworksError(path, [row for row, n in zip(rows(networks), networks, strict=True) if n in best])
     averaged = averages[id(best[0])]
     notes = []
-    locations = [network.state.location for network in candidates]
-    taken = best[0].key if locations.count(best[0].state.location) > 1 else '.'.join(best[0].state.location)
+    locations = [network.state.location for network in networks]
+    location = best[0].state.location
+    taken = '.'.join(location)
+    if locations.count(location) > 1:
+        taken = unique_keys(networks)[list(networks).index(best[0])]
     if taken:
         kinds = {averages[id(network)] for network in candidates}
         kind = (', the average' if averaged else ', the raw weights') if len(kinds) > 1 else ''
@@ -95,27 +99,42 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
 
 
 def rows(networks: Sequence[Network]) -> list[str]:
-    """Return 'PATH:PREFIX, architecture, parameters' of each network."""
+    """Return 'KEY, architecture, parameters' of each network."""
     return [
-        f'{network.key or "(top)"}, {network.architecture or network.problem or describe(network.tensors)}, '
+        f'{key}, {network.architecture or network.problem or describe(network.tensors)}, '
         f'{network.parameters:,} parameters'
-        for network in networks
+        for key, network in zip(unique_keys(networks), networks, strict=True)
     ]
 
 
-def _table(title: str, networks: Sequence[Network]) -> str:
-    return listing(title, rows(networks), most=20)
+def unique_keys(networks: Sequence[Network]) -> list[str]:
+    """Return what `--key` takes for each network: PATH:PREFIX, with @ARCHITECTURE or @NUMBER if several share it.
+
+    Several do if two families, or two layouts, are side by side in one dictionary.
+    """
+    plain = [printable(network.key, LONGEST_KEY) for network in networks]
+    named = [f'{key}@{network.architecture}' for key, network in zip(plain, networks, strict=True)]
+    keys = []
+    for index, (key, name, network) in enumerate(zip(plain, named, networks, strict=True)):
+        if plain.count(key) == 1:
+            keys.append(key or TOP)
+        elif network.architecture and named.count(name) == 1:
+            keys.append(name)
+        else:
+            keys.append(f'{key}@{plain[: index + 1].count(key)}')
+    return keys
 
 
 def _at(networks: Sequence[Network], key: str) -> list[Network]:
-    """Return the networks with this key, else those in the dictionary at it, else those under it as a prefix."""
-    key = key.removesuffix('.')
+    """Return the network with this key, else those with this path and prefix, this path, or this prefix."""
+    exact = [network for network, name in zip(networks, unique_keys(networks), strict=True) if name == key]
+    key = '' if key == TOP else key.removesuffix('.')
     for same in (
         lambda n: n.key == key,
         lambda n: '.'.join(n.state.location) == key.removesuffix(':'),
         lambda n: n.prefix == f'{key.removeprefix(":")}.',
     ):
-        found = [network for network in networks if same(network)]
+        found = exact or [network for network in networks if same(network)]
         if found:
             return found
     return []

@@ -251,8 +251,8 @@ def _assign(name: str, value: Tensor, found: list[tuple[str, Layout]], parts: li
         if nearest and len(prefix) < longest:
             continue
         part.names.append(name)
-        if leaf in NOT_WEIGHTS or leaf in SCALAR_COUNTERS and math.prod(value.shape) == 1:
-            what = NOT_WEIGHTS.get(leaf, AVERAGER)
+        what = counter_of(name, value)
+        if what:
             part.left_out[what] = part.left_out.get(what, 0) + 1
         elif leaf == COUNTER:
             part.counters[name] = value
@@ -260,6 +260,13 @@ def _assign(name: str, value: Tensor, found: list[tuple[str, Layout]], parts: li
             part.body[name[len(prefix) :]] = value
         else:
             part.beside[name] = value
+
+
+def counter_of(name: str, value: Tensor) -> str | None:
+    """Return what a tensor that is not a weight is: 'counters of a profiler', ...; None for a weight."""
+    leaf = name.rpartition('.')[2]
+    is_scalar = leaf in SCALAR_COUNTERS and math.prod(value.shape) == 1
+    return NOT_WEIGHTS.get(leaf, AVERAGER if is_scalar else None)
 
 
 def _is_member(name: str, prefix: str, layout: Layout) -> bool:

@@ -1,13 +1,16 @@
 """Find the classifier of a network, wherever a checkpoint keeps it, or say which head it has instead."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tresnet_jax.checkpoints.choose import AVERAGE, AVERAGER_COUNT, Choice
+from tresnet_jax.checkpoints.find import counter_of, state_dicts
 from tresnet_jax.checkpoints.identify import head_key
 from tresnet_jax.checkpoints.layout import Computed, Tensor
+from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.variants import ARCHITECTURES
 
 # ASL's bottleneck head, two linear layers with nothing between them: features -> 512 -> classes.
@@ -48,8 +51,62 @@ def find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], archi
     owner = _single_linear(beside, width)
     if owner is not None:
         weight, bias = beside[f'{owner}.weight'], beside[f'{owner}.bias']
-        return Head({f'{head}.weight': weight, f'{head}.bias': bias}, None, (f'took {owner} as the classifier',))
+        return Head(
+            {f'{head}.weight': weight, f'{head}.bias': bias}, None, (f'took {printable(owner, 100)} as the classifier',)
+        )
     return Head({}, _describe(beside, width), ())
+
+
+class Joined(NamedTuple):
+    """Classifiers from dictionaries beside that of a network.
+
+    Attributes:
+        tensors: name -> tensor; the name does not look like one of the network.
+        notes: what was not taken, one line each.
+    """
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def classifiers_elsewhere(tree: Any, choice: Choice) -> Joined:
+    """Return the classifiers of a network without one that are in dictionaries beside its own.
+
+    As in `{'backbone': {...}, 'head': {'weight': ..., 'bias': ...}}`. Each dictionary that contains the network is
+    searched, the innermost first, up to one that has a classifier. What has one name there, whether its parts are
+    joined by dots or nested, is a classifier if it is one linear layer of the right width, or ASL's bottleneck.
+
+    Args:
+        tree: the checkpoint.
+        choice: the selected network, of a known architecture.
+    """
+    network = choice.network
+    architecture, location = str(network.architecture), network.state.location
+    head = find_head(network.tensors, network.beside, architecture)
+    if head.tensors or head.foreign or f'{head_key(architecture)}.weight' in network.tensors:
+        return Joined({})
+    taken = {other.state.location for other in choice.networks}
+    states = [state for state in state_dicts(tree) if state.location not in taken]
+    counts = any(key.rpartition('.')[2] == AVERAGER_COUNT for key in network.state.tensors)
+    for depth in range(len(location) - 1, -1, -1):
+        candidates: dict[str, dict[str, Tensor]] = {}
+        for state in states:
+            if state.location[:depth] == location[:depth]:
+                for key, value in state.tensors.items():
+                    name = '.'.join((*state.location[depth:], key))
+                    if counter_of(name, value) is None:
+                        candidates.setdefault(name.partition('.')[0], {})[name] = value
+        found = {name: part for name, part in candidates.items() if find_head({}, part, architecture).tensors}
+        averaged = counts or any(map(AVERAGE.fullmatch, location[depth:]))
+        fitting = [name for name in found if bool(AVERAGE.fullmatch(name)) is averaged]
+        if found and not fitting:
+            kind = 'not an average' if averaged else 'an average'
+            return Joined({}, (f'left out the classifier {shown(list(found))}: it is {kind}, unlike the network',))
+        if fitting:
+            layout = network.layout
+            tensors = {name: value for part in fitting for name, value in found[part].items()}
+            return Joined({f'beside.{name}' if layout.member(name) else name: value for name, value in tensors.items()})
+    return Joined({})
 
 
 def foreign_classifier(tensors: Mapping[str, Any], architecture: str) -> str | None:
@@ -116,9 +173,15 @@ def _describe(beside: Mapping[str, Tensor], width: int) -> str | None:
         return 'an ML-Decoder head'
     if any(map(BOTTLENECK_HEAD.fullmatch, beside)):
         return f"ASL's bottleneck head with other layers than two linear ones from {width} features"
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, value in beside.items():
+        layers.setdefault(key.rpartition('.')[0], {})[key] = value
+    if len(layers) > 1 and all(_single_linear(layer, width) for layer in layers.values()):
+        return f'several linear layers that can be the classifier ({shown(list(layers))})'
     matrices = [(key, value.shape) for key, value in beside.items() if len(value.shape) == 2]
     if len(matrices) == 1 and len(beside) <= 2 and matrices[0][1][1] != width:
-        return f'a classifier ({matrices[0][0]}) that takes {matrices[0][1][1]} features instead of {width}'
+        (name, (_, features)) = matrices[0]
+        return f'a classifier ({printable(name, 100)}) that takes {features} features instead of {width}'
     return f'another head than one linear layer: {parts(beside)}'
 
 
@@ -126,5 +189,9 @@ def parts(names: Iterable[str]) -> str:
     """Return '447 tensors (decoder, transformer, ...)': the number of names and their first segments."""
     names = list(names)
     firsts = list(dict.fromkeys('.'.join(name.split('.')[:-1][:2]) or name for name in names))
-    shown = ', '.join(firsts[:6]) + (', ...' if len(firsts) > 6 else '')
-    return f'{len(names)} tensor{"s" * (len(names) != 1)} ({shown})'
+    return f'{len(names)} tensor{"s" * (len(names) != 1)} ({shown(firsts)})'
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return the first names, separated by commas, for a message."""
+    return ', '.join(printable(name, 100) for name in names[:6]) + (', ...' if len(names) > 6 else '')

@@ -12,6 +12,7 @@ from tresnet_jax.checkpoints import config_file, other_files, shards, torch_file
 from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT, Checkpoint, Stated
 from tresnet_jax.checkpoints.choose import Choice, choose, rows
 from tresnet_jax.checkpoints.find import State, find, state_dicts
+from tresnet_jax.checkpoints.heads import classifiers_elsewhere
 from tresnet_jax.checkpoints.layout import Layout, Tensor
 from tresnet_jax.checkpoints.records import children, printable
 from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
@@ -138,11 +139,16 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
         function = twins.check_function(source, network)
         stated = _stated(tree, network.architecture, function)
         notes += function.notes
+    tensors = {key: network.state.tensors[key] for key in network.own}
+    if network.architecture is not None:
+        joined = classifiers_elsewhere(tree, choice)
+        tensors |= joined.tensors
+        notes += joined.notes
     top = dict(children(tree))
     return Checkpoint(
         path,
         content.container,
-        _arrays({key: network.state.tensors[key] for key in network.own}),
+        _arrays(tensors),
         content.metadata,
         _joined(network.state.location),
         choice.has_average,
