@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from tresnet_jax.data.transforms import height_width
-from tresnet_jax.models.base import PARTS, ImageModel
+from tresnet_jax.models.base import PARTS, ImageModel, part_of
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.hooks import add_forward_hook
@@ -121,13 +121,6 @@ def _layer_counts(model: ImageModel, layer: nnx.Module, x: jax.Array, y: jax.Arr
     return counts
 
 
-def _stage(path: tuple[Any, ...]) -> str:
-    """Return the stage of a layer or a parameter, given its path in the model."""
-    if path[0] in ('head', 'fc'):
-        return 'head'
-    return next((part for part in path if part in PARTS), 'stem')
-
-
 def _abstract_model(name: str) -> ImageModel:
     """Return the model of a name, with shapes in place of weights."""
     architecture, tagged = split_name(name)
@@ -174,7 +167,7 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
 
     def forward(state: nnx.State, x: jax.Array) -> dict[str, jax.Array]:
         m = nnx.merge(graphdef, state).eval()  # a copy, so the caller's model keeps its layers and its mode
-        add_forward_hook(m, lambda path, layer, x, y: counts[_stage(path)].update(_layer_counts(m, layer, x, y)))
+        add_forward_hook(m, lambda path, layer, x, y: counts[part_of(path)].update(_layer_counts(m, layer, x, y)))
         last, maps = m.forward_intermediates(x)
         outputs = dict(zip(PARTS, maps, strict=False))
         if m.out_indices is None:
@@ -185,7 +178,7 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
     image = jax.ShapeDtypeStruct((1, height, width, model.in_chans), model.dtype)
     outputs = jax.eval_shape(forward, state, image)
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        counts[_stage(path)].update(parameters=math.prod(leaf.shape))
+        counts[part_of(path)].update(parameters=math.prod(leaf.shape))
     stages = tuple(StageProfile(s, outputs[s].shape[1:], **counts[s]) for s in PARTS if s in outputs)
     totals = {key: sum(counts[stage][key] for stage in PARTS) for key in COUNTS}
     return Profile(model.architecture or type(model).__name__, (height, width), stages=stages, **totals)

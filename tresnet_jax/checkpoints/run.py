@@ -223,7 +223,7 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
         chosen = {'ema': wanted} if averaged else wanted
         skipped = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name]) for name in saved.keys() - chosen.keys()}
         state = ocp.load(path, skipped | chosen, checkpointable_name='state')
-    except Exception as error:
+    except Exception as error:  # of as many classes; also of ours, if the state is not one of a run
         raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
     state = state['ema'] if averaged else state
     return Weights(step, found[step], state['params'], state['batch_stats'], averaged, bool(saved.get('ema')))

@@ -122,7 +122,7 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str], c
                 library_name='tresnet_jax',
                 tqdm_class=_bounded_bar(),
             )
-        except Exception as error:
+        except Exception as error:  # of as many classes as above
             raise HubError(
                 f'{repository}: {filename} could not be downloaded: {_explain(error)}; try again, or {remedy}'
             ) from None

@@ -27,6 +27,12 @@ def part_attributes(part: str) -> tuple[str, ...]:
     return ('conv1', 'bn1') if part == 'stem' else (part,)
 
 
+def part_of(path: Sequence[Any]) -> str:
+    """Return the part of a parameter or a layer, by its path in a model, such as ('body', 'layer1', 0, 'conv1')."""
+    first = path[1] if path[0] == 'body' else path[0]  # TResNet's trunk
+    return next((part for part in PARTS[:-1] if first in part_attributes(part)), 'head')
+
+
 class ResidualBlock(nnx.Module):
     """A residual block: relu(branch(x) + shortcut(x)). A subclass defines the branch.
 

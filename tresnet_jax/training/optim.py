@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tresnet_jax.models.base import PARTS, Tree, part_attributes
+from tresnet_jax.models.base import PARTS, Tree, part_of
 from tresnet_jax.training.config import TrainConfig
 
 # The parts of a model, by the paths of its parameters.
@@ -19,15 +19,9 @@ def keys_of(path: Sequence[Any]) -> tuple[str, ...]:
     return names[1:] if names[0] == 'body' else names
 
 
-def part_of(path: Sequence[Any]) -> str:
-    """Return the part that a parameter belongs to: stem, layer1 to layer4, or head."""
-    first = keys_of(path)[0]
-    return next((part for part in PARTS[:-1] if first in part_attributes(part)), 'head')
-
-
 def is_frozen(path: Sequence[Any], frozen: Sequence[str]) -> bool:
     """Return whether a parameter belongs to one of the `frozen` parts; 'backbone' is every part but the head."""
-    part = part_of(path)
+    part = part_of(keys_of(path))
     return part in frozen or ('backbone' in frozen and part != 'head')
 
 
@@ -44,7 +38,8 @@ def layer_scales(params: Tree, decay: float) -> Tree:
 
 def _layer(path: Sequence[Any]) -> tuple[int, int]:
     """Return the position of a parameter's part in PARTS, and of its block in the stage."""
-    part, names = part_of(path), keys_of(path)
+    names = keys_of(path)
+    part = part_of(names)
     return PARTS.index(part), int(names[1]) if part.startswith('layer') else 0
 
 
