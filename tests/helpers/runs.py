@@ -59,6 +59,8 @@ def make_run(
     for number, (step, top1) in enumerate((steps or {3: 0.5, 5: 0.25, 7: None}).items(), 1):
         scaled = jax.tree.map(lambda leaf, number=number: leaf * leaf.dtype.type(number), state)
         saved = replicate(scaled, jax.devices()[: devices if number == 1 else 1])
-        checkpoints.save(step, saved, data, None if top1 is None else {'top1': top1})
+        checkpoints.save(step, saved, data)
+        if top1 is not None:
+            checkpoints.rate(step, top1)
     checkpoints.close()
     return state

@@ -18,7 +18,7 @@ from tresnet_jax.labels import FASHION_MNIST
 from tresnet_jax.training import loop
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, load_config, save_config
-from tresnet_jax.training.metrics import Interval, read_records
+from tresnet_jax.training.metrics import Interval, RunLog, read_records
 from tresnet_jax.training.recipes import RECIPES, recipe
 
 
@@ -100,10 +100,10 @@ def test_lost_steps_are_made_again(uninterrupted, tmp_path, monkeypatch):
     class Died(Exception):
         pass
 
-    def die(self, step, state, data, metrics=None):
+    def die(self, step, state, data):
         if step > 3:
             raise Died
-        save(self, step, state, data, metrics)
+        save(self, step, state, data)
 
     save = Checkpoints.save
     with monkeypatch.context() as patch, pytest.raises(Died):
@@ -114,6 +114,69 @@ def test_lost_steps_are_made_again(uninterrupted, tmp_path, monkeypatch):
     assert_identical(weights(tmp_path), weights(whole))
     steps = [(record['kind'], record['step']) for record in read_records(tmp_path)]
     assert len(steps) == len(set(steps)) and steps == sorted(steps, key=lambda record: record[1])
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing of the run handles it."""
+
+
+@pytest.mark.parametrize('end', ['SIGTERM', pytest.param('killed', marks=pytest.mark.slow), 'killed before the row'])
+def test_ended_in_the_evaluation(end, uninterrupted, tmp_path, monkeypatch, capsys):
+    """The state was saved before. The evaluation is made again, and the metrics are those of an undisturbed run."""
+    whole, _ = uninterrupted
+    evaluated = []
+
+    def stopping(step, variables, batches, tick):
+        def count(images):
+            evaluated.append(images)
+            if end == 'killed':
+                raise Killed
+            os.kill(os.getpid(), signal.SIGTERM)
+            tick(images)
+
+        return evaluate(step, variables, batches, count)
+
+    def killed(self, values):
+        raise Killed
+
+    evaluate = loop.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(*((RunLog, 'evaluation', killed) if 'row' in end else (loop, 'evaluate', stopping)))
+        if end == 'SIGTERM':
+            assert not loop.train(TINY, tmp_path).finished
+            assert 'interrupted and saved at step 4; to resume' in capsys.readouterr().out
+        else:
+            with pytest.raises(Killed):
+                loop.train(TINY, tmp_path)
+    assert evaluated == ([] if 'row' in end else [16])  # of 40
+    assert load_weights(tmp_path, 'latest').step == 4
+    assert [r['kind'] for r in read_records(tmp_path)] == ['train', 'train']
+
+    assert loop.train(load_config(tmp_path), tmp_path).finished
+    assert_identical(weights(tmp_path), weights(whole))
+    timeless = [[r | dict.fromkeys(('time', 'images_per_second', 'wait')) for r in read_records(folder)]
+                for folder in (tmp_path, whole)]  # fmt: skip
+    assert timeless[0] == timeless[1]
+    assert load_weights(tmp_path, 'best').top1 == load_weights(whole, 'best').top1
+
+
+def test_interrupted_before_the_first_step(tmp_path, monkeypatch):
+    """In the evaluation at the start: that, too, is saved and made again."""
+    config = dataclasses.replace(TINY, eval_at_start=True)
+    calls = []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    evaluate = loop.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, 'evaluate', stopping)
+        result = loop.train(config, tmp_path)
+    assert (result.step, result.finished, len(calls)) == (0, False, 1)
+    assert loop.train(load_config(tmp_path), tmp_path).finished
+    assert [r['step'] for r in read_records(tmp_path) if r['kind'] == 'eval'] == [0, 4, 8]
 
 
 def test_what_a_run_leaves(uninterrupted):

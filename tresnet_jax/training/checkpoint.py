@@ -1,5 +1,7 @@
 """Checkpoints of a run, written by Orbax in the background: the training state and the position in the data."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,12 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from tresnet_jax.checkpoints.run import BEST, CHECKPOINTS
-from tresnet_jax.errors import TrainingError, reason
+from tresnet_jax.errors import ConversionError, TrainingError, reason
+from tresnet_jax.files import save_text
 from tresnet_jax.training.devices import everywhere, to_global, to_local
 from tresnet_jax.training.step import TrainState
+
+_METRICS = 'metrics'  # Orbax's name of the folder in a checkpoint, and of the JSON file in it
 
 
 class Checkpoints:
@@ -22,18 +27,19 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep_last: int, keep_best: int):
-        policies: Any = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[BEST], n=keep_best, keep_checkpoints_without_metrics=False
-        )
+        self._ratings: dict[int, float] = {}
         self._folder = workdir / CHECKPOINTS
         self._writing = 0
         self._checkpointer = ocp.training.Checkpointer(
             str(self._folder.absolute()),
             save_decision_policy=_SaveAlways(),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_last), best]),
+            preservation_policy=_LatestAndBest(keep_last, keep_best, self._ratings),
             cleanup_tmp_directories=True,  # left by a process that was killed while saving
         )
+        for checkpoint in self._checkpointer.checkpoints:
+            metrics: Any = checkpoint.metrics or {}
+            if BEST in metrics:
+                self._ratings[checkpoint.step] = metrics[BEST]
 
     @property
     def latest(self) -> int | None:
@@ -41,19 +47,13 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    @property
-    def is_rated(self) -> bool:
-        """Whether the latest checkpoint was saved with the metrics of an evaluation."""
-        return BEST in (getattr(self._checkpointer.latest, 'metrics', None) or {})
-
-    def save(self, step: int, state: TrainState, data: Any, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, step: int, state: TrainState, data: Any) -> None:
         """Wait until the previous checkpoint is written, then start to write this one.
 
         Args:
             step: number of the step.
             state: on every device.
             data: the batch iterator; its position is saved.
-            metrics: {BEST: top-1} if the step was evaluated.
 
         Raises:
             TrainingError: this checkpoint, or the previous one, cannot be written.
@@ -61,11 +61,32 @@ class Checkpoints:
         try:
             self._checkpointer.wait()
             self._writing = step
-            self._checkpointer.save_checkpointables_async(
-                step, {'state': to_global(state), 'data': data}, overwrite=True, metrics=metrics
-            )
+            self._checkpointer.save_checkpointables_async(step, {'state': to_global(state), 'data': data})
         except Exception as error:  # Orbax wraps the errors of the file system in many classes
             raise self._write_error(error) from error
+
+    def rate(self, step: int, top1: float) -> None:
+        """Add the result of an evaluation to a checkpoint, after waiting until it is written.
+
+        The file is the one in which Orbax writes and reads the metrics of a checkpoint. Orbax itself would save the
+        whole checkpoint again.
+
+        Args:
+            step: number of a step that was saved.
+            top1: the metric that picks the best checkpoint.
+
+        Raises:
+            TrainingError: the checkpoint or the file cannot be written.
+        """
+        self.wait()
+        self._ratings[step] = top1
+        if jax.process_index() == 0:
+            file = self._folder / str(step) / _METRICS / _METRICS
+            try:
+                file.parent.mkdir(exist_ok=True)
+                save_text(file, json.dumps({BEST: top1}))
+            except (OSError, ConversionError) as error:
+                raise TrainingError(f'{file}: cannot be written: {reason(error)}') from error
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -113,6 +134,20 @@ class Checkpoints:
             f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({reason(error)}); {last}. '
             'Free disk space or fix permissions, then start the run again; it resumes from there'
         )
+
+
+class _LatestAndBest:
+    """Keep the latest checkpoints, and the best of those that were rated; of equal ones, the later."""
+
+    def __init__(self, latest: int, best: int, ratings: dict[int, float]):
+        self._latest, self._best, self._ratings = latest, best, ratings
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        rated = sorted((self._ratings[step], step) for step in steps if step in self._ratings)
+        kept = {*sorted(steps)[-self._latest :], *(step for _, step in rated[len(rated) - self._best :])}
+        return [step in kept for step in steps]
 
 
 class _SaveAlways:

@@ -1,6 +1,7 @@
 """Devices and hosts of a run: setup before JAX starts, replication over devices, and graceful shutdown."""
 
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -86,6 +87,11 @@ def to_local(tree: Any) -> Any:
     return multihost_utils.global_array_to_host_local_array(tree, _mesh(), PartitionSpec())
 
 
+def agreed(value: bool) -> bool:
+    """Return the value of the first process, in all processes. Files may not look the same to all of them."""
+    return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+
+
 def everywhere() -> NamedSharding:
     """Return the sharding of an array that is replicated over all devices of the run."""
     return NamedSharding(_mesh(), PartitionSpec())
@@ -96,17 +102,24 @@ def _mesh() -> Mesh:
 
 
 @contextlib.contextmanager
-def interruption() -> Iterator[Callable[[int], bool]]:
+def interruption() -> Iterator[Callable[[], bool]]:
     """Graceful shutdown: catch SIGTERM and Ctrl-C while the context is open.
 
-    Yields a function of the step that returns whether the run was asked to stop. A second Ctrl-C raises
-    KeyboardInterrupt. Over several hosts JAX's preemption service listens for SIGTERM, and all processes stop at the
-    same step.
+    Yields a function that returns whether the run was asked to stop. A second Ctrl-C raises KeyboardInterrupt. Over
+    several hosts JAX's preemption service listens for SIGTERM. All processes must then call the function equally
+    often; it returns True for the first time at the same call in all of them.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
     received: list[int] = []
+    if jax.process_count() > 1:
+        calls = itertools.count(1)
+
+        def reached() -> bool:
+            if not received and multihost_utils.reached_preemption_sync_point(next(calls)):
+                received.append(signal.SIGTERM)
+            return bool(received)
+
+        yield reached
+        return
 
     def handle(signum: int, frame: Any) -> None:
         del frame
@@ -115,7 +128,7 @@ def interruption() -> Iterator[Callable[[int], bool]]:
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda step: bool(received)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

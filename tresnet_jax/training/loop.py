@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tresnet_jax.checkpoints.run import BEST, save_description, stored_label_names
+from tresnet_jax.checkpoints.run import save_description, stored_label_names
 from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.sources import Source, open_source
 from tresnet_jax.errors import TrainingError, reason
@@ -22,10 +23,10 @@ from tresnet_jax.models.functional import functional
 from tresnet_jax.training.batches import check_transforms, eval_batches, eval_data_config, train_batches
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, save_config
-from tresnet_jax.training.devices import AXIS, interruption, local_devices, replicate
+from tresnet_jax.training.devices import AXIS, agreed, interruption, local_devices, replicate
 from tresnet_jax.training.evaluate import EvalResult, evaluate
 from tresnet_jax.training.lock import locked
-from tresnet_jax.training.metrics import Interval, PendingSteps, RunLog
+from tresnet_jax.training.metrics import Interval, PendingSteps, RunLog, has_evaluation
 from tresnet_jax.training.optim import create_optimizer, create_schedule
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
 from tresnet_jax.training.wandb_log import open_wandb
@@ -39,20 +40,19 @@ class Result:
 
     Attributes:
         step: number of steps done.
-        steps: number of steps of the whole run.
+        finished: whether all steps and evaluations are done; False if the run was interrupted.
         evaluation: the last evaluation of the weights in this call; None if there was none.
         ema_evaluation: the last evaluation of their moving average; None if there was none.
     """
 
     step: int
-    steps: int
+    finished: bool
     evaluation: EvalResult | None
     ema_evaluation: EvalResult | None
 
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are done; False if the run was interrupted."""
-        return self.step == self.steps
+
+class _Interrupted(Exception):
+    """The run was asked to stop during an evaluation."""
 
 
 def train(config: TrainConfig, workdir: Path) -> Result:
@@ -125,19 +125,28 @@ def train(config: TrainConfig, workdir: Path) -> Result:
             log.say(abandoned)
         log.say(_opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())
-
-        # Evaluate before the first step if asked to, and now if the run was interrupted before an evaluation.
         evaluation: _Evaluation | None = None
-        if step == 0 and config.eval_at_start:
-            evaluation = evaluate_state(state)
-            log.evaluation(evaluation.metrics(step))
-        if step and data.evaluates_at(step) and not checkpoints.is_rated:
-            evaluation = evaluate_state(state)
-            log.evaluation(evaluation.metrics(step))
-            checkpoints.save(step, state, batches, evaluation.rating)
+        # The first evaluation before the first step if asked to; after a resume, the one that the run did not finish.
+        evaluates = data.evaluates_at(step) if step else config.eval_at_start
+        evaluates = agreed(evaluates and not has_evaluation(workdir, step))
+        stop = False
         interval.restart()
 
-        while step < data.steps:
+        while True:
+            # Evaluate. The state is saved already. An interrupted evaluation is made again on resume.
+            if evaluates and not stop:
+                try:
+                    evaluation = evaluate_state(state, interrupted)
+                except _Interrupted:
+                    stop = True
+                else:
+                    if step:
+                        checkpoints.rate(step, evaluation.rating)
+                    log.evaluation(evaluation.metrics(step))
+                    interval.restart()
+            if stop or step == data.steps:
+                break
+
             # Step.
             waited = time.perf_counter()
             batch = next(batches)
@@ -153,7 +162,7 @@ def train(config: TrainConfig, workdir: Path) -> Result:
                 interval.restart_clock()
 
             # Log.
-            stop = interrupted(step)
+            stop = interrupted()
             if step % config.log_every == 0 or step == data.steps or stop:
                 pending.fetch()
                 learning_rate = float(np.asarray(schedule(step - 1)))
@@ -163,24 +172,19 @@ def train(config: TrainConfig, workdir: Path) -> Result:
                 )
                 interval.restart()
 
-            # Evaluate and save. An interrupted run skips the evaluation; it runs on resume.
-            evaluates = data.evaluates_at(step) and not stop
+            # Save.
+            evaluates = data.evaluates_at(step)
             if stop or evaluates or step % config.checkpoint_every == 0:
                 pending.fetch()
-                rating = None
-                if evaluates:
-                    evaluation = evaluate_state(state)
-                    log.evaluation(evaluation.metrics(step))
-                    rating = evaluation.rating
-                    interval.restart()
-                checkpoints.save(step, state, batches, rating)
-            if stop:
-                checkpoints.wait()
-                log.say(f'interrupted and saved at step {step:,}; to resume: train.py --workdir {workdir}')
-                break
+                checkpoints.save(step, state, batches)
+
+        if stop and checkpoints.latest != step:  # before the first step
+            checkpoints.save(step, state, batches)
         checkpoints.wait()
+        if stop:
+            log.say(f'interrupted and saved at step {step:,}; to resume: train.py --workdir {workdir}')
         raw, ema = evaluation or (None, None)
-        return Result(step, data.steps, raw, ema)
+        return Result(step, not stop, raw, ema)
 
 
 class _Data(NamedTuple):
@@ -218,9 +222,9 @@ class _Evaluation(NamedTuple):
         return values
 
     @property
-    def rating(self) -> dict[str, float]:
+    def rating(self) -> float:
         """The metric that picks the best checkpoint: top-1 of the moving average if there is one."""
-        return {BEST: (self.ema or self.raw).top1}
+        return (self.ema or self.raw).top1
 
 
 def _make_folder(workdir: Path) -> None:
@@ -303,12 +307,27 @@ def _check_batch_size(config: TrainConfig, local: int) -> None:
 
 
 def _evaluate(
-    eval_step: Any, config: TrainConfig, source: Source, devices: list[Any], workdir: Path, state: TrainState
+    eval_step: Any,
+    config: TrainConfig,
+    source: Source,
+    devices: list[Any],
+    workdir: Path,
+    state: TrainState,
+    interrupted: Callable[[], bool],
 ) -> _Evaluation:
-    """Evaluate the weights of a state, and their moving average if there is one."""
+    """Evaluate the weights of a state, and their moving average if there is one.
+
+    Raises:
+        _Interrupted: the run was asked to stop, which `interrupted` returns after each batch.
+    """
+
+    def tick(count: int) -> None:
+        del count
+        if interrupted():
+            raise _Interrupted
 
     def result(params: Any, batch_stats: Any) -> EvalResult:
-        return evaluate(eval_step, (params, batch_stats), eval_batches(config, source, devices, workdir))
+        return evaluate(eval_step, (params, batch_stats), eval_batches(config, source, devices, workdir), tick)
 
     raw = result(state.params, state.batch_stats)
     return _Evaluation(raw, None if state.ema is None else result(**state.ema))

@@ -217,6 +217,11 @@ def read_records(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def has_evaluation(workdir: Path, step: int) -> bool:
+    """Return whether metrics.jsonl has the evaluation of a step."""
+    return any(record['kind'] == 'eval' and record['step'] == step for record in read_records(workdir))
+
+
 def _drop_after(path: Path, step: int) -> None:
     """Drop records after `step`; a resumed run writes them again."""
     if path.exists():
