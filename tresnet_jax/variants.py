@@ -1,13 +1,16 @@
 """The table of variants: one row per architecture, and one per tag of pretrained weights.
 
 Architectures and tags are those of timm 1.0.31 (``timm/models/tresnet.py``, ``timm/models/resnet.py``); accuracies are
-from timm's ``results/results-imagenet.csv``. `test_tresnet` and the `fashion_mnist` tags are this package's own.
+from timm's ``results/results-imagenet.csv``, others in `tresnet_jax.published`. `test_tresnet` and the `fashion_mnist`
+tags are this package's own.
 """
 
 import dataclasses
 import difflib
 import fnmatch
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
+
+from tresnet_jax.published import PublishedAccuracy, published_accuracies
 
 BASIC, BOTTLENECK = 'basic', 'bottleneck'
 ALL_BASIC, ALL_BOTTLENECK = (BASIC, BASIC, BASIC, BASIC), (BOTTLENECK, BOTTLENECK, BOTTLENECK, BOTTLENECK)
@@ -168,14 +171,6 @@ HALF: dict[str, Any] = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 UNIT: dict[str, Any] = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
 
 
-class PublishedAccuracy(NamedTuple):
-    """Published top-1 and top-5 accuracy in percent, on square images of `size` pixels."""
-
-    size: int
-    top1: float
-    top5: float
-
-
 @dataclasses.dataclass(frozen=True)
 class PretrainedConfig:
     """Describes one set of pretrained weights. Fields have timm's names and meaning.
@@ -207,6 +202,10 @@ class PretrainedConfig:
     @property
     def name(self) -> str:
         return f'{self.architecture}.{self.tag}'
+
+    def published(self, test_set: str | None = None) -> tuple[PublishedAccuracy, ...]:
+        """Return the published accuracies on a test set, a key of `published.TEST_SETS`. None: `accuracies`."""
+        return self.accuracies if test_set is None else published_accuracies(self.name, test_set)
 
     @property
     def hf_hub_id(self) -> str | None:

@@ -19,11 +19,21 @@ from tests.helpers.paths import ROOT
 from tests.helpers.processes import free_port
 from tests.helpers.runs import CONFIG, make_run
 from tresnet_jax.cli import evaluate as evaluate_command
-from tresnet_jax.cli.evaluate import choose_outputs, figure, main, published_for, with_labels, with_outputs
+from tresnet_jax.cli.evaluate import (
+    choose_outputs,
+    choose_test_set,
+    figure,
+    main,
+    published_for,
+    with_labels,
+    with_outputs,
+)
 from tresnet_jax.cli.inputs import match_inputs
+from tresnet_jax.cli.results import read_results, write_result
 from tresnet_jax.data.sources import open_source
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
-from tresnet_jax.errors import DataError
+from tresnet_jax.errors import DataError, TrainingError
+from tresnet_jax.published import TEST_SETS
 from tresnet_jax.training.evaluate import EvalResult
 from tresnet_jax.variants import PRETRAINED, PublishedAccuracy
 
@@ -93,7 +103,7 @@ ACCURACY = EvalResult(loss=0.5, top1=0.78, top5=0.94, count=50_000)  # standard 
 )
 def test_check(evaluate, monkeypatch, published, check, code):
     monkeypatch.setattr(evaluate_command, 'measure', lambda *_: ACCURACY)
-    monkeypatch.setattr(evaluate_command, 'published_for', lambda inputs: published)
+    monkeypatch.setattr(evaluate_command, 'published_for', lambda *_: published)
     found, out, err = evaluate(*PLAIN, *(['--check'] if check else []))
     assert (found, err) == (code, '')
     assert 'top-1     78.000 % ± 0.19' in out and 'top-5     94.000 % ± 0.11' in out
@@ -132,6 +142,59 @@ def test_every_published_figure_has_its_flags(name):
     assert published_for(inputs_of(name, crop_pct=0.8)) is None
     assert published_for(inputs_of(name, input_size=(3, 96, 96))) is None
     assert published_for(inputs_of(name, classes=('a', 'b'))) is None
+
+
+@pytest.mark.parametrize('name', [name for name, row in PRETRAINED.items() if row.published('imagenet-a')])
+@pytest.mark.parametrize('test_set', TEST_SETS)
+def test_published_figures_of_other_test_sets(name, test_set):
+    """Those of the default size and of the test size; each is a whole number of images."""
+    row, images = PRETRAINED[name], TEST_SETS[test_set].images
+    found = {published_for(inputs_of(name), test_set), published_for(inputs_of(name, test_size=True), test_set)}
+    assert found == set(row.published(test_set)) and {a.size for a in found} == {a.size for a in row.accuracies}
+    for accuracy in found:
+        right = accuracy.top1 * images / 100
+        assert abs(right - round(right)) < 0.0006 * images / 100 and accuracy.top5 is None
+
+
+def test_all_tags_of_imagenet_have_figures_of_other_test_sets():
+    assert {name for name, row in PRETRAINED.items() if row.num_classes == 1000} == {
+        name for name, row in PRETRAINED.items() if row.published('imagenet-v2')
+    }
+
+
+@pytest.mark.parametrize(
+    ('classes', 'images', 'flags', 'message'),
+    [
+        (200, 7500, {'published': 'imagenet-a', 'valid_labels': True}, None),
+        (200, 30, {'published': 'imagenet-r', 'valid_labels': True}, None),
+        (1000, 10_000, {'published': 'imagenet-v2'}, None),
+        (1000, 50_889, {'published': 'imagenet-sketch'}, None),
+        (200, 7500, {'published': 'imagenet-a'}, 'compares 200 outputs, not 1000; give --valid-labels'),
+        (1000, 7500, {'published': 'imagenet-a', 'valid_labels': True}, 'has 200 classes; data has 1000'),
+        (200, 30_000, {'published': 'imagenet-a', 'valid_labels': True}, 'has 7,500 images; data has 30,000'),
+        (1000, 50_000, {'published': 'imagenet-v2'}, 'has 10,000 images; data has 50,000'),
+        (200, 10_000, {'published': 'imagenet-v2'}, 'has 1000 classes; data has 200'),
+        (1000, 50_000, {'published': 'imagenet-real'}, 'imagenet-real, and no other test set, needs --real-labels'),
+    ],
+)
+def test_the_test_set_is_named(classes, images, flags, message):
+    inputs = inputs_of('resnet50d.a1_in1k', classes=tresnet_jax.labels.class_synsets(1000)[:classes])
+    inputs.source = Sized(**vars(inputs.source), present=tuple(range(classes)), size=images)
+    arguments = evaluate_command.EvaluateArguments(evaluate_command.InputFlags(), **flags)
+    chosen = choose_outputs(inputs, valid_labels=arguments.valid_labels)
+    if message is None:
+        assert choose_test_set(arguments, inputs, chosen) == arguments.published
+        assert choose_test_set(dataclasses.replace(arguments, published=None), inputs, chosen) is None
+    else:
+        with pytest.raises(TrainingError, match=f'^--published {arguments.published}: .*{message}'):
+            choose_test_set(arguments, inputs, chosen)
+
+
+class Sized(SimpleNamespace):
+    """Data with a number of images."""
+
+    def __len__(self) -> int:
+        return self.size
 
 
 def test_a_tag_without_published_figures():
@@ -220,6 +283,56 @@ def test_a_part_of_imagenet(evaluate, dogs):
     assert 'top-1     75.000 %' in out and 'top-5     100.000 %' in out
     code, out, err = evaluate(*flags, '--batch-size', 4)
     assert (code, out) == (2, '') and err.startswith('error: ') and 'b.png' in err and err.count('\n') == 1
+
+
+@pytest.fixture
+def real(dogs) -> tuple[str, ...]:
+    """Name the images as in ImageNet's validation split; return the flags that evaluate them with ReaL labels."""
+    folder, weights = dogs
+    for number, image in enumerate(sorted(folder.rglob('*.png')), 1):
+        image.rename(image.with_name(f'ILSVRC2012_val_{number:08}.JPEG'))
+    path = folder.parent / 'real.json'
+    path.write_text('[[217], [0, 5], [], [9]]')
+    data = ('--data', f'folder:{folder}', '--image-size', 32, '--batch-size', 4)
+    return ('--model', 'test_resnet', '--checkpoint', weights, *data, '--real-labels', path)
+
+
+def test_real_labels_and_results(evaluate, real, tmp_path):
+    """Predicted is 217, then 5, 6, 7 and 0: one image right, one among the top 5, one without a label, one wrong."""
+    results = tmp_path / 'results.csv'
+    code, out, err = evaluate(*real, '--results', results)
+    assert (code, err) == (0, '')
+    assert '3 images; 1 images without a label are not counted' in out
+    assert 'top-1     33.333 %' in out and 'top-5     66.667 %' in out
+    row = 'test_resnet,33.3333,66.6667,66.6667,33.3333,0.47,32,0.95,bilinear'
+    header = 'model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation'
+    assert results.read_text() == f'{header}\n{row}\n'
+    write_result(results, read_results(results)[0])
+    assert results.read_text() == f'{header}\n{row}\n{row}\n'
+    assert [read['crop_pct'] for read in read_results(results)] == ['0.95', '0.95']
+
+
+@pytest.mark.parametrize(
+    ('labels', 'flags', 'message'),
+    [
+        ('[[1]]', (), 'ReaL labels belong to file names such as ILSVRC2012_val_00000001.JPEG, up to number 1; got '),
+        ('[1]', (), 'real.json: expected a list of lists of class indices from 0 to 999; number 1 is 1'),
+        ('[[], [1000]]', (), 'number 2 is [1000]'),
+        ('[[true]]', (), 'number 1 is [True]'),
+        ('{}', (), 'expected a list of lists of class indices from 0 to 999, got dict'),
+        ('[', (), 'real.json: cannot be read as JSON'),
+        ('[[1]]', ('--valid-labels',), '--real-labels are of all classes; leave out --valid-labels'),
+        ('[[1], [], [], []]', ('--published', 'imagenet-v2'), 'imagenet-real, and no other test set, needs'),
+        ('[[1], [], [], []]', ('--published', 'imagenet-real'), '--published imagenet-real: has 1000 classes; folder:'),
+        ('[[1], [], [], []]', ('--results', '/none/a.csv'), '/none/a.csv: the folder /none does not exist'),
+        ('[[1], [], [], []]', ('--results', __file__), 'test_evaluate.py: expected the columns model,top1,'),
+    ],
+)
+def test_wrong_real_labels_and_results(evaluate, real, monkeypatch, labels, flags, message):
+    monkeypatch.setattr(evaluate_command, 'measure', lambda *_: pytest.fail('evaluated in vain'))
+    real[-1].write_text(labels)
+    code, out, err = evaluate(*real, *flags)
+    assert (code, out) == (2, '') and message in err and err.count('\n') == 1
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,9 @@ from safetensors import safe_open
 
 from tests.helpers.paths import ROOT
 from tresnet_jax import variants
+from tresnet_jax.checkpoints.run import CHECKPOINTS
 from tresnet_jax.cli import predict
+from tresnet_jax.training.config import CONFIG_FILE, TrainConfig, save_config
 
 IMAGES = ROOT / 'tresnet_jax' / 'embedded' / 'pictures'
 EMBEDDED = 'test_resnet.fashion_mnist'
@@ -256,6 +258,19 @@ def test_batch_norm_is_folded(run, monkeypatch):
     monkeypatch.setattr(predict, 'predict', lambda model, *rest: models.append(model) or original(model, *rest))
     assert run(IMAGES / '8_bag.png', '--model', EMBEDDED)[0] == 0
     assert models[0].folded
+
+
+def test_white_of_a_run(run, tmp_path):
+    """That of the run's images, unless the flag gives another."""
+    Image.fromarray(np.full((20, 20), 4095, np.uint16)).save(tmp_path / 'white.png')
+    (tmp_path / 'run' / CHECKPOINTS).mkdir(parents=True)
+    save_config(TrainConfig(max_value=4095), tmp_path / 'run')
+    argv = (tmp_path / 'white.png', '--model', EMBEDDED, '--checkpoint', tmp_path / 'run', '--topk', 1)
+    for flags, name in (((), 'Ankle boot'), (('--max-value', 65535), 'Trouser')):
+        code, out, err = run(*argv, *flags, stub=fashion())
+        assert (code, err) == (0, '') and name in out
+    (tmp_path / 'run' / CONFIG_FILE).unlink()  # a run that only its model.json describes
+    assert 'Trouser' in run(*argv, stub=fashion())[1]
 
 
 def test_checkpoint(run):

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,22 @@ import tyro
 from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_inputs, match_inputs
+from tresnet_jax.cli.results import read_results, timm_row, write_result
+from tresnet_jax.data.real_labels import accepted_labels, read_real_labels
 from tresnet_jax.data.transforms import resolve_data_config
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, shown
 from tresnet_jax.folding import fold_batchnorm
+from tresnet_jax.labels import class_synsets
 from tresnet_jax.models.functional import functional
+from tresnet_jax.options import flag
+from tresnet_jax.published import TEST_SETS, PublishedAccuracy
 from tresnet_jax.training.devices import replicate
 from tresnet_jax.training.evaluate import EvalResult, evaluate
 from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.step import make_eval_step, over_devices
-from tresnet_jax.variants import PublishedAccuracy
 
+TestSetName = Literal['imagenet-real', 'imagenet-v2', 'imagenet-sketch', 'imagenet-a', 'imagenet-r']
+IMAGENET_CLASSES = 1000
 MAX_DISTANCE = 3.0  # standard errors that an accuracy may differ from the published one
 
 
@@ -44,6 +51,16 @@ class EvaluateArguments:
     """Fail if top-1 or top-5 differs from the published value by more than three standard errors."""
     valid_labels: bool = False
     """Compare only the outputs of the classes that the data has, as is done for ImageNet-A and ImageNet-R."""
+    real_labels: Annotated[Path | None, flag('FILE.json', 'the labels of the data')] = None
+    """ReaL labels of ImageNet's validation images. Images without one are not counted."""
+    published: Annotated[TestSetName | None, flag('TEST_SET', "the tag's own: ImageNet's validation split")] = None
+    """The test set that the data is, to compare with the accuracies published for it: imagenet-real, imagenet-v2,
+    imagenet-sketch, imagenet-a or imagenet-r."""
+    results: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar='FILE.csv', aliases=('--results-file',), help_behavior_hint='(default: none)'),
+    ] = None
+    """Also write the accuracies to a CSV file with timm's columns. A file with these columns gets another row."""
 
 
 class Classes(NamedTuple):
@@ -53,11 +70,18 @@ class Classes(NamedTuple):
         labels: (classes of the data,) int32, the position of each class among the outputs that are compared.
         outputs: the outputs that are compared, ascending; None: all.
         text: how classes were matched, for people.
+        accepted: (images, labels) int32, all right outputs for each image, padded with -1; None: that of its class.
     """
 
     labels: np.ndarray
     outputs: np.ndarray | None
     text: str
+    accepted: np.ndarray | None = None
+
+    @property
+    def unlabelled(self) -> int:
+        """The number of images without a right output, which are not counted."""
+        return 0 if self.accepted is None else int((self.accepted < 0).all(1).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,40 +113,82 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         inputs = load_inputs(arguments.flags, arguments.hosts)
-        published = published_for(inputs)
+        classes = choose_outputs(inputs, valid_labels=arguments.valid_labels, real_labels=arguments.real_labels)
+        test_set = choose_test_set(arguments, inputs, classes)
+        partial = classes.outputs is not None and len(classes.outputs) < inputs.model.num_classes
+        published = None if partial and test_set is None else published_for(inputs, test_set)
         if arguments.check and published is None:
-            raise TrainingError(_nothing_to_check(inputs))
-        classes = choose_outputs(inputs, valid_labels=arguments.valid_labels)
+            raise TrainingError(_nothing_to_check(inputs, test_set))
+        if arguments.results is not None:
+            read_results(arguments.results)
         result = measure(inputs, arguments.flags, classes)
     except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
     top1 = figure(result, result.top1, published and published.top1)
     top5 = figure(result, result.top5, published and published.top5)
     if jax.process_index() == 0:
-        print((_as_json if arguments.json else _as_text)(inputs, classes, result, top1, top5))
+        print((_as_json if arguments.json else _as_text)(inputs, classes, result, top1, top5, test_set))
+        if arguments.results is not None:
+            try:
+                write_result(arguments.results, timm_row(inputs, top1.value, top5.value))
+            except ValueError as error:
+                return fail(error)
     agree = all(abs(f.distance) <= MAX_DISTANCE for f in (top1, top5) if f.distance is not None)
     return 1 if arguments.check and not agree else 0
 
 
-def choose_outputs(inputs: Inputs, *, valid_labels: bool) -> Classes:
+def choose_outputs(inputs: Inputs, *, valid_labels: bool, real_labels: Path | None = None) -> Classes:
     """Match the classes of the data to the outputs of the model.
 
     Args:
         inputs: the model and the data.
         valid_labels: keep only the outputs of the classes that the data has.
+        real_labels: the file of ReaL labels; None: the labels of the data.
 
     Raises:
-        DataError: the classes of the data are not the model's.
-        TrainingError: the model has no classifier.
+        DataError: the classes of the data are not the model's, or the ReaL labels are not those of the images.
+        TrainingError: the model has no classifier, or ReaL labels do not suit it.
     """
     if not inputs.model.num_classes:
         raise TrainingError(f'{inputs.name}: has no classifier')
     match = match_inputs(inputs)
+    if real_labels is not None:
+        if class_synsets(inputs.model) != class_synsets(IMAGENET_CLASSES):
+            raise TrainingError(f"--real-labels are of ImageNet's 1,000 classes, which {inputs.name} does not have")
+        if valid_labels:
+            raise TrainingError('--real-labels are of all classes; leave out --valid-labels')
+        accepted = accepted_labels(inputs.source, read_real_labels(real_labels, IMAGENET_CLASSES))
+        return Classes(match.places, None, f'{match.text}; ReaL labels of {shown(real_labels)}', accepted)
     if not valid_labels:
         return Classes(match.places, None, match.text)
     kept = np.sort(match.places[list(inputs.source.present)])
     text = f'{match.text}; outputs of {len(kept)} classes compared'
     return Classes(np.searchsorted(kept, match.places).astype(np.int32), kept, text)
+
+
+def choose_test_set(arguments: EvaluateArguments, inputs: Inputs, classes: Classes) -> TestSetName | None:
+    """Return the test set whose published accuracies apply; None: the tag's own.
+
+    Raises:
+        TrainingError: the data or the flags are not those of the test set.
+    """
+    name = arguments.published
+    if name is None:
+        whole = inputs.source.num_classes == inputs.model.num_classes
+        return 'imagenet-real' if arguments.real_labels is not None and whole else None
+    wanted, count = TEST_SETS[name], len(inputs.source) - classes.unlabelled
+    compared = inputs.model.num_classes if classes.outputs is None else len(classes.outputs)
+    what = f'--published {name}: '
+    if (name == 'imagenet-real') != (arguments.real_labels is not None):
+        raise TrainingError(f'{what}imagenet-real, and no other test set, needs --real-labels')
+    if inputs.source.num_classes != wanted.classes:
+        raise TrainingError(f'{what}has {wanted.classes} classes; {inputs.source.name} has {inputs.source.num_classes}')
+    if compared != wanted.classes:
+        hint = '; give --valid-labels' if not arguments.valid_labels else ''
+        raise TrainingError(f'{what}compares {wanted.classes} outputs, not {compared}{hint}')
+    if count > wanted.images:
+        raise TrainingError(f'{what}has {wanted.images:,} images; {inputs.source.name} has {count:,}')
+    return name
 
 
 def measure(inputs: Inputs, flags: InputFlags, classes: Classes) -> EvalResult:
@@ -137,7 +203,7 @@ def measure(inputs: Inputs, flags: InputFlags, classes: Classes) -> EvalResult:
     step = make_eval_step(with_outputs(apply, classes.outputs), mean=mean, std=std, dtype=inputs.dtype)
     with Progress(len(inputs.source), 'images', active=jax.process_index() == 0) as progress:
         return evaluate(
-            over_devices(with_labels(step, classes.labels)),
+            over_devices(with_accepted(with_labels(step, classes.labels), classes.accepted)),
             replicate(tuple(variables), inputs.devices),
             input_batches(inputs, flags),
             tick=progress.update,
@@ -156,14 +222,34 @@ def with_labels(step: Callable[[Any, Any], Any], labels: np.ndarray) -> Callable
     return lambda variables, batch: step(variables, batch | {'label': jnp.asarray(labels)[batch['label']]})
 
 
-def published_for(inputs: Inputs) -> PublishedAccuracy | None:
-    """Return the published accuracy of these weights at this size and crop on all classes, or None."""
+def with_accepted(step: Callable[[Any, Any], Any], accepted: np.ndarray | None) -> Callable[[Any, Any], Any]:
+    """Return an evaluation step with several right outputs for an image; one without any is not counted."""
+    if accepted is None:
+        return step
+
+    def several(variables: Any, batch: Any) -> Any:
+        right = jnp.asarray(accepted)[batch['index']]  # index -1 is padding, with mask 0
+        mask = batch['mask'] * (right >= 0).any(-1).astype(batch['mask'].dtype)
+        return step(variables, batch | {'accepted': right, 'mask': mask})
+
+    return several
+
+
+def published_for(inputs: Inputs, test_set: TestSetName | None = None) -> PublishedAccuracy | None:
+    """Return the published accuracy of these weights at this size and crop, or None.
+
+    Args:
+        inputs: the model and the data.
+        test_set: that of `choose_test_set`; None: the tag's own, which has all classes of the model.
+    """
     row = inputs.model.pretrained_cfg
-    if not inputs.named or row is None or inputs.source.num_classes != inputs.model.num_classes:
+    if not inputs.named or row is None:
+        return None
+    if test_set is None and inputs.source.num_classes != inputs.model.num_classes:
         return None
     if inputs.data_config not in (resolve_data_config(row), resolve_data_config(row, use_test_size=True)):
         return None
-    return next((a for a in row.accuracies if inputs.data_config['input_size'][1:] == (a.size, a.size)), None)
+    return next((a for a in row.published(test_set) if inputs.data_config['input_size'][1:] == (a.size, a.size)), None)
 
 
 def figure(result: EvalResult, share: float, published: float | None) -> Figure:
@@ -175,38 +261,45 @@ def figure(result: EvalResult, share: float, published: float | None) -> Figure:
     return Figure(100 * share, error, published, distance)
 
 
-def _nothing_to_check(inputs: Inputs) -> str:
+def _nothing_to_check(inputs: Inputs, test_set: TestSetName | None) -> str:
     """Return the message that says why --check has no published accuracy, and which flags would have one."""
     row, source = inputs.model.pretrained_cfg, inputs.source
-    what = f'--check: nothing is published for {inputs.name}'
-    if not inputs.named or row is None or not row.accuracies:
+    what = f'--check: nothing is published for {inputs.name}' + (f' on {test_set}' if test_set else '')
+    if not inputs.named or row is None or not row.published(test_set):
         return f'{what}; give a timm tag with published accuracies'
-    if source.num_classes != inputs.model.num_classes:
-        return f'{what} on {source.num_classes} of its {inputs.model.num_classes} classes'
+    if test_set is None and source.num_classes != inputs.model.num_classes:
+        classes = f'{source.num_classes} of its {inputs.model.num_classes} classes'
+        return f'{what} on {classes}; for ImageNet-A, ImageNet-R and others give --published'
     size, test = row.input_size[1], row.test_input_size and row.test_input_size[1]
     published = [
         f'{a.top1} % at {a.size} pixels' + {size: ' by default', test: ' with --test-size'}.get(a.size, '')
-        for a in row.accuracies
+        for a in row.published(test_set)
     ]
     return f'{what} at {describe_images(inputs.data_config)}; published: {", ".join(published)}'
 
 
-def _as_text(inputs: Inputs, classes: Classes, result: EvalResult, top1: Figure, top5: Figure) -> str:
-    skipped = len(inputs.source) - result.count
+def _as_text(
+    inputs: Inputs, classes: Classes, result: EvalResult, top1: Figure, top5: Figure, test_set: TestSetName | None
+) -> str:
+    skipped = len(inputs.source) - classes.unlabelled - result.count
     return '\n'.join(
         [
             f'{inputs.name} on {inputs.source.name}: {result.count:,} images'
+            + (f'; {classes.unlabelled:,} images without a label are not counted' if classes.unlabelled else '')
             + (f'; {skipped:,} unreadable images are not counted' if skipped else ''),
             f'images    {describe_images(inputs.data_config)}',
             f'classes   {classes.text}',
             f'top-1     {top1}',
             f'top-5     {top5}',
             f'loss      {result.loss:.4f}',
+            *([f'published {TEST_SETS[test_set].title}, in {TEST_SETS[test_set].results} of timm'] if test_set else []),
         ]
     )
 
 
-def _as_json(inputs: Inputs, classes: Classes, result: EvalResult, top1: Figure, top5: Figure) -> str:
+def _as_json(
+    inputs: Inputs, classes: Classes, result: EvalResult, top1: Figure, top5: Figure, test_set: TestSetName | None
+) -> str:
     document = {
         'model': inputs.name,
         'data': inputs.source.name,
@@ -214,6 +307,7 @@ def _as_json(inputs: Inputs, classes: Classes, result: EvalResult, top1: Figure,
         'count': result.count,
         'classes': classes.text,
         'data_config': inputs.data_config,
+        'published': test_set,
         'loss': result.loss,
         'top1': dataclasses.asdict(top1),
         'top5': dataclasses.asdict(top5),

@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from tresnet_jax.checkpoints.run import CHECKPOINTS
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.data.images import load_image, warn_narrow_range
@@ -27,6 +28,7 @@ from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.options import POSITIVE, check_options, flag
 from tresnet_jax.plotting import contact_sheet, new_figure
+from tresnet_jax.training.config import CONFIG_FILE, load_config
 
 SHEET_IMAGES = 100
 SHEET_PIXELS = 200
@@ -60,7 +62,7 @@ class PredictArguments:
     test_size: bool = False
     """Use the image size and crop of the best published accuracy."""
 
-    max_value: Annotated[float | None, POSITIVE, flag('WHITE', '65535 in 16 bits')] = None
+    max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
     """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
 
     json: bool = False
@@ -79,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Pillow warns about large images and damaged metadata; both are harmless, and would break the bar's line.
         warnings.filterwarnings('ignore', module=r'PIL\.')
         try:
+            arguments = dataclasses.replace(arguments, max_value=_max_value(arguments))
             paths = _find(arguments)
             results = _predict_all(arguments, _load(arguments), paths)
             sys.stdout.flush()
@@ -126,6 +129,14 @@ def predict(
 def top(probabilities: np.ndarray, k: int) -> list[int]:
     """Return the indices of the k likeliest classes, the likeliest first; ties keep the order of the classes."""
     return np.argsort(-probabilities, kind='stable')[:k].tolist()
+
+
+def _max_value(arguments: PredictArguments) -> float | None:
+    """Return white in grey images of more than 8 bits: that of the flag, or else that of the run, if it is one."""
+    folder = arguments.checkpoint
+    if arguments.max_value is not None or folder is None or not (folder / CHECKPOINTS).is_dir():
+        return arguments.max_value
+    return load_config(folder).max_value if (folder / CONFIG_FILE).exists() else None
 
 
 def _find(arguments: PredictArguments) -> list[Path]:

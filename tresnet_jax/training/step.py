@@ -269,7 +269,8 @@ def make_eval_step(
         dtype: dtype of the normalised images, the loss and the sums.
 
     Returns:
-        A function of (params, batch_stats) and of a batch with 'mask'. It returns sums over the images of all devices
+        A function of (params, batch_stats) and of a batch with 'mask' and, if images have several right classes,
+        'accepted', (b, classes) int32 padded with -1. It returns sums over the images of all devices
         and hosts whose mask is 1: loss (cross entropy), top1, top5 and count.
     """
 
@@ -278,7 +279,8 @@ def make_eval_step(
         logits = apply(*variables, images).astype(dtype)
         mask = batch['mask'].astype(dtype)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-        best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch['label'][:, None]
+        accepted = batch.get('accepted', batch['label'][:, None])
+        best = (jax.lax.top_k(logits, min(5, logits.shape[-1]))[1][:, :, None] == accepted[:, None]).any(-1)
         each = {'loss': loss, 'top1': best[:, 0], 'top5': best.any(-1), 'count': jnp.ones_like(mask)}
         return jax.lax.psum({name: (value.astype(dtype) * mask).sum() for name, value in each.items()}, AXIS)
 
