@@ -27,6 +27,8 @@ from tresnet_jax.data import train_transforms as crops
 from tresnet_jax.data.auto_augment import OPERATIONS, POLICIES, auto_augment_transform
 from tresnet_jax.data.train_transforms import create_train_transform
 from tresnet_jax.training import batch_augment
+from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.step import augment
 
 FILL = (124, 116, 104)
 RAND = (
@@ -301,3 +303,28 @@ def test_erasing_has_the_same_distribution(height, width, count, options):
     bound = math.sqrt(math.log(2 / 1e-6) / 2 * (n + m) / (n * m))  # exceeded once in a million
     for what, a, b in zip(('area', 'aspect', 'top', 'left'), *measured, strict=True):
         assert distance(a, b) <= bound, what
+
+
+def test_mixing_before_erasing_as_in_timms_default_loader(monkeypatch):
+    """The mixed images are rounded to 8 bits, and each is erased by itself; `timm --no-prefetcher` mixes last."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(1, 256, (2, 13, 17, 3)).astype(np.uint8), np.array([1, 3], np.int32)
+    theirs = timm_mixup.FastCollateMixup(1.0, label_smoothing=0.1, num_classes=5)
+    monkeypatch.setattr(theirs, '_params_per_batch', lambda: (0.3, False))
+    mixed, targets = theirs(
+        [(image.transpose(2, 0, 1), int(label)) for image, label in zip(images, labels, strict=True)]
+    )
+    expected = mixed.numpy().transpose(0, 2, 3, 1)
+
+    monkeypatch.setattr(jax.random, 'beta', lambda *_, **__: jax.numpy.float32(0.3))
+    batch = {'image': jax.numpy.asarray(images), 'label': jax.numpy.asarray(labels)}
+    key, image_keys = jax.random.key(1), jax.random.split(jax.random.key(2), 2)
+    shares = []
+    for reprob in (0.0, 1.0):
+        config = TrainConfig(mixup=1.0, prefetcher=True, reprob=reprob, remode='const')
+        found, smoothed = augment(key, image_keys, batch, config, 5, (0.0,) * 3, (1 / 255,) * 3)
+        kept = np.asarray(found) != 0
+        np.testing.assert_allclose(found, np.where(kept, expected, 0), atol=1e-3)
+        np.testing.assert_allclose(smoothed, targets.numpy(), atol=1e-6)
+        shares.append(kept.mean((1, 2, 3)))
+    assert (shares[0] == 1).all() and (shares[1] < 1).all()

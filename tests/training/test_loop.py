@@ -289,3 +289,5 @@ def test_learning_rate_by_batch_size():
     assert TrainConfig(batch_size=1024).peak_lr == pytest.approx(0.4)
     assert TrainConfig(batch_size=1024, opt='adamw', lr_base=1e-3).peak_lr == pytest.approx(2e-3)
     assert TrainConfig(batch_size=1024, lr=0.7).peak_lr == 0.7
+    assert TrainConfig(batch_size=1024, lr_base_size=512).peak_lr == pytest.approx(0.2)
+    assert TrainConfig(batch_size=1024, lr_base_scale='sqrt').peak_lr == pytest.approx(0.2)

@@ -115,6 +115,9 @@ class TrainConfig:
     """Alpha of mixup; 0: no mixup."""
     cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
     """Alpha of CutMix; 0: no CutMix. With mixup too, each batch gets one of the two."""
+    prefetcher: bool = False
+    """Mix as timm's default loader: rounded to 8 bits, before Cutout and random erasing. The default mixes last, as
+    timm with --no-prefetcher."""
     smoothing: Annotated[float, SHARE] = 0.1
     """Label smoothing."""
 
@@ -127,10 +130,15 @@ class TrainConfig:
     # Optimisation
     opt: Literal['sgd', 'momentum', 'adamw'] = 'sgd'
     """Optimiser, named as in timm: 'sgd' has Nesterov momentum, 'momentum' has plain momentum."""
-    lr: Annotated[float | None, POSITIVE, flag('LR', 'lr_base * batch_size / 256')] = None
-    """Peak learning rate. By default adamw takes the square root of batch_size / 256."""
+    lr: Annotated[float | None, POSITIVE, flag('LR', 'lr_base, scaled by the batch size')] = None
+    """Peak learning rate."""
     lr_base: Annotated[float, POSITIVE] = 0.1
-    """Learning rate for a batch of 256."""
+    """Learning rate for a batch of lr_base_size images."""
+    lr_base_size: Annotated[int, POSITIVE] = 256
+    """Batch size that lr_base is for."""
+    lr_base_scale: Annotated[Literal['linear', 'sqrt'] | None, flag('{linear,sqrt}', "timm's rule")] = None
+    """Multiply lr_base by batch_size / lr_base_size or by its square root. timm's rule: sqrt if the name of the
+    optimiser contains 'ada' or 'lamb', otherwise linear."""
     momentum: Annotated[float, BELOW_1] = 0.9
     """Momentum of 'sgd' and 'momentum'."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 2e-5
@@ -211,8 +219,9 @@ class TrainConfig:
         """The peak learning rate: `lr`, or timm's rule if it is None."""
         if self.lr is not None:
             return self.lr
-        ratio = self.batch_size / 256
-        return self.lr_base * (ratio if self.opt in ('sgd', 'momentum') else ratio**0.5)
+        ratio = self.batch_size / self.lr_base_size
+        scale = self.lr_base_scale or ('sqrt' if 'ada' in self.opt or 'lamb' in self.opt else 'linear')
+        return self.lr_base * (ratio if scale == 'linear' else ratio**0.5)
 
     def check(self) -> None:
         """Raises TrainingError if a value is of the wrong type or out of range."""

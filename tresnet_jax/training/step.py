@@ -22,6 +22,7 @@ The sums are those of `loss`, `top1` and `top5` over the images with mask 1, and
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -190,7 +191,7 @@ def augment(
         key: of `jax.random`, for mixing; the same on all devices.
         image_keys: (b,), one per image, for the rest.
         batch: 'image' (b, H, W, 3) uint8 and 'label' (b,) int32.
-        config: cutout, reprob, remode, mixup, cutmix, smoothing, dtype.
+        config: cutout, reprob, remode, mixup, cutmix, prefetcher, smoothing, dtype.
         num_classes: number of classes.
         mean, std: normalisation of each channel, for values in [0, 1].
 
@@ -198,20 +199,23 @@ def augment(
         Images (b, H, W, 3) and smoothed, mixed targets (b, num_classes); both float32, or float64 with that dtype.
     """
     dtype = jnp.dtype(config.dtype) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
-    images = normalise(batch['image'], mean, std, dtype)
+    images = batch['image'].astype(dtype)
     targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], num_classes, dtype=dtype), config.smoothing)
+    mixes = functools.partial(mix, key, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
+    if config.prefetcher:
+        images, targets = mixes(images, targets)
+        images = jnp.round(images)
+    images = normalise(images, mean, std, dtype)
     cutout_keys, erasing_keys = jax.vmap(jax.random.split, out_axes=1)(image_keys)
     if config.cutout:
         images = cutout(cutout_keys, images, size=config.cutout, fill='random', mean=mean, std=std)
     if config.reprob:
         images = random_erasing(erasing_keys, images, probability=config.reprob, mode=config.remode)
-    if config.mixup or config.cutmix:
-        images, targets = mix(key, images, targets, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
-    return images, targets
+    return (images, targets) if config.prefetcher else mixes(images, targets)
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> jax.Array:
-    """Return (images / 255 - mean) / std. `images` are uint8 with channels last; mean and std have one value each."""
+    """Return (images / 255 - mean) / std. `images` have channels last; mean and std have one value for each."""
     x = images.astype(dtype) / 255
     shift, scale = (jnp.asarray(values, dtype).reshape((1,) * (x.ndim - 1) + (-1,)) for values in (mean, std))
     return (x - shift) / scale
