@@ -23,6 +23,7 @@ from tresnet_jax.checkpoints.names import (
     torch_to_flax_layout,
 )
 from tresnet_jax.checkpoints.report import Report
+from tresnet_jax.checkpoints.stored import release
 from tresnet_jax.errors import ConversionError, listing
 from tresnet_jax.models.base import ImageModel, Tree
 from tresnet_jax.models.build import build_model
@@ -146,6 +147,8 @@ def match(
     for name, key in tqdm.tqdm(names.items(), desc=checkpoint.path.name, unit='tensor', disable=hidden):
         value = tensors.pop(name) if consume else tensors[name]
         flat[key] = _widen(checkpoint, name, torch_to_flax_layout(key, value))
+        if consume:
+            release(value)
         if not np.isfinite(flat[key]).all():
             warnings.append(f'{name} has values that are not finite')
     params, batch_stats = split_collections(flat)

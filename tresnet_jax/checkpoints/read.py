@@ -35,22 +35,14 @@ def read(
 ) -> Checkpoint:
     """Read the network in a checkpoint: a file, files with an index, or the folder of a training run.
 
-    Files are those of safetensors, torch (modules and TorchScript included), pickle and NumPy; torch is not needed.
-    Reading a training run needs Orbax.
+    `convert.read` is this function with the layouts of other libraries, and describes the other arguments.
 
     Args:
-        path: the file, the index of several files, or the folder of either or of a training run.
-        ema: take the averaged weights of a training checkpoint if it has them, as timm does.
-        step: the checkpoint of a run: a step, 'latest', or 'best' for the best top-1. None: 'best'.
-        key: the network of a file with several: the keys that lead to it, joined by dots, and behind a colon the
-            prefix of its names ('state_dict', 'state_dict:student', ':encoder_q'). None: the best one, if that is
-            one.
+        path, ema, step, key: see `convert.read`.
         layouts: the layouts to look for.
 
     Raises:
-        ConversionError: the file is missing, empty, truncated, corrupt or of another kind, holds no tensors, or holds
-            several networks, of which `key` must name one; or its configuration says that it is another network; Orbax
-            is needed and not installed; the folder is not a run, or the run has no such checkpoint.
+        ConversionError: see `convert.read`.
     """
     path = Path(path)
     if not path.exists():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import mmap
 import re
 import sys
 from collections.abc import Callable
@@ -96,6 +97,23 @@ class StoredTensor(Leaf):
             data = np.frombuffer(data[: self.storage.size // unit * unit], f'u{unit}').byteswap().data
         size = self.dtype.itemsize
         return np.ndarray(self.shape, self.dtype, data, self.offset * size, [stride * size for stride in self.strides])
+
+
+def release(array: np.ndarray) -> None:
+    """Drop an array's part of a mapped file from memory, where the system can; it is read again if used again.
+
+    Otherwise a converted checkpoint counts as memory of the process, beside what it was converted to.
+    """
+    file: Any = array
+    while isinstance(file, np.ndarray):
+        file = file.base
+    if not isinstance(file, mmap.mmap) or not hasattr(mmap, 'MADV_DONTNEED'):  # as on Windows
+        return
+    first, end = np.lib.array_utils.byte_bounds(array)
+    first, end = (place - np.frombuffer(file, np.uint8).ctypes.data for place in (first, end))
+    # Whole pages only, and those of the neighbours with them: all are only read.
+    start = first // mmap.PAGESIZE * mmap.PAGESIZE
+    file.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def view(storage: Any, dtype: np.dtype, offset: Any, shape: Any, strides: Any) -> StoredTensor:
