@@ -1,7 +1,8 @@
 """Checkpoints of a run, written by Orbax in the background: the training state and the position in the data."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,11 @@ class Checkpoints:
         Raises:
             TrainingError: this checkpoint, or the previous one, cannot be written.
         """
-        try:
+        state = to_global(state)
+        with self._writes():
             self._checkpointer.wait()
             self._writing = step
-            self._checkpointer.save_checkpointables_async(step, {'state': to_global(state), 'data': data})
-        except Exception as error:  # Orbax wraps the errors of the file system in many classes
-            raise self._write_error(error) from error
+            self._checkpointer.save_checkpointables_async(step, {'state': state, 'data': data})
 
     def rate(self, step: int, top1: float) -> None:
         """Add the result of an evaluation to a checkpoint, after waiting until it is written.
@@ -94,10 +94,8 @@ class Checkpoints:
         Raises:
             TrainingError: it cannot be written.
         """
-        try:
+        with self._writes():
             self._checkpointer.wait()
-        except Exception as error:
-            raise self._write_error(error) from error
 
     def restore(self, state: TrainState, data: Any) -> TrainState:
         """Return the state of the latest checkpoint, and set `data` to its position.
@@ -112,7 +110,7 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere()), state)
         try:
             loaded = self._checkpointer.load_checkpointables(self.latest, {'state': abstract, 'data': data})
-        except Exception as error:
+        except Exception as error:  # of as many classes; also of ours, if the state has another structure
             raise TrainingError(f'{self._folder / str(self.latest)}: cannot be resumed: {reason(error)}') from error
         return to_local(loaded['state'])
 
@@ -122,18 +120,22 @@ class Checkpoints:
         Raises:
             TrainingError: it cannot be written.
         """
-        try:
+        with self._writes():
             self._checkpointer.close()
-        except Exception as error:
-            raise self._write_error(error) from error
 
-    def _write_error(self, error: Exception) -> TrainingError:
-        complete = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
-        last = f'the last good checkpoint is step {complete[-1]}' if complete else 'there is no earlier one'
-        return TrainingError(
-            f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({reason(error)}); {last}. '
-            'Free disk space or fix permissions, then start the run again; it resumes from there'
-        )
+    @contextlib.contextmanager
+    def _writes(self) -> Iterator[None]:
+        """Turn the errors of Orbax, which writes in the background, into a TrainingError."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore wrap the errors of the file system in many classes
+            names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
+            complete = sorted(int(name) for name in names if name.isdecimal())
+            last = f'the last good checkpoint is step {complete[-1]}' if complete else 'there is no earlier one'
+            raise TrainingError(
+                f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({reason(error)}); {last}. '
+                'Free disk space or fix permissions, then start the run again; it resumes from there'
+            ) from error
 
 
 class _LatestAndBest:
