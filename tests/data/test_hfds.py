@@ -74,6 +74,16 @@ def test_parquet_files(tmp_path):
     assert test.class_names == tuple(NAMED.names) and test[1]['image'] == png(1)
 
 
+def test_fingerprints(tmp_path, saved):
+    data = saved(train=rows([2, 0, 1], kind=NAMED), test=rows([2, 0], first=1, kind=NAMED))
+    before = open_source(data, 'train').fingerprint()
+    (tmp_path / 'set').rename(tmp_path / 'moved')
+    assert open_source('hfds:moved', 'train', data_dir=tmp_path).fingerprint() == before
+    for split in (rows([2, 0, 0], kind=NAMED), rows([2, 0, 1], first=1, kind=NAMED)):
+        after = open_source(saved(train=split, test=split), 'train').fingerprint()
+        assert (after['labels'] != before['labels']) is (after['names'] == before['names'])
+
+
 def test_data_without_splits(tmp_path):
     rows([i % 2 for i in range(20)]).save_to_disk(str(tmp_path / 'set'))
     data = f'hfds:{tmp_path}/set'

@@ -177,6 +177,22 @@ def test_tfrecord(array_record, tfrecord, split):
     assert 'tensorflow' not in sys.modules
 
 
+def test_fingerprints_of_tfds(array_record, tfrecord, tmp_path):
+    def fingerprint(split, data_dir):
+        return open_source('tfds:tiny', split, data_dir=data_dir).fingerprint()
+
+    shutil.copytree(tmp_path / 'tiny', tmp_path / 'moved' / 'tiny')
+    for data_dir in (array_record, tfrecord):
+        before, part = fingerprint('train', data_dir), fingerprint('train[5:]', data_dir)
+        assert before['names'] == part['names'] and before['records'] != part['records']
+        assert before['names'] != fingerprint('validation', data_dir)['names']
+    assert fingerprint('train', tmp_path / 'moved') == before
+    first = sorted((tmp_path / 'moved' / 'tiny').glob('*/*train.tfrecord*'))[0]
+    first.write_bytes(2 * first.read_bytes())  # no more records are read
+    after = fingerprint('train', tmp_path / 'moved')
+    assert {name for name in before if before[name] != after[name]} == {'sizes'}
+
+
 def test_damaged_tfrecord(tfrecord):
     path = tfrecord / 'tiny' / '1.0.0' / 'tiny-train.tfrecord-00001-of-00003'
     path.write_bytes(path.read_bytes()[:-1])

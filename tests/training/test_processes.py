@@ -144,7 +144,8 @@ def several(environment, workdir: Path, count: int = 2) -> list[subprocess.Popen
 
 def test_two_processes_of_two_devices_are_four_devices(environment, tmp_path):
     """The same trajectory to 1e-9 in float64; stopped by SIGTERM to one of them, both save and go on."""
-    config = dataclasses.replace(CONFIG, dtype='float64', devices=4, mixup=0.0, reprob=0.0, checkpoint_every=100)
+    everything = {'cutmix': 1.0, 'cutout': 0.3, 'drop': 0.2, 'accumulate': 2}  # beside mixup, erasing and drop path
+    config = dataclasses.replace(CONFIG, dtype='float64', devices=4, checkpoint_every=100, **everything)
     one, two = (new_run(tmp_path / name, config) for name in ('one', 'two'))
     finish(start(environment, one))
     processes = several(environment, two)

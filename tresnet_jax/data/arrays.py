@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tresnet_jax.data.fingerprint import array_digest, labels_digest
 from tresnet_jax.data.splits import choose_split, split_kind
 from tresnet_jax.errors import DataError, reason
 
@@ -35,6 +36,10 @@ class ArraySource:
     def describe(self, index: int) -> str:
         """Return the name of an image in logs."""
         return f'{self.name} {index}'
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return digests of the images and the labels."""
+        return {'images': array_digest(self.images), 'labels': labels_digest(self.labels)}
 
 
 def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, ...] | None = None) -> ArraySource:

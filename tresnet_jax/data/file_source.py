@@ -1,6 +1,7 @@
 """Images in files, with labels: what folders and CSV files have in common."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -8,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from tresnet_jax.data.class_matching import match_names, normal_name
+from tresnet_jax.data.fingerprint import labels_digest, names_digest, sizes_digest
 from tresnet_jax.data.splits import Split
 from tresnet_jax.data.walk import natural_key
 from tresnet_jax.errors import DataError, shown
@@ -40,6 +42,11 @@ class FileSource:
     def describe(self, index: int) -> str:
         """Return the path of an image. Bytes that are not UTF-8 are surrogates, as in Python's `os` functions."""
         return str(self.root / self.files[index])
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return digests of the paths below the root, the sizes of the files and the labels."""
+        sizes = sizes_digest([os.path.join(self.root, file) for file in self.files])
+        return {'names': names_digest(self.files), 'sizes': sizes, 'labels': labels_digest(self.labels)}
 
 
 def class_order(names: Sequence[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tresnet_jax.data.fingerprint import labels_digest, names_digest
 from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
 from tresnet_jax.data.splits import choose_split, split_kind
 from tresnet_jax.errors import DataError, ImageError, missing_extra, reason, shown
@@ -60,6 +61,22 @@ class HfSource:
         """Return the name of the data set, the row, and the path of the image if the data set has it."""
         (path,) = self.paths[int(self.indices[index])].values()
         return f'{self.name} {self.indices[index]}' + (f': {path}' if path else '')
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return digests of the file names that the data set has, of the sizes of the images in it, and of the labels.
+
+        Its folder on this host and in the cache does not matter.
+        """
+        import pyarrow.compute
+
+        table = self.rows.flatten().with_format('arrow')[:]
+        lengths = pyarrow.compute.call_function('binary_length', [table[f'{self.key}.bytes']]).fill_null(-1)
+        paths = self.paths.with_format('arrow')[:][f'{self.key}.path'].to_pylist()
+        return {
+            'names': names_digest(os.path.basename(paths[row] or '') for row in self.indices),
+            'sizes': labels_digest(lengths.to_numpy()[self.indices]),
+            'labels': labels_digest(self.labels),
+        }
 
 
 def open_hfds(

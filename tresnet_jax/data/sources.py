@@ -49,6 +49,13 @@ class Source(Protocol):
         """Return the name of an image in logs: its file, or the data set and the index."""
         ...
 
+    def fingerprint(self) -> dict[str, str]:
+        """Return digests of what makes up the examples, in their order: 'names', 'sizes' and 'labels', for example.
+
+        They show that a data set has changed. Image files are not read, and their folder does not matter.
+        """
+        ...
+
 
 def open_source(
     data: str,

@@ -4,9 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tresnet_jax.data.fingerprint import array_digest, names_digest, sizes_digest
 from tresnet_jax.data.splits import choose_split
 from tresnet_jax.data.tfrecord import FilePart, open_tfrecords
 from tresnet_jax.errors import DataError, reason
+
+FORMATS = ('array_record', 'tfrecord')  # the preferred one first
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,6 +26,8 @@ class TfdsSource:
     """``records[index]`` is a serialised tf.train.Example, bytes."""
     features: Any
     """TFDS features of the image and the label."""
+    parts: tuple[FilePart, ...]
+    """The files, and which of their records belong to the split."""
 
     @property
     def num_classes(self) -> int:
@@ -44,6 +51,14 @@ class TfdsSource:
     def describe(self, index: int) -> str:
         """Return the name of an image in logs."""
         return f'{self.name} {index}'
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return digests of the names, the sizes and the records of the files; the labels are in them."""
+        return {
+            'names': names_digest(Path(part.path).name for part in self.parts),
+            'sizes': sizes_digest([part.path for part in self.parts]),
+            'records': array_digest(np.asarray([(part.skip, part.take) for part in self.parts], np.int64)),
+        }
 
 
 def _choose(splits: Any, split: str | None, where: str) -> str:
@@ -99,14 +114,16 @@ def open_tfds(name: str, split: str | None, data_dir: Path | None, where: str) -
     where = f'{where} {split}'
 
     formats = {form.value for form in builder.info.available_file_formats()}
-    if 'array_record' in formats:
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        records = builder.as_data_source(split, deserialize_method=raw, file_format='array_record')
-    elif 'tfrecord' in formats:
-        builder.info.set_file_format('tfrecord', override=True, override_if_initialized=True)  # for the file names
-        files = builder.info.splits[split].file_instructions
-        records = open_tfrecords([FilePart(str(file.filename), file.skip, file.take) for file in files], where)
-    else:
+    form = next((form for form in FORMATS if form in formats), None)
+    if form is None:
         raise DataError(f'{where}: prepared as {", ".join(sorted(formats))}; prepare it as array_record: {build}')
+    builder.info.set_file_format(form, override=True, override_if_initialized=True)  # for the file names
+    files = builder.info.splits[split].file_instructions
+    parts = tuple(FilePart(str(file.filename), file.skip, file.take) for file in files)
+    if form == 'array_record':
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        records = builder.as_data_source(split, deserialize_method=raw, file_format=form)
+    else:
+        records = open_tfrecords(parts, where)
     needed = tfds.features.FeaturesDict({image_key: image, label_key: label})
-    return TfdsSource(where, class_names, image_key, label_key, records, needed)
+    return TfdsSource(where, class_names, image_key, label_key, records, needed, parts)

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from tresnet_jax.data.fingerprint import array_digest, labels_digest, names_digest
 from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
 from tresnet_jax.data.splits import Split, choose_split, split_kind
 from tresnet_jax.data.tar_index import TarExample, index_shard
@@ -62,6 +63,11 @@ class TarSource:
     def describe(self, index: int) -> str:
         """Return the path of the shard and that of the image in it."""
         return f'{self.shards[self.places[index, 0]]}: {self.members[index]}'
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return digests of the paths of the images in their shards, of their sizes and of the labels."""
+        sizes = array_digest(self.places[:, 2])
+        return {'names': names_digest(self.members), 'sizes': sizes, 'labels': labels_digest(self.labels)}
 
 
 @dataclasses.dataclass(frozen=True)
