@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.images import encode, noise_image
 from tests.helpers.sources import refuse
 from tests.helpers.tar_files import image_members, write_tar
+from tresnet_jax.data import webdataset
 from tresnet_jax.data.pipeline import eval_dataset
 from tresnet_jax.data.sources import open_source
 from tresnet_jax.data.transforms import create_transform
@@ -132,6 +133,15 @@ def test_refused_shards(tmp_path, data):
     info = {'splits': {'train': {'name': 'train', 'num_samples': 1, 'filenames': ['gone.tar']}}}
     (tmp_path / 'sets' / '_info.json').write_text(json.dumps(info))
     assert '1 shards of train do not exist, such as' in refuse(data)
+
+
+def test_many_shards_are_announced_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(webdataset, 'MANY_SHARDS', 1)
+    for number in range(2):
+        write_tar(tmp_path / f'{number}.tar', image_members([0, 1]))
+    for _ in range(2):
+        assert len(open_source(f'wds:{tmp_path}', None, for_evaluation=True)) == 4
+    assert caplog.messages == [f'wds:{tmp_path}: reading the headers of 2 shards, once; this may take minutes']
 
 
 def test_images_without_labels(tmp_path):

@@ -62,7 +62,8 @@ def choose_split(text: str | None, available: Sequence[str], where: str) -> Spli
         kind = next((kind for kind in EVALUATION if kind in map(split_kind, available)), None)
         if kind is None:
             names = ', '.join(name for kind in EVALUATION for name in SYNONYMS[kind])
-            raise DataError(f'{where}: no split to evaluate on ({names}); {existing}')
+            hint = f"; name one, or a part: --val-split or --split '{shown(available[0])}[:10%]'" if available else ''
+            raise DataError(f'{where}: no split to evaluate on ({names}); {existing}{hint}')
         name = _only([name for name in available if split_kind(name) == kind], where)
         return Split(where, name, name)
     match = _PATTERN.fullmatch(text)

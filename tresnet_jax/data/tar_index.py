@@ -68,6 +68,12 @@ def index_shard(path: Path) -> TarIndex:
     return index
 
 
+def is_indexed(path: Path) -> bool:
+    """Return whether the index of a shard is stored, perhaps for an older version of the shard."""
+    stored = _cache_file(os.path.realpath(path))
+    return stored is not None and stored.exists()
+
+
 def scan_shard(path: Path) -> TarIndex:
     """Read the headers of all members of a shard.
 

@@ -15,12 +15,13 @@ import numpy as np
 from tresnet_jax.data.fingerprint import array_digest, labels_digest, names_digest
 from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
 from tresnet_jax.data.splits import Split, choose_split, split_kind
-from tresnet_jax.data.tar_index import TarExample, index_shard
+from tresnet_jax.data.tar_index import TarExample, index_shard, is_indexed
 from tresnet_jax.data.tar_shards import Shards, find_shards, find_splits
 from tresnet_jax.data.walk import image_suffixes
 from tresnet_jax.errors import DataError, ImageError, reason, shown
 
 OPEN_FILES = 16  # shards indexed at a time
+MANY_SHARDS = 20  # to index; a shard of 1 GB takes about a second
 LABEL = 'label'  # the field of the member json, if there is no member cls
 
 _PATTERN = re.compile(r'(.*\.tar(?:\|\d+)?)(\[[^\[\]]*:[^\[\]]*\])?')  # shards as the name of a split
@@ -176,6 +177,9 @@ def _read_index(shards: Shards, split: str, where: str, input_key: str | None) -
     missing = [path for path in shards.files if not path.is_file()]
     if missing:
         raise DataError(f'{where}: {len(missing)} shards of {split} do not exist, such as {shown(missing[0])}')
+    new = [path for path in shards.files if not is_indexed(path)]
+    if len(new) > MANY_SHARDS:
+        logger.warning('%s: reading the headers of %d shards, once; this may take minutes', where, len(new))
     with concurrent.futures.ThreadPoolExecutor(OPEN_FILES, 'index') as pool:
         try:
             found = list(pool.map(index_shard, shards.files))
