@@ -8,7 +8,6 @@ import pytest
 from tests.helpers.images import encode, noise_image
 from tests.helpers.sources import refuse
 from tresnet_jax.data.sources import open_source
-from tresnet_jax.errors import MissingExtraError
 
 datasets = pytest.importorskip('datasets')
 datasets.disable_progress_bars()
@@ -159,8 +158,7 @@ def test_refused_data(tmp_path, monkeypatch):
     paths.save_to_disk(str(tmp_path / 'paths'))
     assert 'no column of images; name it with --input-key' in refuse(f'hfds:{tmp_path}/paths', for_evaluation=True)
     monkeypatch.setitem(sys.modules, 'datasets', None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'tresnet_jax\[hfds\]'"):
-        open_source('hfds:any/name', 'train')
+    assert "needs Hugging Face's datasets: pip install 'tresnet_jax[hfds]'" in refuse('hfds:any/name')
 
 
 def test_images_in_files_of_their_own(tmp_path):
@@ -187,3 +185,12 @@ def test_data_without_labels(saved):
     assert open_source(data, None, **options).class_names == ('',)
     assert 'no column of labels' in refuse(data, None, for_evaluation=True)
     assert open_source(saved(test=rows([-1, -1], kind=NAMED)), None, **options).labels.tolist() == [0, 0]
+
+
+def test_labels_outside_the_class_names(saved):
+    import pyarrow
+
+    table = pyarrow.table({'image': rows([0, 9]).data['image'], 'label': [0, 9]})
+    features = datasets.Features(image=datasets.Image(), label=NAMED)
+    data = saved(test=datasets.Dataset(pyarrow.Table.from_arrays(table.columns, schema=features.arrow_schema)))
+    assert 'test has the label 9; label has 3 class names' in refuse(data, None)

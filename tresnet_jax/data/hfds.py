@@ -12,7 +12,7 @@ import numpy as np
 from tresnet_jax.data.fingerprint import labels_digest, names_digest
 from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
 from tresnet_jax.data.splits import choose_split, split_kind
-from tresnet_jax.errors import DataError, ImageError, missing_extra, reason, shown
+from tresnet_jax.errors import DataError, ImageError, reason, shown
 
 IMAGES, LABEL = ('image', 'img'), 'label'  # names of columns that need no flag
 
@@ -117,8 +117,8 @@ def open_hfds(
         import datasets
         from datasets import config
         from huggingface_hub import constants
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) or error from None
+    except ImportError as error:
+        raise DataError(f"{where}: needs Hugging Face's datasets: pip install 'tresnet_jax[hfds]' ({error})") from error
     folder = (data_dir or Path()) / Path(name).expanduser()
     try:
         splits = _load(datasets, name, folder, data_dir, where)
@@ -242,4 +242,7 @@ def _values(rows: Any, label: str, split: str, where: str) -> list[int | str]:
     checked = [check_label(value, f'row {row} of {split}', where) for row, value in enumerate(values)]
     if names is None:
         return checked
+    largest = max((value for value in checked if isinstance(value, int)), default=0)
+    if largest >= len(names):
+        raise DataError(f'{where}: {shown(split)} has the label {largest}; {shown(label)} has {len(names)} class names')
     return [names[value] if isinstance(value, int) and value >= 0 else value for value in checked]

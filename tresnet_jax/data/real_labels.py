@@ -44,9 +44,10 @@ def accepted_labels(source: Source, labels: list[list[int]]) -> np.ndarray:
         (images, most labels of an image) int32, padded with -1.
 
     Raises:
-        DataError: an image has another name, or a number that has no entry.
+        DataError: an image has another name, a number that has no entry, or that of another image.
     """
     found: list[list[int]] = []
+    seen: dict[int, str] = {}
     for index in range(len(source)):
         name = source.describe(index)
         match = _NUMBER.search(name.rpartition('/')[2])
@@ -56,6 +57,9 @@ def accepted_labels(source: Source, labels: list[list[int]]) -> np.ndarray:
                 f'{source.name}: ReaL labels belong to file names such as {NAME}, up to number {len(labels)}; got '
                 f'{shown(name)}'
             )
+        if number in seen:
+            raise DataError(f'{source.name}: {shown(seen[number])} and {shown(name)} are the same image')
+        seen[number] = name
         found.append(labels[number - 1])
     accepted = np.full((len(found), max(1, *map(len, found))), -1, np.int32)
     for index, each in enumerate(found):
