@@ -12,7 +12,9 @@ import pytest
 
 from tests.helpers.images import encode, noise_image, write_classes
 from tests.helpers.sources import refuse
+from tresnet_jax.data.real_labels import accepted_labels
 from tresnet_jax.data.sources import open_source
+from tresnet_jax.errors import DataError
 
 
 def png(seed: int, mode: str = 'RGB') -> bytes:
@@ -109,6 +111,7 @@ def array_record(tmp_path_factory) -> Path:
                 'mask': tfds.features.Image(shape=(None, None, 1)),  # this feature and the next are not read
                 'objects': tfds.features.Sequence({'name': tfds.features.Text()}),
                 'kind': tfds.features.ClassLabel(names=['cat', 'dog', 'elk']),
+                'file_name': tfds.features.Text(),
             }
             features = tfds.features.FeaturesDict(features)
             return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=('image', 'kind'))
@@ -119,7 +122,8 @@ def array_record(tmp_path_factory) -> Path:
         def _generate_examples(self, seed, count):
             for i in range(count):
                 images = {'image': io.BytesIO(png(seed + i)), 'mask': io.BytesIO(png(i, 'L'))}
-                yield i, {**images, 'kind': i % 3, 'objects': [{'name': 'tail'}] * (i % 2)}
+                names = {'file_name': f'{seed + i}.png', 'objects': [{'name': 'tail'}] * (i % 2)}
+                yield i, {**images, **names, 'kind': i % 3}
 
     data_dir = tmp_path_factory.mktemp('array_record')
     config = tfds.download.DownloadConfig(num_shards=3)
@@ -165,6 +169,9 @@ def test_tfds(array_record):
         assert sorted(contents(val)) == sorted((png(100 + i), i % 3) for i in range(7))
     part = open_source('tfds:tiny:1.0.0', 'train[20:]+validation[:2]', data_dir=array_record)
     assert contents(part) == contents(train)[20:] + contents(val)[:2]
+    assert all(png(int(part.file_name(i)[:-4])) == part[i]['image'] for i in range(5))
+    with pytest.raises(DataError, match=r'ReaL labels belong to file names .* got 10\d\.png'):
+        accepted_labels(val, [[0]])
     assert 'tensorflow' not in sys.modules
 
 

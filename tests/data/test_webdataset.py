@@ -13,6 +13,7 @@ from tresnet_jax.data import webdataset
 from tresnet_jax.data.pipeline import eval_dataset
 from tresnet_jax.data.sources import open_source
 from tresnet_jax.data.transforms import create_transform
+from tresnet_jax.errors import ImageError
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +131,8 @@ def test_refused_shards(tmp_path, data):
     assert f'{shard}: is truncated or damaged' in refuse(data)
     batches = eval_dataset(train, create_transform((3, 8, 8)), batch_size=5, max_unreadable=1)
     assert next(iter(batches))['mask'].tolist() == [1, 1, 1, 0, 0]  # cut while a run reads it
+    with pytest.raises(ImageError, match='has become shorter since it was indexed'):
+        train[3]
     info = {'splits': {'train': {'name': 'train', 'num_samples': 1, 'filenames': ['gone.tar']}}}
     (tmp_path / 'sets' / '_info.json').write_text(json.dumps(info))
     assert '1 shards of train do not exist, such as' in refuse(data)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tresnet_jax.data.sources import Source
+from tresnet_jax.data.tfds import TfdsSource
 from tresnet_jax.errors import DataError, reason, shown
 
 NAME = 'ILSVRC2012_val_00000001.JPEG'
@@ -49,7 +50,7 @@ def accepted_labels(source: Source, labels: list[list[int]]) -> np.ndarray:
     found: list[list[int]] = []
     seen: dict[int, str] = {}
     for index in range(len(source)):
-        name = source.describe(index)
+        name = source.file_name(index) if isinstance(source, TfdsSource) else source.describe(index)
         match = _NUMBER.search(name.rpartition('/')[2])
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(labels):

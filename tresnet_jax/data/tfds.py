@@ -11,6 +11,7 @@ from tresnet_jax.data.splits import choose_split
 from tresnet_jax.data.tfrecord import FilePart, open_tfrecords
 from tresnet_jax.errors import DataError, reason
 
+FILE_NAME = 'file_name'  # the feature of ImageNet and others
 FORMATS = ('array_record', 'tfrecord')  # the preferred one first
 
 
@@ -28,6 +29,8 @@ class TfdsSource:
     """TFDS features of the image and the label."""
     parts: tuple[FilePart, ...]
     """The files, and which of their records belong to the split."""
+    file_names: Any
+    """TFDS features of the name of the image's file; None if the data set has none."""
 
     @property
     def num_classes(self) -> int:
@@ -51,6 +54,12 @@ class TfdsSource:
     def describe(self, index: int) -> str:
         """Return the name of an image in logs."""
         return f'{self.name} {index}'
+
+    def file_name(self, index: int) -> str:
+        """Return the name that the file of an image had when the data was prepared; `describe` if it is unknown."""
+        if self.file_names is None:
+            return self.describe(index)
+        return self.file_names.deserialize_example_np(self.records[index])[FILE_NAME].decode('utf-8', 'replace')
 
     def fingerprint(self) -> dict[str, str]:
         """Return digests of the names, the sizes and the records of the files; the labels are in them."""
@@ -126,4 +135,6 @@ def open_tfds(name: str, split: str | None, data_dir: Path | None, where: str) -
     else:
         records = open_tfrecords(parts, where)
     needed = tfds.features.FeaturesDict({image_key: image, label_key: label})
-    return TfdsSource(where, class_names, image_key, label_key, records, needed, parts)
+    named = FILE_NAME in features and isinstance(features[FILE_NAME], tfds.features.Text)
+    file_names = tfds.features.FeaturesDict({FILE_NAME: features[FILE_NAME]}) if named else None
+    return TfdsSource(where, class_names, image_key, label_key, records, needed, parts, file_names)
