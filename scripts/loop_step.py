@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from tresnet_jax.models.base import Tree
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.training.optim import create_optimizer, create_schedule
+from tresnet_jax.training.optim import create_optimizer
+from tresnet_jax.training.schedules import create_schedule
 from tresnet_jax.training.step import Batch, Metrics, TrainState, create_state, make_train_step
 
 # The defaults of train.py except for the learning rate: SGD with Nesterov momentum, weight decay on kernels, label

@@ -61,6 +61,7 @@ def rate_setter(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Callab
         scheduler = timm.scheduler.CosineLRScheduler(optimizer, t_initial=STEPS, lr_min=config.min_lr, **warmup)
         return scheduler.step_update
     if config.sched == 'step':
+        assert config.decay_epochs is not None
         scheduler = timm.scheduler.StepLRScheduler(
             optimizer, decay_t=config.decay_epochs, decay_rate=config.decay_rate, **warmup
         )

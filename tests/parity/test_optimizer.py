@@ -13,7 +13,8 @@ from convert.golden import timm_model
 from tests.helpers.closeness import assert_close
 from tests.helpers.torch_optimizers import PLAIN, RECIPES, STEPS, rate_setter, torch_optimizer
 from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
-from tresnet_jax.training.optim import create_optimizer, create_schedule, layer_scales
+from tresnet_jax.training.optim import create_optimizer, layer_scales
+from tresnet_jax.training.schedules import create_schedule
 
 CASES = {name: recipe for name, recipe in RECIPES.items() if not recipe.keys() & {'mixup', 'layer_decay', 'freeze'}}
 

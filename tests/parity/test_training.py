@@ -21,7 +21,8 @@ from tests.helpers.reference import ours, state_of
 from tests.helpers.torch_optimizers import PLAIN, RECIPES, STEPS, rate_setter, torch_optimizer
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS
-from tresnet_jax.training.optim import create_optimizer, create_schedule
+from tresnet_jax.training.optim import create_optimizer
+from tresnet_jax.training.schedules import create_schedule
 from tresnet_jax.training.step import augment, create_state, make_train_step, over_devices
 
 BATCH, SIZE, CLASSES, DEVICES = 16, 32, 5, 4

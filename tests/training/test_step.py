@@ -11,7 +11,8 @@ import tresnet_jax
 from tests.helpers.closeness import assert_close, assert_identical
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS
-from tresnet_jax.training.optim import create_optimizer, create_schedule, one_cycle
+from tresnet_jax.training.optim import create_optimizer
+from tresnet_jax.training.schedules import create_schedule, one_cycle
 from tresnet_jax.training.step import create_state, make_eval_step, make_train_step, over_devices
 
 BATCH, CLASSES = 16, 3

@@ -143,18 +143,30 @@ class TrainConfig:
     """Momentum of 'sgd' and 'momentum'."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 2e-5
     """Weight decay of kernels; biases and norms have none."""
-    sched: Literal['cosine', 'one_cycle', 'step', 'constant'] = 'cosine'
+    sched: Literal['cosine', 'one_cycle', 'step', 'multistep', 'poly', 'wsd', 'constant'] = 'cosine'
     """Schedule of the learning rate."""
+    sched_on_updates: bool = True
+    """Change the learning rate at each step; timm's default is once per epoch. 'one_cycle' always does."""
     warmup_epochs: Annotated[float, NOT_NEGATIVE] = 5.0
     """Epochs of linear warm-up; not used by 'one_cycle'."""
+    warmup_prefix: bool = False
+    """The warm-up precedes the schedule and makes the run longer, instead of replacing its first part."""
     warmup_lr: Annotated[float, NOT_NEGATIVE] = 1e-5
     """Learning rate at the start of the warm-up."""
     min_lr: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Learning rate at the end of 'cosine'."""
-    decay_epochs: Annotated[float, POSITIVE] = 90.0
-    """Epochs between the decays of 'step'."""
+    """Learning rate at the end of 'cosine', 'poly' and 'wsd'."""
+    cooldown_epochs: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Epochs at min_lr after 'cosine', 'poly' or 'wsd', in addition to `epochs`."""
+    decay_epochs: Annotated[float | None, POSITIVE, flag('N', '90; 0.2 for wsd')] = None
+    """Epochs between the decays of 'step'; epochs of the decay of 'wsd', or a share of its steps if less than 1."""
+    decay_milestones: Annotated[tuple[float, ...], POSITIVE] = (90.0, 180.0, 270.0)
+    """Epochs of the decays of 'multistep'. As in timm, each comes one epoch or step earlier."""
     decay_rate: Annotated[float, POSITIVE] = 0.1
-    """Factor of each decay of 'step'."""
+    """Factor of each decay of 'step' and 'multistep'; power of 'poly', as in timm."""
+    lr_k_decay: Annotated[float, POSITIVE] = 1.0
+    """Exponent of time in 'cosine' and 'poly'."""
+    lr_decay_fn: Literal['1-sqrt', 'linear', 'cosine', 'power', 'exp'] = '1-sqrt'
+    """Decay of 'wsd'."""
     pct_start: Annotated[float, SHARE] = 0.1
     """Share of the steps of 'one_cycle' in which the learning rate rises."""
     div_factor: Annotated[float, POSITIVE] = 20.0

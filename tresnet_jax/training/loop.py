@@ -27,7 +27,8 @@ from tresnet_jax.training.devices import AXIS, agreed, interruption, local_devic
 from tresnet_jax.training.evaluate import EvalResult, evaluate
 from tresnet_jax.training.lock import locked
 from tresnet_jax.training.metrics import Interval, PendingSteps, RunLog, has_evaluation
-from tresnet_jax.training.optim import create_optimizer, create_schedule
+from tresnet_jax.training.optim import create_optimizer
+from tresnet_jax.training.schedules import create_schedule, run_steps
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
 from tresnet_jax.training.wandb_log import open_wandb
 
@@ -248,7 +249,7 @@ def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
     if config.max_value is None and jax.process_index() == 0:
         warn_narrow_range(lambda index: train_source[index]['image'], len(train_source), train_source.name)
     steps_per_epoch = len(train_source) / config.batch_size
-    steps = max(1, round(config.epochs * steps_per_epoch)) if config.steps is None else config.steps
+    steps = run_steps(config, steps_per_epoch)
     eval_steps = max(1, round(config.eval_every * steps_per_epoch))
     return _Data(train_source, val_source, steps_per_epoch, steps, eval_steps)
 

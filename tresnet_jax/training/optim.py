@@ -1,6 +1,6 @@
-"""The optimiser and the learning rate, with optax. Parameters are grouped as by timm's ``create_optimizer_v2``."""
+"""The optimiser, with optax. Parameters are grouped as by timm's ``create_optimizer_v2``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -112,82 +112,3 @@ def create_optimizer(
         lambda path, _: 'frozen' if is_frozen(path, config.freeze) else 'trained', params
     )
     return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
-
-
-# The learning rate.
-
-
-def create_schedule(config: TrainConfig, steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """Return the learning rate as a function of the step.
-
-    'cosine', 'step' and 'constant' begin with a linear warm-up from `warmup_lr`, which replaces the first steps of the
-    curve, as in timm (``timm/scheduler``, updated at each step). 'one_cycle' is torch's ``OneCycleLR`` with cosine
-    annealing (Smith, arXiv:1708.07120).
-
-    Args:
-        config: sched, the learning rate, and the options of the schedule; its epochs are converted to steps.
-        steps: number of steps of the whole run.
-        steps_per_epoch: number of steps in an epoch.
-    """
-    lr = config.peak_lr
-    if config.sched == 'one_cycle':
-        return one_cycle(lr, steps, config.pct_start, config.div_factor, config.final_div_factor)
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
-    if config.sched == 'cosine':
-        curve = _cosine(lr, config.min_lr, steps)
-    elif config.sched == 'step':
-        curve = _staircase(lr, config.decay_epochs * steps_per_epoch, config.decay_rate)
-    else:
-        curve = optax.constant_schedule(lr)
-    return _with_warmup(curve, config.warmup_lr, lr, warmup)
-
-
-def one_cycle(lr: float, steps: int, pct_start: float, div_factor: float, final_div_factor: float) -> optax.Schedule:
-    """Return torch's one-cycle schedule.
-
-    The learning rate rises from lr / div_factor to lr in the first `pct_start` of the steps, and falls to
-    lr / div_factor / final_div_factor at the last step. As in torch, the peak may lie between two steps.
-    """
-    first, last = lr / div_factor, lr / div_factor / final_div_factor
-    # torch puts the peak of a very short run before the first step; dividing by its position would fail.
-    up, end = max(pct_start * steps - 1, 1e-6), max(steps - 1, 1)
-
-    def schedule(step):
-        step = jnp.asarray(step, _float())
-        rising = _anneal(first, lr, step / up)
-        falling = _anneal(lr, last, jnp.minimum((step - up) / max(end - up, 1e-6), 1))
-        return jnp.where(step <= up, rising, falling)
-
-    return schedule
-
-
-def _cosine(lr: float, end: float, steps: int) -> Callable:
-    """Fall from `lr` to `end` along half a cosine."""
-    return lambda step: _anneal(lr, end, jnp.minimum(jnp.asarray(step, _float()) / steps, 1))
-
-
-def _staircase(lr: float, length: float, rate: float) -> Callable:
-    """Multiply `lr` by `rate` every `length` steps."""
-    return lambda step: lr * rate ** jnp.floor(jnp.asarray(step, _float()) / length)
-
-
-def _with_warmup(curve: Callable, start: float, lr: float, warmup: int) -> optax.Schedule:
-    """Replace the first `warmup` steps of a curve by a line from `start` to `lr`."""
-    if warmup == 0:
-        return curve
-
-    def schedule(step):
-        rising = start + (lr - start) / warmup * jnp.asarray(step, _float())
-        return jnp.where(step < warmup, rising, curve(step))
-
-    return schedule
-
-
-def _anneal(start: float, end: float, share: jax.Array) -> jax.Array:
-    """Interpolate from `start` (share 0) to `end` (share 1) along half a cosine."""
-    return end + (start - end) / 2 * (1 + jnp.cos(jnp.pi * share))
-
-
-def _float() -> jnp.dtype:
-    """Return float64 if it is enabled, else float32."""
-    return jax.dtypes.canonicalize_dtype(jnp.float64)

@@ -39,6 +39,7 @@ def tresnet_m_imagenet_timm() -> TrainConfig:
     return TrainConfig(
         model='tresnet_m', data='tfds:imagenet2012', epochs=300, batch_size=1520, lr=0.6, aa='rand-m9-mstd0.5-inc1',
         mixup=0.2, reprob=0.4, remode='pixel', model_ema=True, interpolation='bilinear', dtype='bfloat16',
+        prefetcher=True, sched_on_updates=False,
     )  # fmt: skip
 
 
