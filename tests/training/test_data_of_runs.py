@@ -139,6 +139,34 @@ def test_sources_with_keys(tmp_path, monkeypatch):
     assert inputs._open(dataclasses.replace(other, target_key='twice'), config, None, False).class_names[0] == 'c0'
 
 
+def test_class_maps(photos, tmp_path, monkeypatch):
+    """They name the classes of numbers, and order those of folders."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    path = tmp_path / 'names.txt'
+    path.write_text('b10\na\n é \nb9\n', encoding='utf-8')
+    config = TrainConfig(data=f'folder:{photos}', batch_size=4, class_map=path)
+    data = loop._open_data(config, None)
+    assert data.train.class_names == data.val.class_names == ('b10', 'a', 'é', 'b9')
+    assert data.val.present == (0, 1, 3)
+    assert loop._open_data(config, ('a', 'b9', 'b10', 'x')).train.class_names == ('a', 'b9', 'b10', 'x')
+    for split in ('train', 'val'):
+        write_tar(tmp_path / 'shards' / f'{split}.tar', image_members([3, 0]))
+    shards = dataclasses.replace(config, data=f'wds:{tmp_path}/shards')
+    assert loop._open_data(shards, None).train.class_names[3] == 'b9'
+    arrays = dataclasses.replace(config, data='embedded:fashion_mnist')
+    for text, changed, message in (
+        ('a\nb9\n', config, '1 classes of Training are not among the class names: b10; these are a, b9'),
+        ('a\nb9\nb10', shards, 'train has the label 3; there are 3 classes'),
+        ('a\n\nb', config, 'names.txt: expected the name of a class on line 2'),
+        ('a\nb\na', config, 'names.txt: a is on the lines 1 and 3'),
+        ('', config, 'got an empty file'),
+        ('a\nb', arrays, 'has classes of its own; leave out --class-map'),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            loop._open_data(changed, None)
+
+
 @pytest.mark.slow
 def test_a_run_on_a_folder(tmp_path, capsys):
     """Natural order, a class that is not UTF-8, splits in any case: trained, resumed, and evaluated by its names."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from tresnet_jax.data.class_matching import match_names, normal_name
 from tresnet_jax.data.fingerprint import labels_digest, names_digest, sizes_digest
-from tresnet_jax.data.splits import Split
+from tresnet_jax.data.splits import Split, split_kind
 from tresnet_jax.data.walk import natural_key
 from tresnet_jax.errors import DataError, shown
 
@@ -67,10 +67,15 @@ def labels_of(classes: Sequence[str], class_names: Sequence[str], split: str, wh
     found = match_names(classes, class_names, where, 'the training split')
     if found.missing:
         extra = ', '.join(map(shown, found.missing[:5]))
-        hint = f'; the training split has {", ".join(map(shown, class_names[:5]))}' + ', ...' * (len(class_names) > 5)
+        known = ', '.join(map(shown, class_names[:5])) + ', ...' * (len(class_names) > 5)
+        if split_kind(split) == 'train':  # the class names are those of a class map or a run
+            raise DataError(
+                f'{where}: {len(found.missing)} classes of {shown(split)} are not among the class names: {extra}; '
+                f'these are {known}'
+            )
         raise DataError(
             f'{where}: train and {shown(split)} have different classes; {len(found.missing)} only in {shown(split)}: '
-            f'{extra}{hint}'
+            f'{extra}; the training split has {known}'
         )
     first: dict[int, str] = {}
     for name, label in zip(classes, found.places, strict=True):

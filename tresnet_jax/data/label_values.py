@@ -2,16 +2,41 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tresnet_jax.data.class_matching import normal_name
 from tresnet_jax.data.file_source import class_order, fixed_order, labels_of, share
 from tresnet_jax.data.splits import Split
-from tresnet_jax.errors import DataError, shown
+from tresnet_jax.errors import DataError, reason, shown
 
 MOST_CLASSES = 1_000_000
 UNLABELLED = -1  # the label of images without one, as in ImageNet's test set
+
+
+def read_class_map(path: Path) -> tuple[str, ...]:
+    """Read the names of classes in the order of their labels, one per line, as in timm's class maps.
+
+    Raises:
+        DataError: the file cannot be read, or a line is empty or repeats another.
+    """
+    try:
+        # Names of folders need not be UTF-8: their bytes are kept.
+        lines = path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
+    except OSError as error:
+        raise DataError(f'{shown(path)}: cannot be read as a class map: {reason(error)}') from error
+    names = tuple(normal_name(line.strip()) for line in lines)
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name or '\0' in name:
+            raise DataError(f'{shown(path)}: expected the name of a class on line {number} of a text file')
+        if first.setdefault(name, number) != number:
+            raise DataError(f'{shown(path)}: {shown(name)} is on the lines {first[name]} and {number}')
+    if not names:
+        raise DataError(f'{shown(path)}: expected the name of a class on each line, got an empty file')
+    return names
 
 
 def check_label(value: Any, name: str, where: str) -> int | str:

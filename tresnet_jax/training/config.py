@@ -69,6 +69,8 @@ class TrainConfig:
     """For wds:PATTERN, the extensions of the images: 'jpg;png'. For hfds:NAME, their column."""
     target_key: Annotated[str | None, flag('KEY', 'cls or label')] = None
     """For wds:PATTERN, the field of json that is the label. For hfds:NAME, the column of the labels."""
+    class_map: Annotated[Path | None, flag('FILE.txt', 'the classes of the data')] = None
+    """Names of the classes in the order of their labels, one per line."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', '65535 in 16 bits')] = None
     """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     image_size: Annotated[int, POSITIVE] = 224

@@ -15,8 +15,9 @@ from flax import nnx
 
 from tresnet_jax.checkpoints.run import save_description, stored_label_names
 from tresnet_jax.data.images import warn_narrow_range
+from tresnet_jax.data.label_values import read_class_map
 from tresnet_jax.data.sources import Source, open_source
-from tresnet_jax.errors import TrainingError, reason
+from tresnet_jax.errors import DataError, TrainingError, reason
 from tresnet_jax.factory import create_model
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.functional import functional
@@ -244,7 +245,11 @@ def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
         names: the class names in the order of the labels, if the run has stored them.
     """
     options = {name: getattr(config, name) for name in ('data_dir', 'val_fraction', 'input_key', 'target_key')}
+    if names is None and config.class_map is not None:
+        names = read_class_map(config.class_map)
     train_source = open_source(config.data, config.train_split, class_names=names, **options)
+    if config.class_map is not None and train_source.class_names != names:
+        raise DataError(f'{config.data}: has classes of its own; leave out --class-map')
     val_source = open_source(config.data, config.val_split, class_names=train_source.class_names, **options)
     if config.max_value is None and jax.process_index() == 0:
         warn_narrow_range(lambda index: train_source[index]['image'], len(train_source), train_source.name)
