@@ -6,6 +6,7 @@ Each case is a pickle of NumPy arrays, which is read without torch; `tests/parit
 import argparse
 import collections
 import json
+import pickle
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -46,6 +47,18 @@ CHILDREN = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6
 def renamed_first(state: State, names: dict[str, str]) -> State:
     """Return a state dict with other first segments."""
     return {f'{names[key.partition(".")[0]]}.{key.partition(".")[2]}': value for key, value in state.items()}
+
+
+def nested(state: State) -> dict[str, Any]:
+    """Return a state dict with a dictionary for each module."""
+    tree: dict[str, Any] = {}
+    for key, value in state.items():
+        *path, leaf = key.split('.')
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
 
 
 ARGS = argparse.Namespace(
@@ -107,6 +120,8 @@ READ: dict[str, tuple[Any, State]] = {
                                  **{f'head.1.{leaf}': RESNET[f'fc.{leaf}'] for leaf in ('weight', 'bias')}}, RESNET),
     'body of a tresnet': (prefixed({k.removeprefix('body.'): v for k, v in body(TRESNET).items()}, 'net.0.'),
                           body(TRESNET)),
+    'nested names': ({'model': nested(RESNET), 'epoch': 3}, RESNET),
+    'nested names with an average': ({'model': nested(RAW), 'ema': nested(TRESNET)}, TRESNET),
     'no counters': ({k: v for k, v in RESNET.items() if not k.endswith(COUNTER)}, RESNET),
 }  # fmt: skip
 
@@ -263,6 +278,21 @@ def test_names_of_averages(segment, average):
     for tree in ({segment: RESNET}, prefixed(RESNET, f'{segment}.')):
         (network,) = find(tree)
         assert is_average(tree, network) == average
+
+
+@pytest.mark.parametrize('skipped', [3, 'abc', None, {'filt': 1}, Record('set', (['filt'],)), [['filt']], {3, 'filt'}])
+def test_modules_whose_parts_have_other_types(skipped):
+    record = as_module(RESNET, {})
+    record.state['_non_persistent_buffers_set'] = skipped
+    record.state['_parameters'] = 3
+    assert [network.architecture for network in find({'model': record})] == ['test_resnet']
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol_of_pickle(protocol, tmp_path):
+    for tree in (RESNET, {'state_dict': RESNET, 'epoch': 3}, collections.OrderedDict(RESNET)):
+        (tmp_path / 'a.pkl').write_bytes(pickle.dumps(tree, protocol))
+        assert_is(to_timm(convert.read(tmp_path / 'a.pkl')).tensors, RESNET)
 
 
 def test_only_averages(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import convert
 import tresnet_jax
 from convert.__main__ import main
-from tests.helpers.states import RAW, RESNET, TRESNET, body, linear, prefixed, saved
+from tests.helpers.states import RAW, RESNET, TRESNET, body, linear, prefixed, renamed, saved
 from tresnet_jax.checkpoints.layouts import to_timm
 
 FEATURES = {'test_resnet': 96, 'test_tresnet': 512}
@@ -63,7 +63,9 @@ OTHER_HEADS = {
     'another width': ({'cls.weight': (10, 80), 'cls.bias': (10,)}, r'classifier \(cls.weight\) that takes 80 features'),
     'in place, another width': ({'fc.weight': (10, 80), 'fc.bias': (10,)}, 'classifier that takes 80 features'),
     'two linear layers': ({'a.weight': (10, 96), 'a.bias': (10,), 'b.weight': (4, 96), 'b.bias': (4,)},
-                          r'several linear layers that can be the classifier \(a, b\)'),
+                          r'several linear layers that take its features \(a, b\)'),
+    'behind the classifier': ({'fc.weight': (30, 96), 'fc.bias': (30,), 'cls.weight': (10, 30), 'cls.bias': (10,)},
+                              r'a further linear layer behind its 30 classes \(cls\)'),
     'half of a bottleneck': ({'fc.embedding_generator.0.weight': (64, 96), 'fc.FC.weight': (10, 64)},
                              "ASL's bottleneck head with other layers"),
     'a deeper bottleneck': ({**{f'fc.embedding_generator.{i}.weight': (96, 96) for i in (0, 2)},
@@ -152,7 +154,7 @@ def test_classifiers_in_dictionaries_beside_the_network(case, tmp_path):
 
 def test_several_classifiers_beside_the_network(tmp_path):
     file = saved(tmp_path, {'backbone': BODY, 'head_a': HEAD, 'head_b': {'fc': linear(5)}})
-    words = r'has several linear layers that can be the classifier \(head_a, head_b.fc\).*--drop-head'
+    words = r'has several linear layers that take its features \(head_a, head_b.fc\).*--drop-head'
     with pytest.raises(convert.ConversionError, match=words):
         convert.to_flax(convert.read(file))
     assert convert.to_flax(convert.read(file), num_classes=0)[2].num_classes == 0
@@ -164,6 +166,43 @@ def test_a_classifier_is_never_mixed_with_an_average(tmp_path):
     assert report.num_classes == 0
     assert 'left out the classifier head: it is not an average, unlike the network' in report.notes
     assert convert.to_flax(convert.read(file, ema=False))[2].num_classes == 7
+
+
+def test_a_dropped_head_of_many_tensors_has_one_line(tmp_path, capsys):
+    heads = {f'head{i}.{key}': value for i in range(20) for key, value in HEAD.items()}
+    assert main([str(saved(tmp_path, {**BODY, **heads})), str(tmp_path / 'out.safetensors'), '--drop-head']) == 0
+    said = capsys.readouterr().out
+    assert '  dropped 40 tensors: several linear layers that take its features (head0, head1,' in said
+    assert said.count('  dropped ') == 1
+
+
+def test_what_takes_the_features_without_a_bias_is_named(tmp_path):
+    report = convert.to_flax(convert.read(saved(tmp_path, {'backbone': BODY, 'arc': {'weight': HEAD['weight']}})))[2]
+    assert 'left out 1 tensor (arc), no linear layer with a bias' in report.notes
+
+
+def test_a_classifier_without_a_bias(tmp_path):
+    state = {key: value for key, value in RESNET.items() if key != 'fc.bias'}
+    with pytest.raises(convert.ConversionError, match=r'fc.bias \(10,\)\n--drop-head'):
+        convert.to_flax(convert.read(saved(tmp_path, state)))
+
+
+@pytest.mark.parametrize(
+    'old, new',
+    [
+        ('layer1.0.conv1.weight', 'layer1.0.conv1.weight_orig'),
+        ('layer1.0.conv1.weight', 'layer1.0.conv1.parametrizations.weight.original0'),
+        ('layer2.0.conv1.weight', 'layer2.0.conv1.base_layer.weight'),
+        ('layer2.0.conv1.', 'layer2.0.conv1.lora_A.default.'),
+        ('fc.weight', 'fc.weight_g'),
+    ],
+)
+def test_split_weights_are_merged_where_they_come_from(old, new, tmp_path):
+    file = saved(tmp_path, prefixed(renamed(RESNET, old, new), 'net.'))
+    with pytest.raises(convert.ConversionError, match='whose weights are split (.*); merge them in its program'):
+        convert.to_flax(convert.read(file))
+    with pytest.raises(convert.ConversionError):
+        convert.to_flax(convert.read(file), 'test_resnet')
 
 
 def test_the_body_stays_strict(tmp_path):

@@ -125,6 +125,10 @@ CALLS = [
     call('torch._utils', '_rebuild_wrapper_subclass', SYSTEM),
     call('tresnet_jax.checkpoints.torch_file', 'load', 'MARKER'),
     Call(SYSTEM, ('touch MARKER',), {'a': 1}),
+    Call(call('builtins', 'getattr', Name('os', 'path'), 'system'), ('touch MARKER',)),
+    Call(call('functools', 'partial', SYSTEM, 'touch MARKER')),
+    Call(call('types', 'CodeType'), (10**12,)),
+    code(instructions(call('builtins', 'type', 'a')), instructions(('touch MARKER',)), 'NEWOBJ'),
     code(instructions(SYSTEM), instructions(('touch MARKER',)), 'NEWOBJ'),
     code(instructions(SYSTEM), instructions(()), instructions({'command': 'touch MARKER'}), 'NEWOBJ_EX'),
     code(instructions(Name('builtins', 'bytes')), instructions(()), instructions({'source': 10**12}), 'NEWOBJ_EX'),
@@ -133,7 +137,8 @@ CALLS = [
 
 
 def name_of(value: Any) -> str:
-    return value.function.name if isinstance(value, Call) else 'instructions'
+    function = value.function if isinstance(value, Call) else None
+    return function.name if isinstance(function, Name) else 'instructions'
 
 
 @pytest.mark.parametrize('container', CONTAINERS)
@@ -157,14 +162,6 @@ def array(shape: Any, data: Any = b'abcd', dtype: Any = DTYPE) -> Call:
 
 # name -> (a value or instructions, what the message says)
 REFUSED: dict[str, tuple[Any, str]] = {
-    'a call of an attribute': (
-        Call(call('builtins', 'getattr', SYSTEM, 'a'), ('touch MARKER',)),
-        'calls an object of builtins.getattr',
-    ),
-    'a call of a partial function': (
-        Call(call('functools', 'partial', SYSTEM, 'touch MARKER')),
-        'calls an object of functools.partial',
-    ),
     'a call of text': (Call('os.system', ('touch MARKER',)), 'calls a value of type str'),
     'a call of a list': (Call([]), 'calls a value of type list'),
     'arguments in a list': (Call(SYSTEM, ['touch MARKER']), 'without a tuple of arguments'),

@@ -8,6 +8,7 @@ import lzma
 import struct
 import tarfile
 import zipfile
+import zlib
 
 import pytest
 
@@ -71,8 +72,13 @@ CONTENT = {
         "run: import mxnet as mx, numpy as np; np.savez('weights.npz', **{k: v.",
     ),
     'GGUF': (b'GGUF\3\0\0\0', 'a GGUF file; save the PyTorch model instead: torch.save(model.state_dict()'),
-    'ONNX': (onnx(), 'an ONNX graph, without the names of the weights; save the PyTorch model instead'),
-    'ONNX of another program': (onnx(b'a' * 20), 'an ONNX graph'),
+    'ONNX': (onnx(), 'a graph of ONNX or Core ML, without the names of the weights; save the PyTorch model instead'),
+    'ONNX of another program': (onnx(b'a' * 20), 'a graph of ONNX or Core ML'),
+    'joblib': (
+        b'\x80\x04\x95\x1f\0\0\0\0\0\0\0}\x94\x8c\x13joblib.numpy_pickle\x94\x8c\x11NumpyArrayWrapper\x94',
+        "a file of joblib; run: import joblib, numpy as np; np.savez('weights.npz', **joblib.load('model.pth'))",
+    ),
+    'joblib with compression': (zlib.compress(bytes(9)), 'compressed with zlib, as by joblib; run: import joblib'),
     'TensorFlow Lite': (b'\x1c\0\0\0TFL3', 'a TensorFlow model; no layout of TensorFlow is read'),
     'SavedModel': (b'\x08\x01\x12\xf0\x9a\x02\x0a', 'a TensorFlow model'),
     'a zipped SavedModel': (zipped('model/saved_model.pb', 'model/variables/a'), 'a TensorFlow model'),
@@ -155,6 +161,19 @@ STRUCTURES = {
         {'conv.weight': Call(Name('torch.distributed.tensor', 'DTensor'), ())},
         'parts of distributed ones; run there',
     ),
+    'sparse': (
+        {'conv.weight': Call(Name('torch._utils', '_rebuild_sparse_tensor'), (0, ())), 'conv.bias': WEIGHT},
+        'torch.save({key: value.to_dense() for key, value in state_dict.items()}',
+    ),
+    'FSDP': (
+        {'module': {'_fsdp_wrapped_module._flat_param': WEIGHT}},
+        'flattened by FSDP; save there within FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT)',
+    ),
+    'objects': (
+        {'state': Call(Name('numpy._core.multiarray', '_reconstruct'), (0, (0,), b'b'), (1, (), None, False, [1]))},
+        "np.savez('weights.npz', **tensors)",
+    ),
+    'a file in a file': ({'weights': b'PK\3\4abc', 'epoch': 3}, 'its weights is a file of its own; write these bytes'),
     'DCP': (
         Call(Name('torch.distributed.checkpoint.metadata', 'Metadata'), (), {}),
         'format_utils dcp_to_torch . weights.pth',

@@ -137,6 +137,13 @@ def test_a_variant_in_a_folder(tmp_path):
         convert.read(tmp_path)
 
 
+def test_a_folder_of_other_files(tmp_path):
+    for name in ('b.pth', 'a.ckpt', 'log.txt'):
+        (tmp_path / name).write_bytes(b'')
+    with pytest.raises(convert.ConversionError, match=r'not a file; give one of its files \(a.ckpt, b.pth\)'):
+        convert.read(tmp_path)
+
+
 def test_several_indices_in_a_folder(tmp_path):
     shard(tmp_path, stem='one')
     shard(tmp_path, stem='two')

@@ -34,6 +34,12 @@ TIMM = {
         {'meta': {'dataset_meta': {'classes': NAMES}}},
         {'meta': {'CLASSES': NAMES, 'classes': ['other', 'names']}},
         {'args': argparse.Namespace(class_names=list(NAMES))},
+        {'idx2label': BY_INDEX},
+        {'label_to_id': {name: i for i, name in BY_INDEX.items()}},
+        {'classnames': NAMES, 'target_names': NAMES},
+        {'vocab': np.array(NAMES)},
+        {'classes_': np.array(NAMES, object)},
+        {'categories': list(NAMES), 'names': ['other', 'names']},
     ],
 )
 @pytest.mark.parametrize('state, name', [(RESNET, 'test_resnet'), (TRESNET, 'test_tresnet')], ids=['resnet', 'tresnet'])
@@ -49,10 +55,19 @@ def test_class_names_reach_the_model(stored, state, name, tmp_path):
 @pytest.mark.parametrize(
     'stored',
     [{'idx_to_class': {0: 'a', 2: 'b'}}, {'label_names': []}, {'label_names': ['a', 3]}, {'classes': 10},
-     {'id2label': {}}, {'idx_to_class': {0: ['a']}}, {'class_to_idx': {'a': 0, 'b': 0}}, {'label_names': 'abc'}],
+     {'id2label': {}}, {'idx_to_class': {0: ['a']}}, {'class_to_idx': {'a': 0, 'b': 0}}, {'label_names': 'abc'},
+     {'names': np.arange(10)}, {'names': np.array([['a', 'b']])}, {'filenames': list(NAMES)}, {'labels': list(NAMES)},
+     {'id2label': {i: f'LABEL_{i}' for i in range(10)}}],
 )  # fmt: skip
 def test_what_is_no_list_of_names(stored):
     assert class_name_lists({'model': RESNET, **stored}) == ()
+
+
+def test_several_lists_of_names(tmp_path):
+    tree = {'model': RESNET, 'classes': list(NAMES), 'synsets': {'names': [f'n{i}' for i in range(10)]}}
+    report = convert.to_flax(convert.read(saved(tmp_path, tree)))[2]
+    assert report.label_names == NAMES
+    assert "took the first of 2 lists of class names, which begin with 'class 0' or 'n0'" in report.notes
 
 
 def test_names_of_another_number_of_classes_are_left(tmp_path):

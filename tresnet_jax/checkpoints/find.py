@@ -14,7 +14,7 @@ import numpy as np
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER
 from tresnet_jax.checkpoints.layout import Layout, Tensor, as_tensor
-from tresnet_jax.checkpoints.records import Record, walk
+from tresnet_jax.checkpoints.records import Record, children, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
 from tresnet_jax.checkpoints.structure import STATISTICS, Shape, architecture_shape, differences, tensors_shape
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
@@ -29,7 +29,7 @@ WRAPPERS = frozenset(('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_
 NOT_WEIGHTS = {
     'total_ops': 'counters of a profiler',
     'total_params': 'counters of a profiler',
-    'n_averaged': "an averager's counter",
+    'n_averaged': 'counters of an averager',
     'filt': 'blur filters, which are constants',
 }
 AVERAGER = NOT_WEIGHTS['n_averaged']
@@ -111,10 +111,14 @@ def find(tree: Any, layouts: Sequence[Layout] = TIMM_LAYOUTS) -> list[Network]:
         tree: what `torch_file.load` returns, or a dictionary of arrays or tensors, in any containers.
         layouts: the layouts to look for.
     """
-    networks = []
-    for state in state_dicts(tree):
-        networks += networks_of(state, layouts)
-    return networks
+    states = list(state_dicts(tree))
+    networks = [network for state in states for network in networks_of(state, layouts)]
+    return networks or networks_of(_joined(states), layouts)
+
+
+def _joined(states: Sequence[State]) -> State:
+    """Return all tensors as one dictionary, for names whose parts are nested: {'layer1': {'0': {'conv1': ...}}}."""
+    return State((), {'.'.join((*state.location, key)): t for state in states for key, t in state.tensors.items()}, {})
 
 
 def state_dicts(tree: Any) -> Iterator[State]:
@@ -163,7 +167,7 @@ def _add_module(state: State, prefix: str, record: Record, within: set[int]) -> 
     state.modules[prefix.removesuffix('.')] = record
     attributes = record.attributes
     if '_modules' in attributes:
-        skipped = attributes.get('_non_persistent_buffers_set') or ()
+        skipped = {name for _, name in children(attributes.get('_non_persistent_buffers_set')) if isinstance(name, str)}
         buffers = {key: value for key, value in _items(attributes.get('_buffers')) if key not in skipped}
         members = {**dict(_items(attributes.get('_parameters'))), **buffers, **dict(_items(attributes['_modules']))}
     else:  # TorchScript

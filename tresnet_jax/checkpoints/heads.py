@@ -42,6 +42,11 @@ def find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], archi
     """
     head, width = head_key(architecture), ARCHITECTURES[architecture].num_features
     if f'{head}.weight' in tensors or f'{head}.bias' in tensors:
+        weight = tensors.get(f'{head}.weight')
+        classes = weight.shape[0] if weight is not None and len(weight.shape) else 0
+        behind = [owner for owner, layer in _layers(beside).items() if _single_linear(layer, classes)]
+        if behind:
+            return Head({}, f'a further linear layer behind its {classes} classes ({shown(behind)})', ())
         return Head({}, None, (f'left out {parts(beside)}',) if beside else ())
     folded, rest = _fold_bottleneck(beside, width)
     if folded is not None:
@@ -106,7 +111,15 @@ def classifiers_elsewhere(tree: Any, choice: Choice) -> Joined:
             layout = network.layout
             tensors = {name: value for part in fitting for name, value in found[part].items()}
             return Joined({f'beside.{name}' if layout.member(name) else name: value for name, value in tensors.items()})
+        width = ARCHITECTURES[architecture].num_features
+        others = [name for part in candidates.values() for name, value in part.items() if _takes(name, value, width)]
+        if others:
+            return Joined({}, (f'left out {parts(others)}, no linear layer with a bias',))
     return Joined({})
+
+
+def _takes(name: str, value: Tensor, width: int) -> bool:
+    return name.endswith('.weight') and len(value.shape) == 2 and value.shape[1] == width
 
 
 def foreign_classifier(tensors: Mapping[str, Any], architecture: str) -> str | None:
@@ -120,6 +133,14 @@ def foreign_classifier(tensors: Mapping[str, Any], architecture: str) -> str | N
     if weight is not None and len(weight.shape) == 2 and weight.shape[1] not in (width, 2 * width):
         return f'a classifier that takes {weight.shape[1]} features instead of {width}'
     return None
+
+
+def _layers(beside: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return name of a layer -> its tensors."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, value in beside.items():
+        layers.setdefault(key.rpartition('.')[0], {})[key] = value
+    return layers
 
 
 def _single_linear(beside: Mapping[str, Tensor], width: int) -> str | None:
@@ -173,11 +194,9 @@ def _describe(beside: Mapping[str, Tensor], width: int) -> str | None:
         return 'an ML-Decoder head'
     if any(map(BOTTLENECK_HEAD.fullmatch, beside)):
         return f"ASL's bottleneck head with other layers than two linear ones from {width} features"
-    layers: dict[str, dict[str, Tensor]] = {}
-    for key, value in beside.items():
-        layers.setdefault(key.rpartition('.')[0], {})[key] = value
+    layers = _layers(beside)
     if len(layers) > 1 and all(_single_linear(layer, width) for layer in layers.values()):
-        return f'several linear layers that can be the classifier ({shown(list(layers))})'
+        return f'several linear layers that take its features ({shown(list(layers))})'
     matrices = [(key, value.shape) for key, value in beside.items() if len(value.shape) == 2]
     if len(matrices) == 1 and len(beside) <= 2 and matrices[0][1][1] != width:
         (name, (_, features)) = matrices[0]

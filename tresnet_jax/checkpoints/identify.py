@@ -1,8 +1,10 @@
 """Identify the architecture of a state dict under timm's names, from its keys and shapes."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.structure import (
     STATISTICS,
     Differences,
@@ -14,6 +16,9 @@ from tresnet_jax.checkpoints.structure import (
 from tresnet_jax.variants import ALL_BOTTLENECK, ARCHITECTURES, BASIC, BOTTLENECK, family_of
 
 WIDE = (64, 128, 256, 512)
+
+# Of torch.nn.utils: prune, weight_norm, spectral_norm, parametrize; of PEFT: LoRA.
+SPLIT_WEIGHT = re.compile(r'(.*\.)?(weight_(orig|mask|[uvg])|(parametrizations|base_layer|lora_[AB])\..+)')
 
 # Published networks that share a name or the keys with our architectures but are not among them.
 FOREIGN = {
@@ -40,8 +45,22 @@ def identify(tensors: Mapping[str, Any]) -> tuple[str | None, bool]:
     return best, shape == architecture_shape(best) and not any(differences(tensors, shape))
 
 
+def split_weights(names: Iterable[str]) -> str | None:
+    """Say that weights are split into several tensors, as by pruning, weight norm or PEFT; None if they are not."""
+    key = next((name for name in names if SPLIT_WEIGHT.fullmatch(name)), None)
+    if key is None:
+        return None
+    return (
+        f'a network whose weights are split ({printable(key, 80)}); merge them in its program (prune.remove, '
+        "remove_parametrizations, PEFT's merge_and_unload), then: torch.save(model.state_dict(), 'weights.pth')"
+    )
+
+
 def describe(tensors: Mapping[str, Any]) -> str:
     """Return what a state dict looks like, as part of a message; `tensors` as in `identify`."""
+    split = split_weights(tensors)
+    if split:
+        return split
     shape = tensors_shape(tensors)
     if shape is None:
         return _describe_unknown(tensors)
@@ -89,7 +108,8 @@ def _describe_unknown(tensors: Mapping[str, Any]) -> str:
     ]
     if any(len(tensors[key].shape) == 4 and tensors[key].shape[2:] == (7, 7) for key in blocks):
         return "a plain ResNet's stem; ResNet-D has three convolutions there (timm's resnet50.d_in1k is no ResNet-D)"
-    return f'neither a TResNet nor a ResNet-D (first keys: {", ".join(sorted(tensors)[:3]) or "none"})'
+    first = ', '.join(printable(key, 80) for key in sorted(tensors)[:3]) or 'none'
+    return f'neither a TResNet nor a ResNet-D (first keys: {first})'
 
 
 def _other_network(tensors: Mapping[str, Any]) -> str | None:

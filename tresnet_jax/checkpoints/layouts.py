@@ -13,6 +13,7 @@ from tresnet_jax.checkpoints.heads import Head, find_head
 from tresnet_jax.checkpoints.identify import head_key, identify
 from tresnet_jax.checkpoints.layout import as_tensor
 from tresnet_jax.checkpoints.names import flax_key_to_torch, flax_to_torch_layout
+from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.timm_layouts import IABN_EPSILON, INPLACE_ABN, TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError
 
@@ -80,6 +81,10 @@ def to_timm(checkpoint: Checkpoint) -> TimmState:
     arrays = {key: value.numpy() for key, value in tensors.items()}
     weight = arrays.get(f'{head_key(architecture)}.weight') if architecture else None
     classes = weight.shape[0] if weight is not None and weight.ndim else 0
+    names = [names for names in checkpoint.stated.label_names if len(names) == classes]
+    if len(names) > 1:
+        firsts = ' or '.join(printable(repr(part[0]), 40) for part in names[:3])
+        notes.append(f'took the first of {len(names)} lists of class names, which begin with {firsts}')
     return TimmState(
         layout=network.layout.name,
         tensors=arrays,
@@ -91,7 +96,7 @@ def to_timm(checkpoint: Checkpoint) -> TimmState:
         output_stride=checkpoint.stated.output_stride,
         notes=(*notes, *head.notes),
         data_config=checkpoint.stated.data_config,
-        label_names=next((names for names in checkpoint.stated.label_names if len(names) == classes), None),
+        label_names=next(iter(names), None),
         beside={} if head.tensors else {key: tuple(value.shape) for key, value in network.beside.items()},
         head=head.foreign,
     )

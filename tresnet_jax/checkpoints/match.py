@@ -12,7 +12,7 @@ from flax import nnx
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
 from tresnet_jax.checkpoints.heads import foreign_classifier
-from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels, stem_key
+from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels, split_weights, stem_key
 from tresnet_jax.checkpoints.layouts import TimmState, to_timm
 from tresnet_jax.checkpoints.names import (
     FLOATS,
@@ -188,9 +188,8 @@ def _name(checkpoint: Checkpoint, state: TimmState, model: str | None) -> tuple[
             raise ConversionError(f'{checkpoint.path}: {error}') from error
     found, exact = identify(state.tensors)
     if found is None or not exact:
-        raise ConversionError(
-            f'{checkpoint.path}: looks like {describe(state.tensors)}; --model NAME lists what is missing'
-        )
+        hint = '; --model NAME lists what is missing' if found else ''
+        raise ConversionError(f'{checkpoint.path}: looks like {describe(state.tensors)}{hint}')
     return found, None
 
 
@@ -287,11 +286,21 @@ def _check_fit(checkpoint: Checkpoint, state: TimmState, architecture: str, shap
             listing('unexpected in the file', unexpected),
             listing('of another shape', misshapen),
         )
+        split = split_weights([*tensors, *state.beside])
+        head = head_key(architecture).partition('.')[0] + '.'
+        is_head = all(line.startswith(head) for line in (*missing, *unexpected, *misshapen))
+        remedy = (
+            f'It looks like {split}'
+            if split
+            else '--drop-head (num_classes=0) converts the body alone'
+            if is_head
+            else ''
+        )
         raise ConversionError(
             '\n'.join(
                 [
                     f'{checkpoint.path}: does not fit {architecture}{"" if same else f"; it looks like {looks}"}',
-                    *filter(None, lists),
+                    *filter(None, (*lists, remedy)),
                 ]
             )
         )

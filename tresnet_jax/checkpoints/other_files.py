@@ -13,6 +13,7 @@ from tresnet_jax.checkpoints.records import Record, children, printable, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
 
 SAVE = "torch.save(model.state_dict(), 'weights.pth')"
+JOBLIB = "np.savez('weights.npz', **joblib.load('{}'))"
 SAFETENSORS = 'the file is in the safetensors format'
 TENSORFLOW = f'a TensorFlow model; no layout of TensorFlow is read; save the PyTorch model instead: {SAVE}'
 DEEPSPEED = (
@@ -27,6 +28,8 @@ COMPRESSED = {
     b"7z\xbc\xaf'\x1c": ('7-Zip', '7z x'),
     b'Rar!\x1a\x07': ('RAR', 'unrar x'),
 }
+# How pickles of protocols 0 and 1 begin: a dictionary, or a global. Later ones begin with their protocol.
+OLD_PICKLES = (b'(dp', b'}q\0', b'ccollections\n', b'ccopy_reg\n', b'ccopyreg\n')
 LEGACY_TAR = (b'sys_info\0', b'pickle\0', b'storages\0', b'tensors\0')  # the members of torch's format of 2016
 ONNX = re.compile(
     rb'\x08[\x03-\x20][\x12\x1a\x22\x28\x32\x3a\x42]'
@@ -52,7 +55,9 @@ def of_bytes(head: bytes, name: str) -> str | None:
     # The length of the header in its first eight bytes; the first one can be that of a pickle.
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= LARGEST_HEADER:
         return SAFETENSORS
-    if head.startswith((b'PK\x03\x04', b'\x80')):
+    if head.startswith(b'\x80') and b'joblib.numpy_pickle' in head:
+        return f'a file of joblib; run: import joblib, numpy as np; {JOBLIB.format(name)}'
+    if head.startswith((b'PK\x03\x04', b'\x80', *OLD_PICKLES)):
         return None
     if not head.strip(b'\0'):
         return 'the file begins with zeros only, like an interrupted download; fetch it again'
@@ -60,6 +65,8 @@ def of_bytes(head: bytes, name: str) -> str | None:
         return f'a pointer of Git LFS, not the file itself; run: git lfs pull --include {name}'
     if compressed:
         return f'a file compressed with {compressed[0]}; run: {compressed[1]} {name}'
+    if head.startswith(b'\x78\x9c'):
+        return f'compressed with zlib, as by joblib; run: import joblib, numpy as np; {JOBLIB.format(name)}'
     if head.startswith(LEGACY_TAR):
         return f"the tar format of torch before 0.2; run: torch.save(torch.load('{name}'), 'weights.pth')"
     if head[257:262] == b'ustar':
@@ -76,7 +83,7 @@ def of_bytes(head: bytes, name: str) -> str | None:
     if head[4:8] == b'TFL3' or SAVED_MODEL.match(head):
         return TENSORFLOW
     if ONNX.match(head):
-        return f'an ONNX graph, without the names of the weights; save the PyTorch model instead: {SAVE}'
+        return f'a graph of ONNX or Core ML, without the names of the weights; save the PyTorch model instead: {SAVE}'
     if text.startswith((b'{', b'[', b'"')):
         return _of_json(text)
     if text.startswith(b'<'):
@@ -132,6 +139,24 @@ def of_structure(root: Any) -> str | None:
         return DEEPSPEED
     if 'torch.distributed.checkpoint.metadata.Metadata' in classes:
         return _distributed_checkpoint('.')
+    if any(name.endswith(('_rebuild_sparse_tensor', '_rebuild_sparse_csr_tensor')) for name in classes):
+        dense = '{key: value.to_dense() for key, value in state_dict.items()}'
+        return f"its tensors are sparse; run in its program: torch.save({dense}, 'weights.pth')"
+    if not holders and 'numpy.ndarray' in classes:
+        return "its arrays hold objects of Python; save each tensor as an array: np.savez('weights.npz', **tensors)"
+    flat = any(
+        name.rpartition('.')[2].strip('_') == 'flat_param' for _, value in containers for name, _ in children(value)
+    )
+    if flat:
+        return (
+            'its tensors are flattened by FSDP; save there within FSDP.state_dict_type(model, '
+            f'StateDictType.FULL_STATE_DICT): {SAVE}'
+        )
+    inner = [
+        name for name, value in children(root) if isinstance(value, bytes) and value.startswith((b'PK\3\4', b'\x80'))
+    ]
+    if inner and not holders:
+        return f'its {printable(inner[0], 40)} is a file of its own; write these bytes to a file, and give that one'
     if any(name.endswith(DISTRIBUTED) for name in classes):
         return (
             'its tensors are parts of distributed ones; run there, from torch.distributed.checkpoint.state_dict: '

@@ -269,11 +269,13 @@ class Unpickler:
         return self._globals.setdefault(full_name, Global(full_name))
 
     def _call(self, function: Any, arguments: Any, keywords: Any) -> None:
-        if type(function) is not Global:
+        if type(function) not in (Global, Record):
             raise Unreadable(f'its pickle calls {described(function)}')
         if type(arguments) is not tuple or type(keywords) not in (dict, type(None)):
-            raise Unreadable(f'its pickle calls {function.name} without a tuple of arguments')
+            raise Unreadable(f'its pickle calls {described(function)} without a tuple of arguments')
         self._budget.spend(len(arguments) + len(keywords or ()))
+        if type(function) is Record:  # a class or a function that is stored itself, as by cloudpickle and dill
+            return self._push(Record(f'{function.class_name}()', (function, *arguments), keywords or None))
         known = None if keywords else self._functions.get(function.name)
         if known is None:
             return self._push(Record(function.name, arguments, keywords or None))

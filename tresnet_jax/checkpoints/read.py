@@ -14,7 +14,7 @@ from tresnet_jax.checkpoints.choose import Choice, choose, rows
 from tresnet_jax.checkpoints.find import State, find, state_dicts
 from tresnet_jax.checkpoints.heads import classifiers_elsewhere
 from tresnet_jax.checkpoints.layout import Layout, Tensor
-from tresnet_jax.checkpoints.records import children, printable
+from tresnet_jax.checkpoints.records import Record, children, printable
 from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
 from tresnet_jax.checkpoints.stated import class_name_lists, data_config
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
@@ -55,8 +55,11 @@ def read(
     if path.is_dir():
         source = shards.file_of_folder(path)
         if source is None:
+            files = ', '.join(printable(name, 40) for name in shards.checkpoint_files(path)[:5])
             usual = (
-                'not a file; give the checkpoint itself, or the folder of a training run that has saved one '
+                f'not a file; give one of its files ({files})'
+                if files
+                else 'not a file; give the checkpoint itself, or the folder of a training run that has saved one '
                 f'(it has neither {CHECKPOINTS}/ nor {shards.FOLDER_FILES[0]})'
             )
             raise ConversionError(f'{path}: {other_files.of_folder(path) or usual}')
@@ -168,10 +171,16 @@ def _largest_state(path: Path, tree: Any) -> State:
     if not states and tree == {}:  # an empty safetensors file
         return State((), {}, {})
     if not states:
-        found = ', '.join(printable(name, 40) for name, _ in list(children(tree))[:5]) or type(tree).__name__
+        found = ', '.join(map(_shown, list(children(tree))[:5])) or type(tree).__name__
         raise ConversionError(f'{path}: loads, but holds no state dict of tensors (it has {found})')
     usual = next((states[location] for location in USUAL_KEYS if location in states), None)
     return usual or max(states.values(), key=lambda state: len(state.tensors))
+
+
+def _shown(member: tuple[str, Any]) -> str:
+    name, value = member
+    kind = f': {printable(value.class_name, 60)}' if isinstance(value, Record) else ''
+    return f'{printable(name, 40)}{kind}'
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+MOST_DROPPED_LINES = 12
+
 
 def describe_images(data_config: dict[str, Any]) -> str:
     """Return one line on how images are prepared; takes arguments of `create_transform`."""
@@ -67,6 +69,13 @@ class Report:
         """Architecture and tag, or the architecture alone."""
         return f'{self.architecture}.{self.tag}' if self.tag else self.architecture
 
+    def _dropped_lines(self) -> list[str]:
+        """Return a line for each dropped tensor, or one for all if they are many."""
+        if len(self.dropped) <= MOST_DROPPED_LINES:
+            return [f'  dropped {key}: {why}' for key, why in self.dropped]
+        reasons = '; '.join(dict.fromkeys(why for _, why in self.dropped))
+        return [f'  dropped {len(self.dropped)} tensors: {reasons}']
+
     def __str__(self) -> str:
         dtypes = ', '.join(sorted(set(self.source_dtypes.values())))
         lines = [
@@ -75,7 +84,7 @@ class Report:
             f'{len(self.counters)} counters of batch norm, {self.seconds:.2f} s',
             *(f'  {note}' for note in self.notes),
             *([f'  images: {describe_images(self.data_config)}'] if self.data_config else []),
-            *(f'  dropped {key}: {why}' for key, why in self.dropped),
+            *self._dropped_lines(),
             *(f'  adapted {key}: {how}' for key, how in self.adapted),
         ]
         return '\n'.join(lines)

@@ -21,6 +21,7 @@ REPOSITORY_FILES = (
     f'pytorch_model.bin{INDEX}',
 )
 FOLDER_FILES = (*REPOSITORY_FILES, 'mp_rank_00_model_states.pt')  # the last one is DeepSpeed's
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.tar', '.pkl', '.npz', '.pdparams')
 LARGEST_INDEX = 64 * 2**20  # bytes; that of ResNet-200-D has 100 kB
 
 
@@ -38,6 +39,11 @@ def file_of_folder(folder: Path) -> Path | None:
         names = ', '.join(path.name for path in found)
         raise ConversionError(f'{folder}: has several checkpoints; give one of {names}')
     return found[0] if found else None
+
+
+def checkpoint_files(folder: Path) -> list[str]:
+    """Return the names of files in a folder that can be checkpoints, by their suffixes."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
 
 
 def _is_variant(path: Path) -> bool:

@@ -1,16 +1,23 @@
 """What a training script stores beside its tensors: the names of the classes, and how images are prepared."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from tresnet_jax.checkpoints.records import Record, walk
+from tresnet_jax.checkpoints.stored import StoredTensor
 from tresnet_jax.data.transforms import INTERPOLATIONS, create_transform, resolve_data_config
 from tresnet_jax.variants import pretrained_config, split_name
 
 MOST_CLASSES = 1_000_000
 MOST_NESTED = 3  # containers around the names; timm has them at the top, OpenMMLab in meta.dataset_meta
-NAMES = ('idx_to_class', 'id2label', 'label_names', 'class_names', 'class_to_idx', 'classes', 'CLASSES')
+# idx_to_class, id2label, label2id, class_to_idx, idx2class, ...; class_names, classnames, label_names, ...
+NAMES = re.compile(
+    r'(idx|index|int|id|i)_?(2|to)_?(class|label|name|category)|(class|label|name|category)_?(2|to)_?(idx|index|int|id|i)|'
+    r'(class|label|target|category)_?names?|classes_?|categories|names|vocab',
+    re.I,
+)
 TORCHVISION_SIZES = ('val_crop_size', 'val_resize_size')
 ARGUMENTS = ('args', 'hyper_parameters', 'config')
 
@@ -24,9 +31,8 @@ def class_name_lists(tree: Any) -> tuple[tuple[str, ...], ...]:
     for path, container in walk(tree):
         if len(path) > MOST_NESTED:
             break
-        members = _members(container)
-        for key in NAMES:
-            names = listed_names(members.get(key))
+        for key, value in _members(container).items():
+            names = listed_names(value) if isinstance(key, str) and NAMES.fullmatch(key) else None
             if names:
                 found.setdefault(names)
     return tuple(found)
@@ -39,7 +45,7 @@ def _members(container: Any) -> dict[Any, Any]:
 
 
 def listed_names(value: Any, count: int | None = None) -> tuple[str, ...] | None:
-    """Return names from a list, {0: name}, {'0': name} or {name: 0}; None for anything else.
+    """Return names from a list or array, {0: name}, {'0': name} or {name: 0}; None for anything else.
 
     None too for the names that transformers invents, LABEL_0 and so on.
 
@@ -48,7 +54,11 @@ def listed_names(value: Any, count: int | None = None) -> tuple[str, ...] | None
         count: number of classes. If a dictionary has the last of them, its gaps get their index as their name; timm
             allows gaps. None: unknown, and there must be no gaps.
     """
-    if isinstance(value, Record):
+    if isinstance(value, StoredTensor):
+        value = value.numpy().tolist() if value.dtype.kind == 'U' and len(value.shape) == 1 else None
+    elif isinstance(value, Record) and value.class_name == 'numpy.ndarray':  # of objects, as in scikit-learn's encoders
+        value = value.state[-1] if type(value.state) is tuple and value.state else None
+    elif isinstance(value, Record):
         value = value.mapping
     if isinstance(value, dict) and value:
         by_index = {_index(key): name for key, name in value.items()}
