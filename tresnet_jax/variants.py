@@ -34,6 +34,7 @@ class Family:
         stem_slope: slope of the stem's leaky ReLU if the blocks have the default slope.
         feature_indices: the feature maps that `features_only` returns by default.
         output_strides: values that `output_stride` may have.
+        default_pool: default pooling before the classifier.
         card_crops: whether timm's model cards count FLOPs on a square crop; otherwise on a whole image.
         card_counts_norms: whether those FLOPs include batch norm.
     """
@@ -51,6 +52,7 @@ class Family:
     stem_slope: float | None
     feature_indices: tuple[int, ...]
     output_strides: tuple[int, ...]
+    default_pool: str
     card_crops: bool
     card_counts_norms: bool
 
@@ -63,13 +65,13 @@ TRESNET = Family(
     name='tresnet', first_conv='body.conv1.conv', classifier='head.fc', stages='body.layer',
     stem_pattern=r'^body\.conv1', convolution='.conv', stem_block=4, input_multiple=4, min_input=20, default_slope=1e-3,
     stem_slope=1e-2,  # torch's default; the paper's authors did not change it in the stem
-    feature_indices=(1, 2, 3, 4), output_strides=(32,), card_crops=True, card_counts_norms=False,
+    feature_indices=(1, 2, 3, 4), output_strides=(32,), default_pool='fast', card_crops=True, card_counts_norms=False,
 )  # fmt: skip
 RESNETD = Family(
     name='resnetd', first_conv='conv1.0', classifier='fc', stages='layer', stem_pattern='^conv1|bn1|maxpool',
     convolution='', stem_block=1,
     input_multiple=1, min_input=1, default_slope=None, stem_slope=None, feature_indices=(0, 1, 2, 3, 4),
-    output_strides=(8, 16, 32), card_crops=False, card_counts_norms=True,
+    output_strides=(8, 16, 32), default_pool='avg', card_crops=False, card_counts_norms=True,
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from tresnet_jax.cli import predict
 from tresnet_jax.factory import embedded_path
 from tresnet_jax.labels import class_synsets
 from tresnet_jax.training.config import save_config
-from tresnet_jax.variants import PRETRAINED
+from tresnet_jax.variants import PRETRAINED, RESNETD
 
 EMBEDDED = embedded_path(PRETRAINED['test_resnet.fashion_mnist'])
 DATA_CONFIG = {
@@ -302,8 +302,11 @@ def assert_leaves_count_up(model) -> None:
 def test_class_names_that_are_not_utf8(tmp_path):
     """Names of folders, in the order of the labels: stored losslessly, in a file that is UTF-8 all the same."""
     names = ('caf\u00e9', b'caf\xe9'.decode('utf-8', 'surrogateescape'))
-    config = SimpleNamespace(family=SimpleNamespace(default_slope=None))
-    model = SimpleNamespace(architecture='test_resnet', num_classes=2, in_chans=3, abn_slope=None, config=config)
+    config = SimpleNamespace(family=RESNETD)
+    model = SimpleNamespace(
+        architecture='test_resnet', num_classes=2, in_chans=3, abn_slope=None, global_pool='avg', output_stride=32,
+        config=config,
+    )  # fmt: skip
     save_description(tmp_path, model, DATA_CONFIG, names)
     assert 'caf\u00e9' in (tmp_path / MODEL_FILE).read_text(encoding='utf-8')
     assert stored_label_names(tmp_path) is None, 'a run without a checkpoint may start again with other data'

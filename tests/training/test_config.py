@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tresnet_jax.checkpoints.run import CHECKPOINTS
 from tresnet_jax.cli import train
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.training.config import CONFIG_FILE, TrainConfig, load_config
@@ -93,6 +94,7 @@ def test_not_a_configuration(text, message, tmp_path):
 def test_other_flags_than_the_run_has(tmp_path, capsys):
     """The flags of the run are shown as flags: no 'None', no 'True'."""
     (tmp_path / CONFIG_FILE).write_text('{"remat": true, "freeze": ["stem", "layer1"]}')
+    (tmp_path / CHECKPOINTS / '3').mkdir(parents=True)
     flags = ['--clip-grad', '1', '--no-remat', '--freeze', 'stem', '--no-sync-bn']
     assert train.main(['--workdir', str(tmp_path), *flags]) == 2
     expected = f'error: {tmp_path} holds a run with --sync-bn, --remat, no --clip-grad, --freeze stem layer1; to resume'

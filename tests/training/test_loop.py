@@ -3,22 +3,26 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
 
+import tresnet_jax
 from tests.helpers.closeness import assert_identical
 from tests.helpers.runs import TINY
-from tresnet_jax.checkpoints.run import MODEL_FILE, load_weights
+from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE, load_weights
 from tresnet_jax.cli import train as command
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import ConversionError, TrainingError
+from tresnet_jax.factory import embedded_path
 from tresnet_jax.labels import FASHION_MNIST
 from tresnet_jax.training import loop
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, load_config, save_config
 from tresnet_jax.training.metrics import Interval, RunLog, read_records
+from tresnet_jax.training.provenance import PROVENANCE_FILE
 from tresnet_jax.training.recipes import RECIPES, recipe
 
 
@@ -203,6 +207,73 @@ def test_a_finished_run_has_nothing_to_do(uninterrupted):
     assert_identical(weights(workdir), before)
 
 
+def test_ended_before_the_first_checkpoint(tmp_path, monkeypatch):
+    """The folder takes a run with other options, and nothing of the first one is left."""
+    config = dataclasses.replace(TINY, eval_at_start=True)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoints, 'save', lambda *arguments: (_ for _ in ()).throw(Killed()))
+        loop.train(config, tmp_path)
+    assert [r['step'] for r in read_records(tmp_path)] == [0, 2]
+    folder = ('--workdir', str(tmp_path))
+    assert command.resolve_arguments(folder).config == config, 'what the data and the model gave is not kept'
+    other = command.resolve_arguments([*folder, '--train-split', 'train[:80]']).config
+    assert loop.train(other, tmp_path).finished
+    assert load_config(tmp_path).train_split == 'train[:80]'
+    assert [r['step'] for r in read_records(tmp_path) if r['kind'] == 'eval'] == [0, 4, 8]
+
+
+@pytest.mark.parametrize('source', ['folder', pytest.param('file', marks=pytest.mark.slow)])
+def test_a_resume_needs_no_initial_weights(source, tmp_path, monkeypatch):
+    """Neither the file nor the repository, which are gone."""
+    origin = tmp_path / 'origin'
+    model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+    if source == 'folder':
+        tresnet_jax.save_pretrained(model, origin)
+        config = dataclasses.replace(TINY, model=f'local-dir:{origin}', pretrained=True)
+    else:
+        origin.mkdir()
+        shutil.copy(embedded_path(model.pretrained_cfg), origin / 'a.safetensors')
+        config = dataclasses.replace(TINY, checkpoint=origin / 'a.safetensors')
+    run = tmp_path / 'run'
+    assert not train_with_signals(config, run, monkeypatch, 1, signal.SIGTERM).finished
+    shutil.rmtree(origin)
+    result = loop.train(load_config(run), run)
+    assert result.finished and result.evaluation.top1 > 0.5
+
+
+def test_other_data_is_refused_or_accepted(uninterrupted, tmp_path, capsys):
+    whole, _ = uninterrupted
+    run = tmp_path / 'run'
+    shutil.copytree(whole, run)
+    folder, split = ('--workdir', str(run)), ('--val-split', 'test[:30]')
+    message = error_of(capsys, *folder, *split)
+    assert 'holds a run with --val-split test[:40]' in message and 'add --accept-changes' in message
+    assert '--accept-changes' not in error_of(capsys, *folder, *split, '--lr', '0.3')
+    path = run / PROVENANCE_FILE
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {'train': record['train'] | {'count': 97}}))
+    assert '96 training images instead of 97. Restore' in error_of(capsys, *folder)
+    assert command.main([*folder, *split, '--accept-changes']) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [
+        'accepted: --val-split test[:30] instead of --val-split test[:40]',
+        'accepted: 96 training images instead of 97',
+    ]
+    assert json.loads(path.read_text())['changes'] == [{'step': 8, 'changes': [*said[:2], *said[2:4]]}]
+    assert load_config(run).val_split == 'test[:30]'
+    assert command.main(folder) == 0 and 'accepted' not in capsys.readouterr().out
+
+
+def test_a_run_from_before_there_was_a_record(uninterrupted, tmp_path, capsys):
+    whole, _ = uninterrupted
+    run = tmp_path / 'run'
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns(PROVENANCE_FILE, MODEL_FILE))
+    (run / 'label_names.json').write_text(json.dumps(FASHION_MNIST))
+    for said in (True, False):
+        assert command.main(['--workdir', str(run)]) == 0
+        assert ('did not record the data' in capsys.readouterr().out) is said
+
+
 def test_loss_that_is_not_a_number_stops_the_run(tmp_path):
     """With the step, the images and what came before; the weights saved are finite."""
     config = dataclasses.replace(TINY, lr=1e38, steps=20, checkpoint_every=1, eval_every=100)
@@ -244,10 +315,18 @@ def test_readable_errors(uninterrupted, tmp_path, capsys):
 
 
 def test_another_model_in_the_same_folder(uninterrupted, tmp_path):
-    """A checkpoint that does not fit says so."""
+    """By the configuration, and by the checkpoint if the description was changed."""
     workdir, _ = uninterrupted
-    with pytest.raises(TrainingError, match='cannot be resumed: '):
+    with pytest.raises(TrainingError, match='holds a run with --model test_resnet; resume it with its own'):
         loop.train(dataclasses.replace(TINY, model='test_tresnet'), workdir)
+    shutil.copytree(workdir, tmp_path / 'run')
+    text = (workdir / MODEL_FILE).read_text()
+    (tmp_path / 'run' / MODEL_FILE).write_text(text.replace('test_resnet', 'test_tresnet'))
+    with pytest.raises(TrainingError, match='cannot be resumed: '):
+        loop.train(TINY, tmp_path / 'run')
+    (tmp_path / 'run' / MODEL_FILE).write_text(text.replace('test_resnet', 'no_such'))
+    with pytest.raises(ConversionError, match="architecture is 'no_such'; expected one of "):
+        loop.train(TINY, tmp_path / 'run')
 
 
 def test_command_line(tmp_path, capsys):
@@ -265,6 +344,7 @@ def test_command_line(tmp_path, capsys):
     save_config(saved, tmp_path)
     assert load_config(tmp_path) == saved
     assert command.resolve_arguments(new).config == saved
+    (tmp_path / CHECKPOINTS / '3').mkdir(parents=True)
     resumed = command.resolve_arguments(
         [*new, '--recipe', 'fashion_mnist', '--lr', '0.3', '--checkpoint', str(tmp_path), '--log-every', '7']
     )

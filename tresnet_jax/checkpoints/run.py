@@ -18,7 +18,7 @@ from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.labels import are_names
 from tresnet_jax.models.base import ImageModel, Tree
-from tresnet_jax.variants import split_name
+from tresnet_jax.variants import ARCHITECTURES, split_name
 
 MODEL_FILE = 'model.json'
 CHECKPOINTS = 'checkpoints'  # the folder of Orbax's checkpoints in a run
@@ -48,6 +48,8 @@ def save_description(
         'tag': '',  # training changed the weights of the tag
         'num_classes': model.num_classes,
         'in_chans': model.in_chans,
+        'global_pool': '' if model.global_pool == model.config.family.default_pool else model.global_pool,
+        'output_stride': None if model.output_stride == 32 else model.output_stride,
         'abn_slope': None if model.abn_slope == model.config.family.default_slope else model.abn_slope,
         'data_config': data_config,
         'label_names': list(label_names or ()),
@@ -57,14 +59,35 @@ def save_description(
     save_text(workdir / MODEL_FILE, text.encode('utf-8', 'backslashreplace').decode('utf-8'))
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Return whether a folder holds a run with a complete checkpoint."""
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
+def stored_network(workdir: Path) -> dict[str, Any]:
+    """Return the arguments of `create_model` for the network of a run, whatever its weights came from.
+
+    Raises:
+        ConversionError: the description of the run cannot be read.
+    """
+    file = workdir / MODEL_FILE
+    if not file.exists():
+        return {}
+    description = _read_object(file)
+    name, pool, stride = (description.get(key) or None for key in ('architecture', 'global_pool', 'output_stride'))
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ConversionError(f'{file}: architecture is {name!r}; expected one of {", ".join(ARCHITECTURES)}')
+    return {'name': name, 'global_pool': pool, 'output_stride': stride}
+
+
 def stored_label_names(workdir: Path) -> tuple[str, ...] | None:
     """Return the class names of a run in the order of its outputs; None if it has none, or no checkpoint yet.
 
     Raises:
         ConversionError: the description of the run cannot be read.
     """
-    checkpoints = workdir / CHECKPOINTS
-    if not checkpoints.is_dir() or not any(path.name.isdecimal() for path in checkpoints.iterdir()):
+    if not has_checkpoint(workdir):
         return None
     for file, key in ((workdir / MODEL_FILE, 'label_names'), (workdir / OLDER_NAMES_FILE, None)):
         if file.exists():

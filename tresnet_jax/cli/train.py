@@ -11,12 +11,14 @@ from typing import Annotated
 
 import tyro
 
+from tresnet_jax.checkpoints.run import has_checkpoint
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.options import as_flag, check_options, flag
-from tresnet_jax.training.config import CHANGEABLE, CONFIG_FILE, RESOLVED, TrainConfig, load_config
+from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, CONFIG_FILE, TrainConfig, changed_options, load_config
 from tresnet_jax.training.devices import set_up
 from tresnet_jax.training.hosts import Hosts
+from tresnet_jax.training.provenance import load_provenance
 from tresnet_jax.training.recipes import RECIPES, recipe
 
 
@@ -34,6 +36,8 @@ class TrainArguments:
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
     recipe: Annotated[str | None, flag('NAME', 'none')] = None
     """Recipe that sets the defaults of the other flags."""
+    accept_changes: bool = False
+    """Resume even if the data, its classes or its splits have changed, and record the changes in provenance.json."""
     print_config: bool = False
     """Print the resulting configuration as JSON and exit."""
 
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         quiet_libraries()
         try:
-            result = train(config, arguments.workdir)
+            result = train(config, arguments.workdir, accept_changes=arguments.accept_changes)
         except BrokenPipeError:
             raise TrainingError('the reader of the log lines has gone; start the run again to resume it') from None
     except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
@@ -74,6 +78,10 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
     early.add_argument('--workdir', type=Path)
     known, _ = early.parse_known_args(argv)
     saved = load_config(known.workdir) if known.workdir and (known.workdir / CONFIG_FILE).exists() else None
+    begun = saved is not None and has_checkpoint(known.workdir)
+    if saved and not begun:  # a run that ended before its first checkpoint begins again, perhaps with other flags
+        earlier = load_provenance(known.workdir)
+        saved = dataclasses.replace(saved, **{name: None for name in (earlier.resolved if earlier else ())})
     base = recipe(known.recipe) if known.recipe else saved or TrainConfig()
     arguments = parse(
         TrainArguments,
@@ -82,25 +90,24 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
         description=f'{inspect.getdoc(TrainArguments)}\n\nRecipes: {", ".join(RECIPES)}.',
         pairs=True,
     )
-    return arguments if saved is None else dataclasses.replace(arguments, config=_resumed_config(arguments, saved))
+    return dataclasses.replace(arguments, config=_resumed_config(arguments, saved)) if saved and begun else arguments
 
 
 def _resumed_config(arguments: TrainArguments, saved: TrainConfig) -> TrainConfig:
     """Return the configuration used to resume a run: the saved one with the CHANGEABLE options of the command line.
 
+    With --accept-changes also with the ACCEPTABLE ones.
+
     Raises:
         TrainingError: a flag contradicts the saved configuration.
     """
-    before, asked = dataclasses.asdict(saved), dataclasses.asdict(arguments.config)
-    changed = [
-        name
-        for name, value in before.items()
-        if asked[name] != value and name not in CHANGEABLE and not (name in RESOLVED and asked[name] is None)
-    ]
+    free = (*CHANGEABLE, *(ACCEPTABLE if arguments.accept_changes else ()))
+    changed = changed_options(saved, arguments.config, free)
     if changed:
-        flags = ', '.join(as_flag(name, before[name]) for name in changed)
+        flags = ', '.join(as_flag(name, getattr(saved, name)) for name in changed)
         raise TrainingError(
             f'{arguments.workdir} holds a run with {flags}; to resume it, give --workdir alone; '
             'to start another run, give another --workdir'
+            + ('; to go on with other data, add --accept-changes' if {*changed} <= {*ACCEPTABLE} else '')
         )
-    return dataclasses.replace(saved, **{name: asked[name] for name in CHANGEABLE})
+    return dataclasses.replace(saved, **{name: getattr(arguments.config, name) for name in free})

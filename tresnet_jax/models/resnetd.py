@@ -15,7 +15,7 @@ from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.initializers import torch_uniform
 from tresnet_jax.models.layers import Identity, Stack, conv
 from tresnet_jax.models.pooling import AvgPool, max_pool
-from tresnet_jax.variants import BASIC, EXPANSION, ResNetDConfig
+from tresnet_jax.variants import BASIC, EXPANSION, RESNETD, ResNetDConfig
 
 RELU, LINEAR = 0.0, None  # slopes of `BatchNormAct`
 
@@ -118,7 +118,7 @@ class ResNetD(ImageModel):
         *,
         num_classes: int = 1000,
         in_chans: int = 3,
-        global_pool: str = 'avg',
+        global_pool: str = RESNETD.default_pool,
         output_stride: int = 32,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,

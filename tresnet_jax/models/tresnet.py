@@ -183,7 +183,7 @@ class TResNet(ImageModel):
         *,
         num_classes: int = 1000,
         in_chans: int = 3,
-        global_pool: str = 'fast',
+        global_pool: str = TRESNET.default_pool,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         abn_slope: float | None = TRESNET.default_slope,

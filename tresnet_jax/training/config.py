@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -248,6 +249,24 @@ RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
 CHANGEABLE += ('log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id')
 CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable')
+# Options that may change when a run resumes with --accept-changes: the data.
+ACCEPTABLE = ('data', 'train_split', 'val_split', 'val_fraction', 'max_value', 'input_key', 'target_key')
+
+
+def changed_options(saved: TrainConfig, config: TrainConfig, free: Sequence[str]) -> list[str]:
+    """Return the names of the options that differ from the saved ones of a run.
+
+    Args:
+        saved: the resolved configuration of the run.
+        config: the configuration to resume it with. Options that are resolved may be open.
+        free: names of options that may differ.
+    """
+    before, asked = dataclasses.asdict(saved), dataclasses.asdict(config)
+    return [
+        name
+        for name, value in before.items()
+        if asked[name] != value and name not in free and not (name in RESOLVED and asked[name] is None)
+    ]
 
 
 def save_config(config: TrainConfig, workdir: Path) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tresnet_jax.checkpoints.run import save_description, stored_label_names
+from tresnet_jax.checkpoints.run import save_description, stored_network
 from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.label_values import read_class_map
 from tresnet_jax.data.sources import Source, open_source
@@ -27,8 +27,9 @@ from tresnet_jax.training.config import TrainConfig, save_config
 from tresnet_jax.training.devices import AXIS, agreed, interruption, local_devices, replicate
 from tresnet_jax.training.evaluate import EvalResult, evaluate
 from tresnet_jax.training.lock import locked
-from tresnet_jax.training.metrics import Interval, PendingSteps, RunLog, has_evaluation
+from tresnet_jax.training.metrics import METRICS_FILE, Interval, PendingSteps, RunLog, has_evaluation
 from tresnet_jax.training.optim import create_optimizer
+from tresnet_jax.training.provenance import compare, provenance, save_provenance, stored_classes
 from tresnet_jax.training.schedules import create_schedule, run_steps
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
 from tresnet_jax.training.wandb_log import open_wandb
@@ -57,7 +58,7 @@ class _Interrupted(Exception):
     """The run was asked to stop during an evaluation."""
 
 
-def train(config: TrainConfig, workdir: Path) -> Result:
+def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -> Result:
     """Train from scratch, or resume from the latest checkpoint in `workdir`, until the end or an interruption.
 
     Every process of a run over several hosts calls this. SIGTERM or Ctrl-C saves a checkpoint and returns.
@@ -66,10 +67,12 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         config: the configuration. A run that resumes needs the saved one (`load_config`), in which only the options
             CHANGEABLE may differ.
         workdir: folder of the run; it is made if it does not exist.
+        accept_changes: resume even if the data differs from that which the run began with. The options ACCEPTABLE may
+            then differ too.
 
     Raises:
-        TrainingError: an option is out of range, another process trains in the folder, the loss is not finite, or a
-            checkpoint cannot be read or written.
+        TrainingError: an option is out of range, another process trains in the folder, the data has changed, the loss
+            is not finite, or a checkpoint cannot be read or written.
         DataError: the data set is missing or unusable.
         MissingExtraError: an optional package is not installed.
         ConversionError, HubError, ValueError: as `create_model`.
@@ -83,11 +86,19 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         _check_batch_size(config, len(devices))
         is_first_process = jax.process_index() == 0
 
-        # Data.
-        data = _open_data(config, stored_label_names(workdir))
+        checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
+        stack.callback(checkpoints.close)
+        resumes = checkpoints.latest is not None
 
-        # Model.
-        model = _create_model(config, data.train.num_classes)
+        # Data. A run resumes with the examples, classes and splits that it began with.
+        data = _open_data(config, stored_classes(workdir) if resumes else None)
+        origin = provenance(config, data.train, data.val, len(devices))
+        remarks: list[str] = []
+        if checkpoints.latest is not None:
+            origin, remarks = compare(origin, config, workdir, checkpoints.latest, accept_changes)
+
+        # Model. The weights of a run that resumes are in its checkpoint.
+        model = _create_model(config, data.train.num_classes, stored_network(workdir) if resumes else None)
         config = _resolved(config, model)
         data_config = eval_data_config(config)
         apply, params, batch_stats = functional(model, config.freeze)
@@ -107,14 +118,16 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         # Resume. The iterator is made first, because restoring sets its position.
         batches = iter(train_batches(config, data.train, devices, workdir))
         stack.callback(batches.close)
-        checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
-        stack.callback(checkpoints.close)
-        if checkpoints.latest is not None:
+        if resumes:
             state = checkpoints.restore(state, batches)
-        elif is_first_process:
+        if is_first_process and (not resumes or remarks):
+            save_provenance(origin, workdir)
+        if is_first_process and (not resumes or accept_changes):
             save_config(config, workdir)
             names = data.train.class_names if data.train.num_classes == model.num_classes else None
             save_description(workdir, model, data_config, names)
+        if is_first_process and not resumes:
+            (workdir / METRICS_FILE).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         del model, params, batch_stats
         step = start = int(state.step)
         wandb = stack.enter_context(open_wandb(config, workdir)) if is_first_process else None
@@ -123,8 +136,8 @@ def train(config: TrainConfig, workdir: Path) -> Result:
         interval = Interval(config.batch_size)
         pending = PendingSteps(log, interval, config.skip_nonfinite, nonfinite=int(state.nonfinite))
         state = replicate(state, devices)
-        if abandoned:
-            log.say(abandoned)
+        for line in [*([abandoned] if abandoned else []), *remarks]:
+            log.say(line)
         log.say(_opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())
         evaluation: _Evaluation | None = None
@@ -146,7 +159,7 @@ def train(config: TrainConfig, workdir: Path) -> Result:
                         checkpoints.rate(step, evaluation.rating)
                     log.evaluation(evaluation.metrics(step))
                     interval.restart()
-            if stop or step == data.steps:
+            if stop or step >= data.steps:
                 break
 
             # Step.
@@ -242,13 +255,20 @@ def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
 
     Args:
         config: the configuration.
-        names: the class names in the order of the labels, if the run has stored them.
+        names: the class names in the order of the labels, if the run has stored them. If the data has other classes,
+            it is opened with its own.
     """
     options = {name: getattr(config, name) for name in ('data_dir', 'val_fraction', 'input_key', 'target_key')}
-    if names is None and config.class_map is not None:
+    stored = names
+    if stored is None and config.class_map is not None:
         names = read_class_map(config.class_map)
-    train_source = open_source(config.data, config.train_split, class_names=names, **options)
-    if config.class_map is not None and train_source.class_names != names:
+    try:
+        train_source = open_source(config.data, config.train_split, class_names=names, **options)
+    except DataError:
+        if stored is None:
+            raise
+        train_source = open_source(config.data, config.train_split, **options)
+    if stored is None and config.class_map is not None and train_source.class_names != names:
         raise DataError(f'{config.data}: has classes of its own; leave out --class-map')
     val_source = open_source(config.data, config.val_split, class_names=train_source.class_names, **options)
     if config.max_value is None and jax.process_index() == 0:
@@ -259,17 +279,21 @@ def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
     return _Data(train_source, val_source, steps_per_epoch, steps, eval_steps)
 
 
-def _create_model(config: TrainConfig, data_classes: int) -> ImageModel:
+def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any] | None) -> ImageModel:
     """Return the model of a configuration, in evaluation mode.
+
+    Args:
+        config: the configuration.
+        data_classes: number of classes of the data.
+        network: for a run that resumes, the network that it has stored; {} if it has not. Its weights are not loaded.
 
     Raises:
         TrainingError: the data has more classes than the model.
         ConversionError, HubError, ValueError: as `create_model`.
     """
+    weights = {'pretrained': config.pretrained, 'checkpoint': config.checkpoint} if network is None else {}
     model = create_model(
-        config.model,
-        pretrained=config.pretrained,
-        checkpoint=config.checkpoint,
+        **{'name': config.model, **weights, **(network or {})},
         num_classes=data_classes if config.num_classes is None else config.num_classes,
         abn_slope=config.abn_slope,
         drop_rate=config.drop,

@@ -1,0 +1,212 @@
+"""What a run depends on beside its configuration: examples, classes, splits, devices and versions.
+
+A run resumes with what it began with. Otherwise it is refused with the difference, or goes on if changes are accepted;
+they are recorded in provenance.json.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tresnet_jax.checkpoints.run import stored_label_names
+from tresnet_jax.data.sources import Source
+from tresnet_jax.errors import TrainingError, reason, shown
+from tresnet_jax.files import save_text
+from tresnet_jax.options import as_flag
+from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, RESOLVED, TrainConfig, changed_options, load_config
+from tresnet_jax.version import __version__
+
+PROVENANCE_FILE = 'provenance.json'
+LIBRARIES = ('jax', 'flax', 'optax')
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The examples of a split.
+
+    Attributes:
+        name: the data set and the split.
+        count: number of examples.
+        classes: number of classes that have examples in the whole split.
+        digests: see `Source.fingerprint`.
+    """
+
+    name: str
+    count: int
+    classes: int
+    digests: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a run depends on.
+
+    Attributes:
+        train, val: the examples of the two splits.
+        class_names: in the order of the labels.
+        devices: over all processes.
+        versions: of this library and of those it computes with.
+        resolved: names of the options that were not given, but set to the values of the data or the model.
+        changes: the changes of resumed runs: {'step': number of steps done, 'changes': descriptions}.
+    """
+
+    train: Examples
+    val: Examples
+    class_names: tuple[str, ...]
+    devices: int
+    versions: dict[str, str]
+    resolved: tuple[str, ...] = ()
+    changes: tuple[dict[str, Any], ...] = ()
+
+
+def provenance(config: TrainConfig, train: Source, val: Source, devices: int) -> Provenance:
+    """Return what a run depends on now.
+
+    Args:
+        config: the configuration, before it is resolved.
+        train, val: the two splits.
+        devices: number of devices of this process.
+    """
+    versions = {'tresnet_jax': __version__} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    resolved = tuple(name for name in RESOLVED if getattr(config, name) is None)
+    devices *= jax.process_count()
+    return Provenance(_examples(train), _examples(val), train.class_names, devices, versions, resolved)
+
+
+def _examples(source: Source) -> Examples:
+    return Examples(source.name, len(source), len(source.present), source.fingerprint())
+
+
+def save_provenance(value: Provenance, workdir: Path) -> None:
+    """Write provenance.json to the folder of a run.
+
+    Raises:
+        ConversionError: the file cannot be written.
+    """
+    # Names that are not UTF-8 hold surrogates, which JSON escapes.
+    save_text(workdir / PROVENANCE_FILE, json.dumps(dataclasses.asdict(value), indent=1) + '\n')
+
+
+def load_provenance(workdir: Path) -> Provenance | None:
+    """Read provenance.json from the folder of a run; None if it has none, as runs before 0.1.0.
+
+    Raises:
+        TrainingError: the file cannot be read.
+    """
+    path = workdir / PROVENANCE_FILE
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding='utf-8'))
+        return Provenance(
+            **{name: _load_examples(values[name]) for name in ('train', 'val')},
+            class_names=tuple(map(str, values['class_names'])),
+            devices=int(values['devices']),
+            versions={str(name): str(version) for name, version in values['versions'].items()},
+            resolved=tuple(map(str, values['resolved'])),
+            changes=tuple(map(dict, values['changes'])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TrainingError(
+            f'{path}: cannot be read ({reason(error)}); without the file, a run resumes without comparing its data'
+        ) from error
+
+
+def _load_examples(values: Any) -> Examples:
+    digests = {str(part): str(digest) for part, digest in values['digests'].items()}
+    return Examples(str(values['name']), int(values['count']), int(values['classes']), digests)
+
+
+def stored_classes(workdir: Path) -> tuple[str, ...] | None:
+    """Return the classes of the data of a run, in the order of the labels; None if they are unknown.
+
+    Raises:
+        TrainingError, ConversionError: a file of the run cannot be read.
+    """
+    before = load_provenance(workdir)
+    return before.class_names if before else stored_label_names(workdir)
+
+
+def compare(
+    now: Provenance, config: TrainConfig, workdir: Path, step: int, accept_changes: bool
+) -> tuple[Provenance, list[str]]:
+    """Compare a run that resumes with what it began with.
+
+    Args:
+        now: what it has now.
+        config: its configuration now.
+        workdir: folder of the run.
+        step: number of steps done.
+        accept_changes: go on if something differs.
+
+    Returns:
+        `now` with a record of the changes, and what to say about them. Versions of libraries may change.
+
+    Raises:
+        TrainingError: something differs and changes are not accepted, an option differs that may not change, or a file
+            of the run cannot be read.
+        ConversionError: as `stored_classes`.
+    """
+    before, saved = load_provenance(workdir), load_config(workdir)
+    fixed = changed_options(saved, config, (*CHANGEABLE, *ACCEPTABLE))
+    if fixed:
+        flags = ', '.join(as_flag(name, getattr(saved, name)) for name in fixed)
+        raise TrainingError(f'{workdir} holds a run with {flags}; resume it with its own configuration')
+    found = [
+        f'{as_flag(name, getattr(config, name))} instead of {as_flag(name, getattr(saved, name))}'
+        for name in changed_options(saved, config, CHANGEABLE)
+    ]
+    if before:
+        found += _of_examples('training', before.train, now.train)
+        found += _of_examples('evaluation', before.val, now.val)
+    found += _of_classes(stored_classes(workdir), now.class_names)
+    if before and not config.sync_bn and before.devices != now.devices:
+        found.append(f'{now.devices} devices instead of {before.devices}, which matters with --no-sync-bn')
+    if found and not accept_changes:
+        raise TrainingError(
+            f'{workdir}: the run began with something else: {"; ".join(found)}. Restore what it began with, or accept '
+            'the changes with --accept-changes'
+        )
+    remarks = [f'accepted: {change}' for change in found]
+    if before is None:
+        return now, [*remarks, f'{workdir} did not record the data that the run began with, so it cannot be compared']
+    versions = [
+        f'{name} {version} instead of {before.versions[name]}'
+        for name, version in now.versions.items()
+        if before.versions.get(name, version) != version
+    ]
+    if versions:
+        remarks.append(f'{", ".join(versions)}: results may differ by rounding')
+    record = ({'step': step, 'changes': remarks},) if remarks else ()
+    return dataclasses.replace(now, resolved=before.resolved, changes=before.changes + record), remarks
+
+
+def _of_examples(what: str, before: Examples, now: Examples) -> Iterator[str]:
+    if before.name != now.name:
+        yield f'the {what} images are those of {shown(now.name)} instead of {shown(before.name)}'
+    if before.count != now.count:
+        yield f'{now.count:,} {what} images instead of {before.count:,}'
+    if before.classes != now.classes:
+        yield f'{now.classes:,} classes with {what} images instead of {before.classes:,}'
+    parts = before.digests.keys() & now.digests.keys()
+    other = sorted(part for part in parts if before.digests[part] != now.digests[part])
+    if before.count == now.count and other:
+        yield f'other {" and ".join(other)} of the {what} images, or another order'
+
+
+def _of_classes(before: Sequence[str] | None, now: Sequence[str]) -> Iterator[str]:
+    if before is None:
+        return
+    new, missing = ([name for name in a if name not in {*b}] for a, b in ((now, before), (before, now)))
+    for names, what in ((new, 'new'), (missing, 'missing')):
+        if names:
+            more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+            yield f'{what} classes: {", ".join(map(shown, names[:5]))}{more}'
+    if not new and not missing and tuple(before) != tuple(now):
+        place = next(i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b)
+        yield f'another order of the classes: class {place} is {shown(now[place])} instead of {shown(before[place])}'
