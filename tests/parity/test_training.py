@@ -111,7 +111,6 @@ CASES = [
     pytest.param(name, recipe, marks=[] if (name, recipe) in EVERY_DAY else pytest.mark.slow)
     for name in ('test_tresnet', 'test_resnet')
     for recipe in RECIPES
-    if recipe != 'clipping'  # torch and optax clip a little differently, see test_optimizer
 ]
 
 

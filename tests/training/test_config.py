@@ -42,7 +42,7 @@ ONLY_JSON = [
     ('mean', '[1, 2]', 'must be 3 numbers, got [1, 2]'),
     ('mean', '{"r": 1}', 'must be 3 numbers, got {"r": 1}'),
     ('remat', '1', 'must be true or false, got 1'),
-    ('opt', '"sgdd"', 'must be one of sgd, momentum, adamw, got "sgdd"'),
+    ('sched', '"cosin"', 'must be one of cosine, one_cycle, step, multistep, poly, wsd, constant, got "cosin"'),
     ('data_dir', '3', 'must be a path, got 3'),
     ('batch_size', '4294967296', 'must be a whole number of at most 2147483647, got 4294967296'),
 ]

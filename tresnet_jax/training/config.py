@@ -131,8 +131,17 @@ class TrainConfig:
     """Edge of the crop over the edge of the resized image."""
 
     # Optimisation
-    opt: Literal['sgd', 'momentum', 'adamw'] = 'sgd'
+    opt: Literal['sgd', 'momentum', 'adam', 'adamw', 'nadamw', 'lamb', 'rmsproptf', 'lion', 'lars', 'adopt', 'muon'] = (
+        'sgd'
+    )
     """Optimiser, named as in timm: 'sgd' has Nesterov momentum, 'momentum' has plain momentum."""
+    opt_eps: Annotated[float | None, POSITIVE, flag('EPS', "timm's for the optimiser")] = None
+    """Epsilon of the optimiser."""
+    opt_betas: Annotated[tuple[float, float] | None, BELOW_1, flag('BETA1 BETA2', "timm's for the optimiser")] = None
+    """Decay rates of the optimiser's averages."""
+    opt_kwargs: Annotated[tuple[str, ...], flag('KEY=VALUE ...', 'none')] = ()
+    """Other options of the optimiser by timm's names: max_grad_norm (lamb), alpha (rmsproptf), trust_coeff and
+    nesterov (lars), clip_exp (adopt), ns_steps (muon)."""
     lr: Annotated[float | None, POSITIVE, flag('LR', 'lr_base, scaled by the batch size')] = None
     """Peak learning rate."""
     lr_base: Annotated[float, POSITIVE] = 0.1
@@ -143,7 +152,7 @@ class TrainConfig:
     """Multiply lr_base by batch_size / lr_base_size or by its square root. timm's rule: sqrt if the name of the
     optimiser contains 'ada' or 'lamb', otherwise linear."""
     momentum: Annotated[float, BELOW_1] = 0.9
-    """Momentum of 'sgd' and 'momentum'."""
+    """Momentum of 'sgd', 'momentum', 'rmsproptf', 'lars' and 'muon'."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 2e-5
     """Weight decay of kernels; biases and norms have none."""
     sched: Literal['cosine', 'one_cycle', 'step', 'multistep', 'poly', 'wsd', 'constant'] = 'cosine'
@@ -176,8 +185,11 @@ class TrainConfig:
     """'one_cycle' starts at lr / div_factor."""
     final_div_factor: Annotated[float, POSITIVE] = 1e4
     """'one_cycle' ends at its start / final_div_factor."""
-    clip_grad: Annotated[float | None, POSITIVE, flag('NORM', 'no clipping')] = None
-    """Clip the norm of all gradients together to this value."""
+    clip_grad: Annotated[float | None, POSITIVE, flag('LIMIT', 'no clipping')] = None
+    """Clip gradients to this limit, as clip_mode says."""
+    clip_mode: Literal['norm', 'value', 'agc'] = 'norm'
+    """What --clip-grad limits: the norm of all gradients together, each value, or (adaptive gradient clipping) the
+    gradient of each output channel relative to its weights."""
     accumulate: Annotated[int, POSITIVE] = 1
     """Compute each batch in this many parts, one after the other."""
     model_ema: bool = False

@@ -32,6 +32,7 @@ from tresnet_jax.training.optim import create_optimizer
 from tresnet_jax.training.provenance import compare, provenance, save_provenance, stored_classes
 from tresnet_jax.training.schedules import create_schedule, run_steps
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
+from tresnet_jax.training.update_rules import settings_of
 from tresnet_jax.training.wandb_log import open_wandb
 
 LAG = 2  # steps in flight before the metrics of the oldest are fetched, so that the devices never wait for the host
@@ -80,6 +81,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
     with contextlib.ExitStack() as stack:
         config.check()
         check_transforms(config)
+        settings_of(config)
         _make_folder(workdir)
         abandoned = stack.enter_context(locked(workdir))
         devices = local_devices(config.devices)

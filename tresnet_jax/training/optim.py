@@ -9,6 +9,7 @@ import optax
 
 from tresnet_jax.models.base import PARTS, Tree, part_of
 from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.update_rules import RULES, settings_of
 
 # The parts of a model, by the paths of its parameters.
 
@@ -73,36 +74,53 @@ def scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtra
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
 
+def clip_norm(limit: float) -> optax.GradientTransformation:
+    """Scale all gradients together to a norm of at most `limit`; as in torch, which adds 1e-6 to the norm."""
+
+    def clip(grads, params=None):
+        del params
+        factor = jnp.minimum(limit / (optax.tree.norm(grads) + 1e-6), 1)
+        return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads)
+
+    return optax.stateless(clip)
+
+
+def clip_adaptively(factor: float) -> optax.GradientTransformation:
+    """Clip the gradient of each output channel to `factor` times its weights (arXiv:2102.06171).
+
+    As in timm, the classifier is not clipped.
+    """
+
+    def is_clipped(tree: Tree) -> Tree:
+        return jax.tree_util.tree_map_with_path(lambda path, _: part_of(keys_of(path)) != 'head', tree)
+
+    return optax.masked(optax.adaptive_grad_clip(factor), is_clipped)
+
+
+CLIP_MODES = {'norm': clip_norm, 'value': optax.clip, 'agc': clip_adaptively}
+
+
 def create_optimizer(
     config: TrainConfig, schedule: optax.Schedule, params: Tree
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the optimiser: gradient clipping, weight decay, SGD or AdamW, and the factor of each layer.
+    """Return the optimiser: gradient clipping, the rule of `config.opt`, and the factor of each layer.
 
     Its ``update`` takes the number of the step as `step`, which counts skipped steps too, as timm and torch do: they
     move the schedule on at each batch, whether or not its gradient was used.
 
     Only kernels have weight decay ("true weight decay", Bag of Tricks, arXiv:1812.01187). Parameters with one axis,
-    which are biases and norms, have none. SGD adds it to the gradient before the momentum, as in torch; in AdamW it is
-    decoupled. Frozen parameters get no update.
+    which are biases and norms, have none. Frozen parameters get no update.
 
     Args:
-        config: opt, momentum, weight_decay, clip_grad, freeze, layer_decay.
+        config: opt and its options, momentum, weight_decay, clip_grad, clip_mode, freeze, layer_decay.
         schedule: step -> learning rate.
         params: nested dicts of arrays or of their shapes; only the structure and the shapes are used.
+
+    Raises:
+        TrainingError: as `settings_of`.
     """
-
-    def kernels(tree: Tree) -> Tree:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
-
-    chain = [] if config.clip_grad is None else [optax.clip_by_global_norm(config.clip_grad)]
-    if config.opt in ('sgd', 'momentum'):
-        chain += [
-            optax.add_decayed_weights(config.weight_decay, kernels),
-            optax.trace(config.momentum, nesterov=config.opt == 'sgd'),
-        ]
-    else:
-        chain += [optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay, kernels)]
-    chain.append(scale_by_rate(schedule))
+    clipping = [] if config.clip_grad is None else [CLIP_MODES[config.clip_mode](config.clip_grad)]
+    chain = [*clipping, *RULES[config.opt].chain(settings_of(config), scale_by_rate(schedule))]
     if config.layer_decay is not None:
         chain.append(scale_each(layer_scales(params, config.layer_decay)))
     optimizer = optax.chain(*chain)
