@@ -29,6 +29,7 @@ BACKBONE = {
     'out_indices': [1, 2, 3, 4],
     'output_stride': 16,
 }
+RT_DETR = {'model_type': 'rt_detr_resnet', 'depths': [3, 4, 23, 3], 'layer_type': 'bottleneck', 'hidden_act': 'relu'}
 SMP = {'_model_class': 'Unet', 'classes': 5, 'encoder_name': 'tu-tresnet_m', 'encoder_depth': 5, 'in_channels': 4}
 
 
@@ -50,6 +51,9 @@ def parsed(config: Any) -> SavedConfig:
             {'backbone': 'resnet50d', 'use_timm_backbone': True, 'model_type': 'detr'},
             {'architecture': 'resnet50d', 'features_only': False},
         ),
+        ({'model_type': 'detr', 'backbone_config': BACKBONE}, {'architecture': 'resnet50d', 'features_only': True}),
+        (RT_DETR, {'architecture': 'resnet101d', 'num_classes': 0, 'features_only': False}),
+        ({'model_type': 'rt_detr', 'backbone_config': {'model_type': 'rt_detr_resnet'}}, {'architecture': 'resnet50d'}),
         (SMP, {'architecture': 'tresnet_m', 'num_classes': 0, 'input_size': (4, 224, 224), 'output_stride': None}),
         ({**SMP, 'encoder_name': 'timm-resnet50d', 'encoder_output_stride': 8}, {'output_stride': 8}),
         ({**TIMM, 'global_pool': 'max'}, {'global_pool': 'max'}),
@@ -132,6 +136,21 @@ def test_arguments_that_are_refused(architecture, arguments, words):
         parsed({'architecture': architecture, 'num_classes': 3, 'model_args': arguments})
     assert words in str(error.value) and str(error.value).startswith('config.json: ')
     assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    'fields, words',
+    [
+        ({'hidden_act': 'silu'}, "uses act_layer='silu'"),
+        ({'downsample_in_bottleneck': True}, 'uses downsample_in_bottleneck=True'),
+        ({'layer_type': 'basic', 'depths': [2, 2, 2, 2]}, "unknown architecture 'another RTDetrResNet'"),
+        ({'depths': 'abc'}, "unknown architecture 'another RTDetrResNet'"),
+        ({'layer_type': ['basic']}, "unknown architecture 'another RTDetrResNet'"),
+    ],
+)
+def test_backbones_of_transformers_that_are_refused(fields, words):
+    with pytest.raises(ConversionError, match=words):
+        parsed(RT_DETR | fields)
 
 
 @pytest.mark.parametrize('mean, stated', [([0.5, 0.5, 0.5], True), ([0.5], False)])

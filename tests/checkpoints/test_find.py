@@ -30,6 +30,7 @@ from tests.helpers.states import (
     body,
     counted,
     inserted,
+    nested,
     prefixed,
     renamed,
     saved,
@@ -47,18 +48,6 @@ CHILDREN = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6
 def renamed_first(state: State, names: dict[str, str]) -> State:
     """Return a state dict with other first segments."""
     return {f'{names[key.partition(".")[0]]}.{key.partition(".")[2]}': value for key, value in state.items()}
-
-
-def nested(state: State) -> dict[str, Any]:
-    """Return a state dict with a dictionary for each module."""
-    tree: dict[str, Any] = {}
-    for key, value in state.items():
-        *path, leaf = key.split('.')
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
 
 
 ARGS = argparse.Namespace(

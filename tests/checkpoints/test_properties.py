@@ -1,5 +1,6 @@
 """Whatever is wrong with a checkpoint, the converter says just that; whatever is only a cast, it takes."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 import convert
 from tests.helpers.paths import EMBEDDED
+from tests.helpers.states import assert_is, body, counted, nested, prefixed, saved, without
+from tresnet_jax.checkpoints.layouts import to_timm
 
 STATES = {
     name: safetensors.numpy.load_file(EMBEDDED / f'{name}.fashion_mnist.safetensors')
@@ -112,3 +115,64 @@ def test_the_order_of_keys_says_nothing(name, random):
     got = convert.to_torch(params, stats)
     assert list(got) == list(expected)
     assert all(np.array_equal(got[key], expected[key]) for key in got)
+
+
+fewer = settings(max_examples=20, deadline=None, derandomize=True)
+PLACES = ('its own', 'beside the network', 'another dictionary', 'the same dictionary, flat', 'above')
+
+
+@fewer
+@given(
+    st.sampled_from(sorted(STATES)),
+    st.sampled_from(PLACES),
+    st.sampled_from(['fc', 'classifier', 'head.1', 'linear_7']),
+    st.sampled_from(['', 'module.', 'net.backbone.']),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 5),
+)
+def test_any_place_of_the_classifier(tmp_path_factory, name, place, owner, prefix, nest, thop, more, shards):
+    """The network and its classifier come out, whatever contains them, and from several files too."""
+    folder = tmp_path_factory.mktemp('place')
+    expected, head = STATES[name], {'test_resnet': 'fc.', 'test_tresnet': 'head.fc.'}[name]
+    classifier = {key.removeprefix(head): value for key, value in expected.items() if key.startswith(head)}
+    inner = prefixed(expected if place == 'its own' else body(expected), prefix)
+    if place == 'beside the network':
+        inner |= prefixed(classifier, f'x.{owner}.')
+    inner = counted(inner) if thop else inner
+    network = nested(inner) if nest and not thop else inner  # thop's counters have the names of tensors within a module
+    around = {'epoch': 3, 'optimizer': {'state': {0: {'exp_avg': classifier['weight']}}, 'param_groups': []}}
+    tree = {'backbone': network, **(around if more else {})}
+    if place == 'another dictionary':
+        tree |= nested(prefixed(classifier, f'{owner}.'))
+    elif place == 'the same dictionary, flat':
+        tree |= prefixed(classifier, f'{owner}.')
+    elif place == 'above':
+        tree = {'state_dict': tree, owner.partition('.')[0]: classifier}
+    state = to_timm(convert.read(saved(folder, tree)))
+    assert_is(state.tensors, expected)
+    assert state.head is None
+    if place in PLACES[:2] and not nest:
+        file_of = {key: f'{index % shards}.safetensors' for index, key in enumerate(inner)}
+        for file in set(file_of.values()):
+            safetensors.numpy.save_file({key: inner[key] for key in inner if file_of[key] == file}, folder / file)
+        (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': file_of}))
+        assert_is(to_timm(convert.read(folder)).tensors, expected)
+
+
+@quick
+@given(st.sampled_from(sorted(STATES)), st.data())
+def test_parts_that_are_missing_are_never_invented(name, data):
+    """Without some tensors a file is refused in one sentence, or converts what it has: all but the classifier."""
+    lost = data.draw(st.sets(st.sampled_from(sorted(STATES[name])), min_size=1, max_size=3))
+    lost = {key for key in lost if not key.endswith('num_batches_tracked')}
+    state = without(STATES[name], *lost)
+    try:
+        params, stats, report = convert.to_flax(checkpoint(state))
+    except convert.ConversionError as error:
+        assert str(error).startswith('a.safetensors: ') and lost
+        return
+    got = convert.to_torch(params, stats)
+    assert not report.num_classes if lost else report.num_classes == 10
+    assert got.keys() >= {key for key in state if not key.endswith('num_batches_tracked')}

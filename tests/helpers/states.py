@@ -51,6 +51,18 @@ def inserted(state: State, segment: str, depth: int) -> State:
     return {'.'.join([*name[:depth], segment, *name[depth:]]): state['.'.join(name)] for name in names}
 
 
+def nested(state: State) -> dict[str, Any]:
+    """Return a state dict with a dictionary for each module."""
+    tree: dict[str, Any] = {}
+    for key, value in state.items():
+        *path, leaf = key.split('.')
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
+
+
 def linear(classes: int, features: int = 96) -> State:
     """Return a seeded linear layer; test_resnet has 96 features."""
     rng = np.random.default_rng(classes)

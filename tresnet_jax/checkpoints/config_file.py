@@ -18,7 +18,7 @@ from tresnet_jax.checkpoints.stated import listed_names
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.models.pooling import POOL_TYPES
-from tresnet_jax.variants import IMAGENET, RESNETD, TRESNET, PretrainedConfig, family_of, split_name
+from tresnet_jax.variants import ARCHITECTURES, IMAGENET, RESNETD, TRESNET, PretrainedConfig, family_of, split_name
 
 CONFIG = 'config.json'
 NAMES = ('label_names', 'labels', 'id2label')  # 'labels' is timm's key of 2021 and 2022
@@ -46,6 +46,10 @@ OWN_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     TRESNET.name: {'act_layer': ('leaky_relu',)},
 }
+
+
+RT_DETR = 'rt_detr_resnet'
+RT_DETR_NAMES = ('resnet50d', 'resnet101d', 'resnet152d')  # its networks of basic blocks are not timm's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +111,18 @@ def as_timm(config: dict[str, Any]) -> dict[str, Any]:
         # 'tu-' and, before 2023, 'timm-' mark timm's models.
         name = re.sub('^(tu|timm)-', '', config['encoder_name'])
         return {'architecture': name, 'num_classes': 0, 'model_args': arguments}
+    inner = config.get('backbone_config')  # of transformers' detectors
+    if isinstance(inner, dict) and inner.get('model_type') in ('timm_backbone', RT_DETR):
+        return {**as_timm({**inner, 'backbone_config': None}), 'num_classes': 0}
     kind = config.get('model_type')
+    if kind == RT_DETR:
+        layers = [config.get('layer_type', 'bottleneck'), config.get('depths', [3, 4, 6, 3])]
+        names = [name for name in RT_DETR_NAMES if ['bottleneck', list(ARCHITECTURES[name].layers)] == layers]
+        name = names[0] if names else 'another RTDetrResNet'
+        arguments = {'act_layer': config.get('hidden_act'), 'in_chans': config.get('num_channels')}
+        if config.get('downsample_in_bottleneck'):
+            arguments['downsample_in_bottleneck'] = True
+        return {'architecture': name, 'num_classes': 0, 'model_args': arguments}
     if isinstance(config.get('backbone'), str) and (kind == 'timm_backbone' or config.get('use_timm_backbone')):
         arguments = {'in_chans': config.get('num_channels'), 'output_stride': config.get('output_stride')}
         if kind == 'timm_backbone':

@@ -113,12 +113,26 @@ def find(tree: Any, layouts: Sequence[Layout] = TIMM_LAYOUTS) -> list[Network]:
     """
     states = list(state_dicts(tree))
     networks = [network for state in states for network in networks_of(state, layouts)]
-    return networks or networks_of(_joined(states), layouts)
+    return networks or _nested(states, layouts)
 
 
-def _joined(states: Sequence[State]) -> State:
-    """Return all tensors as one dictionary, for names whose parts are nested: {'layer1': {'0': {'conv1': ...}}}."""
-    return State((), {'.'.join((*state.location, key)): t for state in states for key, t in state.tensors.items()}, {})
+def _nested(states: Sequence[State], layouts: Sequence[Layout]) -> list[Network]:
+    """Return the networks whose names are nested: {'layer1': {'0': {'conv1': {'weight': ...}}}}."""
+    containers = {state.location[:depth] for state in states for depth in range(len(state.location) + 1)}
+    # The dictionary that contains all of a network, and not what is beside it, such as an optimizer.
+    owners = [
+        max((c for c in containers if network.prefix.startswith(''.join(f'{part}.' for part in c))), key=len)
+        for network in networks_of(_joined(states, ()), layouts)
+    ]
+    return [network for c in dict.fromkeys(owners) for network in networks_of(_joined(states, c), layouts)]
+
+
+def _joined(states: Sequence[State], location: tuple[str, ...]) -> State:
+    """Return all tensors within a dictionary, at any depth, as one dictionary."""
+    depth = len(location)
+    within = [state for state in states if state.location[:depth] == location]
+    tensors = {'.'.join((*state.location[depth:], key)): t for state in within for key, t in state.tensors.items()}
+    return State(location, tensors, {})
 
 
 def state_dicts(tree: Any) -> Iterator[State]:

@@ -66,7 +66,7 @@ def to_timm(checkpoint: Checkpoint) -> TimmState:
     network, notes = _network_of(checkpoint)
     if network is None:
         return _unknown(checkpoint)
-    notes = [*notes, *(f'left out {count} {what}' for what, count in sorted(network.left_out.items()))]
+    notes = [*notes, *(f'left out {what} ({count})' for what, count in sorted(network.left_out.items()))]
     slope = checkpoint.stated.abn_slope
     if network.layout is INPLACE_ABN:
         notes += _gamma_notes(network)
