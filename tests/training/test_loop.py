@@ -200,6 +200,27 @@ def test_what_a_run_leaves(uninterrupted):
     assert resolved.num_classes == 10 and resolved.mean == (0.5, 0.5, 0.5)
 
 
+def test_stop_epoch_and_save_epochs(uninterrupted, tmp_path, capsys):
+    """The schedule stays that of the whole run, which goes on from there to the same weights; the epoch is kept."""
+    whole, _ = uninterrupted
+    config = dataclasses.replace(TINY, save_epochs=(0.5,), keep_last=1, keep_best=0)
+    stopped = loop.train(dataclasses.replace(config, stop_epoch=0.5), tmp_path)
+    assert (stopped.step, stopped.finished) == (3, True) and stopped.evaluation is not None
+    assert 'begins: 3 steps of 16 images (0.50 epochs, schedule of 8 steps)' in capsys.readouterr().out
+    assert loop.train(dataclasses.replace(load_config(tmp_path), stop_epoch=None), tmp_path).step == 8
+    assert_identical(weights(tmp_path), weights(whole))
+    assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == [3, 8]
+    assert [r['step'] for r in read_records(tmp_path) if r['kind'] == 'eval'][0] == 3
+
+
+@pytest.mark.parametrize('option, value', [('stop_epoch', 1.5), ('save_epochs', (0.5, 1.5))])
+def test_an_epoch_after_the_end(option, value, tmp_path):
+    name = option.replace('_', '-')
+    with pytest.raises(TrainingError, match=rf'^--{name} 1.5: the schedule has only 8 steps \(1.333 epochs\)$'):
+        loop.train(dataclasses.replace(TINY, **{option: value}), tmp_path)
+    assert not (tmp_path / 'config.json').exists()
+
+
 def test_a_finished_run_has_nothing_to_do(uninterrupted):
     workdir, _ = uninterrupted
     before = weights(workdir)

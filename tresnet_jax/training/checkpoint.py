@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep_last: int, keep_best: int):
         self._ratings: dict[int, float] = {}
+        self._always: set[int] = set()
         self._folder = workdir / CHECKPOINTS
         self._writing = 0
         self._checkpointer = ocp.training.Checkpointer(
             str(self._folder.absolute()),
             save_decision_policy=_SaveAlways(),
-            preservation_policy=_LatestAndBest(keep_last, keep_best, self._ratings),
+            preservation_policy=_Kept(keep_last, keep_best, self._ratings, self._always),
             cleanup_tmp_directories=True,  # left by a process that was killed while saving
         )
         for checkpoint in self._checkpointer.checkpoints:
@@ -47,6 +48,10 @@ class Checkpoints:
         """The step of the latest checkpoint; None if there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
+
+    def keep(self, steps: Iterable[int]) -> None:
+        """Never delete the checkpoints of these steps."""
+        self._always.update(steps)
 
     def save(self, step: int, state: TrainState, data: Any) -> None:
         """Wait until the previous checkpoint is written, then start to write this one.
@@ -138,18 +143,18 @@ class Checkpoints:
             ) from error
 
 
-class _LatestAndBest:
-    """Keep the latest checkpoints, and the best of those that were rated; of equal ones, the later."""
+class _Kept:
+    """Keep the latest checkpoints, the best of those that were rated (of equal ones, the later), and some steps."""
 
-    def __init__(self, latest: int, best: int, ratings: dict[int, float]):
-        self._latest, self._best, self._ratings = latest, best, ratings
+    def __init__(self, latest: int, best: int, ratings: dict[int, float], always: Collection[int]):
+        self._latest, self._best, self._ratings, self._always = latest, best, ratings, always
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         rated = sorted((self._ratings[step], step) for step in steps if step in self._ratings)
         kept = {*sorted(steps)[-self._latest :], *(step for _, step in rated[len(rated) - self._best :])}
-        return [step in kept for step in steps]
+        return [step in kept or step in self._always for step in steps]
 
 
 class _SaveAlways:

@@ -208,6 +208,10 @@ class TrainConfig:
     """Length of the run in epochs."""
     steps: Annotated[int | None, POSITIVE, flag('N', 'epochs determines it')] = None
     """Length of the run in steps."""
+    stop_epoch: Annotated[float | None, POSITIVE, flag('N', 'the end of the schedule')] = None
+    """Stop after this epoch, with the schedule of the whole run; another --stop-epoch, or none, continues."""
+    save_epochs: Annotated[tuple[float, ...], POSITIVE, flag('N ...', 'none')] = ()
+    """Evaluate after these epochs, and keep their checkpoints."""
     batch_size: Annotated[int, POSITIVE] = 256
     """Images per step, over all devices and hosts."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
@@ -259,7 +263,7 @@ class TrainConfig:
 RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
 # Options that may change when a run resumes. They leave the weights unchanged, except for rounding.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
-CHANGEABLE += ('log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id')
+CHANGEABLE += ('stop_epoch', 'save_epochs', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id')
 CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable')
 # Options that may change when a run resumes with --accept-changes: the data.
 ACCEPTABLE = ('data', 'train_split', 'val_split', 'val_fraction', 'max_value', 'input_key', 'target_key')

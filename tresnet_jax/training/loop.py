@@ -21,6 +21,7 @@ from tresnet_jax.errors import DataError, TrainingError, reason
 from tresnet_jax.factory import create_model
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.functional import functional
+from tresnet_jax.options import flag_name
 from tresnet_jax.training.batches import check_transforms, eval_batches, eval_data_config, train_batches
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, save_config
@@ -94,6 +95,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
 
         # Data. A run resumes with the examples, classes and splits that it began with.
         data = _open_data(config, stored_classes(workdir) if resumes else None)
+        checkpoints.keep(data.milestones)
         origin = provenance(config, data.train, data.val, len(devices))
         remarks: list[str] = []
         if checkpoints.latest is not None:
@@ -133,7 +135,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         del model, params, batch_stats
         step = start = int(state.step)
         wandb = stack.enter_context(open_wandb(config, workdir)) if is_first_process else None
-        log = RunLog(workdir, start=step, steps=data.steps, active=is_first_process, wandb=wandb)
+        log = RunLog(workdir, start=step, steps=data.end, active=is_first_process, wandb=wandb)
         stack.callback(log.close)
         interval = Interval(config.batch_size)
         pending = PendingSteps(log, interval, config.skip_nonfinite, nonfinite=int(state.nonfinite))
@@ -161,7 +163,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
                         checkpoints.rate(step, evaluation.rating)
                     log.evaluation(evaluation.metrics(step))
                     interval.restart()
-            if stop or step >= data.steps:
+            if stop or step >= data.end:
                 break
 
             # Step.
@@ -180,12 +182,12 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
 
             # Log.
             stop = interrupted()
-            if step % config.log_every == 0 or step == data.steps or stop:
+            if step % config.log_every == 0 or step == data.end or stop:
                 pending.fetch()
                 learning_rate = float(np.asarray(schedule(step - 1)))
                 log.train(
                     interval.summary(step, step / data.steps_per_epoch, learning_rate),
-                    interval.seconds_left(data.steps - step),
+                    interval.seconds_left(data.end - step),
                 )
                 interval.restart()
 
@@ -210,19 +212,25 @@ class _Data(NamedTuple):
     Attributes:
         train, val: the splits.
         steps_per_epoch: steps in an epoch.
-        steps: steps of the whole run.
+        steps: steps of the schedule.
+        end: the step after which the run stops: `steps`, or earlier with `stop_epoch`.
         eval_steps: steps between evaluations.
+        milestones: steps whose checkpoints are kept.
     """
 
     train: Source
     val: Source
     steps_per_epoch: float
     steps: int
+    end: int
     eval_steps: int
+    milestones: frozenset[int]
 
     def evaluates_at(self, step: int) -> bool:
         """Return whether to evaluate after a step. The final evaluation replaces one that would fall just before it."""
-        return step == self.steps or (step % self.eval_steps == 0 and self.steps - step > self.eval_steps // 2)
+        if step == self.end or step in self.milestones:
+            return True
+        return step % self.eval_steps == 0 and self.end - step > self.eval_steps // 2
 
 
 class _Evaluation(NamedTuple):
@@ -278,7 +286,18 @@ def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
     steps_per_epoch = len(train_source) / config.batch_size
     steps = run_steps(config, steps_per_epoch)
     eval_steps = max(1, round(config.eval_every * steps_per_epoch))
-    return _Data(train_source, val_source, steps_per_epoch, steps, eval_steps)
+    end = _step_of(config.stop_epoch, 'stop_epoch', steps, steps_per_epoch) if config.stop_epoch else steps
+    milestones = frozenset(_step_of(epoch, 'save_epochs', steps, steps_per_epoch) for epoch in config.save_epochs)
+    return _Data(train_source, val_source, steps_per_epoch, steps, end, eval_steps, milestones)
+
+
+def _step_of(epoch: float, option: str, steps: int, steps_per_epoch: float) -> int:
+    """Return the last step of an epoch. Raises TrainingError if the schedule has fewer epochs."""
+    step = max(1, round(epoch * steps_per_epoch))
+    if step > steps:
+        epochs = f'{steps / steps_per_epoch:.4g} epochs'
+        raise TrainingError(f'{flag_name(option)} {epoch:g}: the schedule has only {steps:,} steps ({epochs})')
+    return step
 
 
 def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any] | None) -> ImageModel:
@@ -368,10 +387,11 @@ def _evaluate(
 def _opening(config: TrainConfig, data: _Data, step: int, local: int) -> str:
     """Return the first line of a run; `local` is the number of devices of this host."""
     begun = f'resumes at step {step:,} of' if step else 'begins:'
+    schedule = f', schedule of {data.steps:,} steps' if data.end < data.steps else ''
     processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
     return (
         f'{config.model}: trains on {len(data.train):,} images of {data.train.name}, evaluates on {len(data.val):,} '
-        f'of {data.val.name}, {data.train.num_classes} classes; {begun} {data.steps:,} steps of '
-        f'{config.batch_size} images ({data.steps / data.steps_per_epoch:.2f} epochs) on {local * jax.process_count()} '
-        f'{jax.devices()[0].device_kind} devices{processes}'
+        f'of {data.val.name}, {data.train.num_classes} classes; {begun} {data.end:,} steps of '
+        f'{config.batch_size} images ({data.end / data.steps_per_epoch:.2f} epochs{schedule}) on '
+        f'{local * jax.process_count()} {jax.devices()[0].device_kind} devices{processes}'
     )
