@@ -81,10 +81,10 @@ def uninterrupted(environment, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_killed_in_the_middle_of_a_save_twice(environment, uninterrupted, tmp_path):
-    """kill -9 while a checkpoint is being written: the next start takes the one before, and the end is the same."""
+def test_ended_in_the_middle_of_a_save(environment, uninterrupted, tmp_path):
+    """While a checkpoint is being written. After kill -9 the next start takes the one before; the end is the same."""
     workdir = new_run(tmp_path / 'run')
-    for at_least in (1, 5):
+    for at_least, number in ((1, signal.SIGKILL), (4, signal.SIGTERM), (7, signal.SIGKILL)):
         process = start(environment, workdir)
 
         def half_written(at_least=at_least):
@@ -93,8 +93,10 @@ def test_killed_in_the_middle_of_a_save_twice(environment, uninterrupted, tmp_pa
             return any(int(name.split('.')[0]) > at_least for name in half)
 
         wait_for(process, half_written)
-        process.kill()
-        process.communicate()
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=600)
+        if number == signal.SIGTERM:
+            assert process.returncode == 0 and f'saved at step {whole_checkpoints(workdir)[-1]}; to resume' in out
     out, _ = finish(start(environment, workdir))
     assert 'resumes at step' in out
     assert_identical(weights(workdir), weights(uninterrupted))
@@ -118,6 +120,34 @@ def test_killed_at_random(environment, uninterrupted, tmp_path):
     assert_identical(weights(workdir), weights(uninterrupted))
     steps = [(r['kind'], r['step']) for r in read_records(workdir)]
     assert len(steps) == len(set(steps))
+
+
+def evaluations(workdir: Path) -> list[dict]:
+    return [r | {'time': 0} for r in read_records(workdir) if r['kind'] == 'eval']
+
+
+def test_ended_in_the_evaluation(environment, tmp_path):
+    """SIGTERM, kill -9: nothing is lost, and the metrics are those of an undisturbed run."""
+    config = dataclasses.replace(CONFIG, steps=6, eval_every=1.0, val_split='test', val_batch_size=2, devices=1)
+    whole, workdir = (new_run(tmp_path / name, config) for name in ('whole', 'run'))
+    finish(start(environment, whole))
+    process = start(environment, workdir)
+    wait_for(process, lambda: whole_checkpoints(workdir)[-1:] == [6])
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process)
+    assert 'interrupted and saved at step 6; to resume' in out and not evaluations(workdir)
+
+    process = start(environment, workdir)
+    while 'resumes at step 6' not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    assert not evaluations(workdir)
+    finish(start(environment, workdir))
+    assert evaluations(workdir) == evaluations(whole) != []
+    assert_identical(weights(workdir), weights(whole))
+    assert load_weights(workdir).top1 == load_weights(whole).top1 == evaluations(whole)[-1]['ema_top1']
 
 
 def test_full_disk(environment, uninterrupted, tmp_path):
