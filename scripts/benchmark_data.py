@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -33,6 +33,7 @@ from tresnet_jax.data.sources import Source, open_source
 from tresnet_jax.data.train_transforms import create_train_transform
 from tresnet_jax.errors import DataError
 from tresnet_jax.files import save_text
+from tresnet_jax.options import flag
 
 AUGMENTATIONS = {  # in addition to the random crop and the flip; the option names are timm's
     'crop and flip': {'color_jitter': 0.0},
@@ -60,20 +61,20 @@ class PipelineTiming:
 
 
 def main(
-    data: str | None = None,
+    data: Annotated[str | None, flag('DATA', 'generated images')] = None,
     split: str = 'train',
-    data_dir: Path | None = None,
+    data_dir: Annotated[Path | None, flag('DIR', "TFDS's own")] = None,
     image_size: int = 224,
     batch_size: int = 32,
     batches: int = 6,
     rounds: int = 5,
     cores: int = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1,
-    out: Path | None = None,
+    out: Annotated[Path | None, flag('DIR', 'none')] = None,
 ) -> None:
     """Time the pipeline, print a table, and write OUT/data.md and OUT/data.csv.
 
     Args:
-        data: data set, as for train.py. Default: generated images.
+        data: data set, as for train.py.
         split: split of the data set.
         data_dir: folder of TensorFlow Datasets.
         image_size: edge of the crops in pixels.

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from tresnet_jax.checkpoints.write import save_safetensors
 from tresnet_jax.cli.common import fail, parse
 from tresnet_jax.models.build import build_model
 from tresnet_jax.models.initializers import ShapesOnly
+from tresnet_jax.options import flag
 from tresnet_jax.profiling import profile
 from tresnet_jax.variants import split_name
 
@@ -63,11 +64,13 @@ class BenchmarkArguments:
     """Number of rounds for build and first_call, where each turn is a new process."""
     turn_seconds: float = 0.5
     """Duration of a turn in seconds; a turn is at least one call, after a call that is not timed."""
-    threads: int | None = None
-    """Number of CPU cores for each contender. Default: all that this process may use."""
-    contenders: tuple[str, ...] | None = None
-    """Contenders to compare. Default: all that are installed, except memory modes such as ours-lean."""
-    out: Path | None = None
+    threads: Annotated[int | None, flag('N', 'all that this process may use')] = None
+    """Number of CPU cores for each contender."""
+    contenders: Annotated[
+        tuple[str, ...] | None, flag('NAME ...', 'all that are installed, except memory modes such as ours-lean')
+    ] = None
+    """Contenders to compare."""
+    out: Annotated[Path | None, flag('DIR', 'none')] = None
     """Folder for benchmark.md, benchmark.csv and benchmark.png."""
     check: bool = False
     """First compare the outputs with timm's in float64. A model whose outputs differ is not timed."""

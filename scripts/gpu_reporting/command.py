@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from gpu_reporting.changes import changes
 from gpu_reporting.chart import draw_memory_modes
 from gpu_reporting.fingerprint import versions
@@ -20,6 +18,7 @@ from gpu_reporting.subprocesses import ReportError, measure_in_subprocess, requi
 from gpu_reporting.tables import markdown, programs_table
 from tresnet_jax.cli.common import Progress, fail, parse
 from tresnet_jax.files import save_text
+from tresnet_jax.options import flag
 
 NAME, PARTIAL = 'gpu_report', 'gpu_report.partial.json'
 REPORT_FLAGS = ('only', 'diff', 'out')
@@ -38,14 +37,14 @@ class GpuReportArguments:
     Exit codes: 0 for success; 1 if some programs failed, or after an interruption; 2 for user errors.
     """
 
-    model: Annotated[str | None, tyro.conf.arg(metavar='NAME')] = None
+    model: Annotated[str | None, flag('NAME', 'the whole report')] = None
     """Measure a single program of this architecture."""
 
     mode: Literal['train', 'infer'] = 'train'
     """A training step or a prediction. This flag and those down to --json require --model."""
 
-    batch: int | None = None
-    """Number of images. Default: 128 for training, 256 for inference."""
+    batch: Annotated[int | None, flag('N', '128 for training, 256 for inference')] = None
+    """Number of images."""
 
     image_size: int = 224
     """Edge of the images in pixels."""
@@ -71,7 +70,7 @@ class GpuReportArguments:
     only: str = '*'
     """Compile only the programs of the report whose names match this pattern, e.g. 'train tresnet_m *'."""
 
-    diff: Annotated[Path | None, tyro.conf.arg(metavar='BASE.json')] = None
+    diff: Annotated[Path | None, flag('BASE.json', 'none')] = None
     """Print what changed since this earlier gpu_report.json, instead of the tables."""
 
     out: Path = Path('docs')
