@@ -188,4 +188,13 @@ def test_a_run_on_a_folder(tmp_path, capsys):
     own, other = found
     assert own['top1'] == other['top1'] and own['loss'] == pytest.approx(other['loss'])
     assert other['classes'] == 'all 3 classes, matched by name'
+
+    for split in ('Training', 'Valid'):
+        (tmp_path / split / 'b9').rename(tmp_path / split / 'c')
+    assert train.main(['--workdir', str(run)]) == 2
+    assert 'the run began with something else: ' in (refused := capsys.readouterr().err) and refused.count('\n') == 1
+    assert 'new classes: c; missing classes: b9. Restore' in refused
+    assert train.main(['--workdir', str(run), '--accept-changes']) == 0
+    assert json.loads((run / MODEL_FILE).read_text())['label_names'] == ['b10', 'c', NOT_UTF8]
+    assert train.main(['--workdir', str(run)]) == 0
     jax.clear_caches()

@@ -5,12 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.helpers.images import write_classes
 from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE
 from tresnet_jax.errors import TrainingError
-from tresnet_jax.training import loop, provenance
+from tresnet_jax.training import devices, loop, provenance
 from tresnet_jax.training.config import TrainConfig, save_config
 from tresnet_jax.training.provenance import PROVENANCE_FILE, compare, load_provenance, save_provenance, stored_classes
 
@@ -30,9 +31,9 @@ def config(photos) -> TrainConfig:
     return TrainConfig(data=f'folder:{photos}', batch_size=4, steps=3)
 
 
-def now(config: TrainConfig, names=None, devices: int = 2) -> provenance.Provenance:
+def now(config: TrainConfig, names=None, count: int = 2) -> provenance.Provenance:
     data = loop._open_data(config, names)
-    return provenance.provenance(config, data.train, data.val, devices)
+    return provenance.provenance(config, data.train, data.val, count)
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def run(config, tmp_path) -> Path:
     return workdir
 
 
-def resume(run: Path, config: TrainConfig, devices: int = 2, accept: bool = False):
-    return compare(now(config, stored_classes(run), devices), config, run, 5, accept)
+def resume(run: Path, config: TrainConfig, count: int = 2, accept: bool = False):
+    return compare(now(config, stored_classes(run), count), config, run, 5, accept)
 
 
 def add_image(photos: Path) -> None:
@@ -138,10 +139,10 @@ def test_devices_matter_to_batch_norm_that_is_not_synchronised(sync_bn, run, con
     config = dataclasses.replace(config, sync_bn=sync_bn)
     save_config(config, run)
     if sync_bn:
-        assert resume(run, config, devices=1)[1] == []
+        assert resume(run, config, count=1)[1] == []
     else:
         with pytest.raises(TrainingError, match='1 devices instead of 2, which matters with --no-sync-bn'):
-            resume(run, config, devices=1)
+            resume(run, config, count=1)
 
 
 def test_other_versions_are_said(run, config):
@@ -172,6 +173,21 @@ def test_names_that_are_not_utf8(tmp_path, run):
     assert [*provenance._of_classes(('a', 'b'), changed.class_names)] == [
         r'new classes: caf\xe9', 'missing classes: b'
     ]  # fmt: skip
+
+
+def test_every_process_reads_the_same_data(run, monkeypatch):
+    """Another file on one host would give a wrong share of every batch; here, each digest is what a process sends."""
+    before = load_provenance(run)
+    changed = dataclasses.replace(before, val=dataclasses.replace(before.val, digests={'sizes': '1'}))
+    sent = []
+    monkeypatch.setattr(devices.jax, 'process_count', lambda: 3)
+    monkeypatch.setattr(devices.multihost_utils, 'process_allgather', lambda digest: np.stack([digest] * 3))
+    provenance.check_processes(before)
+    monkeypatch.setattr(devices.multihost_utils, 'process_allgather', lambda digest: sent.append(digest) or sent)
+    for value in (before, dataclasses.replace(before, devices=7, versions={})):
+        provenance.check_processes(value)
+    with pytest.raises(TrainingError, match='process 2 reads other training or evaluation images than the first'):
+        provenance.check_processes(changed)
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{}', '{"train": 5}', '[' * 100_000])

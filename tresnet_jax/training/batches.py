@@ -14,6 +14,8 @@ from tresnet_jax.errors import TrainingError
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.variants import IMAGENET
 
+UNREADABLE_FILE = 'unreadable.log'
+
 
 def train_transform(config: TrainConfig) -> TrainTransform:
     """Return the host's part of the augmentation. `config.mean` must be set."""
@@ -79,7 +81,7 @@ def train_batches(config: TrainConfig, source: Source, devices: list[Any], workd
         threads=config.threads,
         workers=config.workers,
         max_unreadable=config.max_unreadable,
-        log=workdir / 'unreadable.log',
+        log=workdir / UNREADABLE_FILE,
         max_value=config.max_value,
     )
     return to_devices(dataset, devices)
@@ -98,7 +100,7 @@ def eval_batches(config: TrainConfig, source: Source, devices: list[Any], workdi
         threads=config.threads,
         workers=config.workers,
         max_unreadable=config.max_unreadable,
-        log=workdir / 'unreadable.log',
+        log=workdir / UNREADABLE_FILE,
         max_value=config.max_value,
     )
     return to_devices(dataset, devices)

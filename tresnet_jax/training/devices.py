@@ -92,6 +92,14 @@ def agreed(value: bool) -> bool:
     return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
 
 
+def differing_process(digest: bytes) -> int | None:
+    """Return the number of a process whose digest differs from that of the first process; None if all agree."""
+    if jax.process_count() == 1:
+        return None
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    return next((number for number, other in enumerate(digests) if (other != digests[0]).any()), None)
+
+
 def everywhere() -> NamedSharding:
     """Return the sharding of an array that is replicated over all devices of the run."""
     return NamedSharding(_mesh(), PartitionSpec())

@@ -22,7 +22,13 @@ from tresnet_jax.factory import create_model
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.functional import functional
 from tresnet_jax.options import flag_name
-from tresnet_jax.training.batches import check_transforms, eval_batches, eval_data_config, train_batches
+from tresnet_jax.training.batches import (
+    UNREADABLE_FILE,
+    check_transforms,
+    eval_batches,
+    eval_data_config,
+    train_batches,
+)
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, save_config
 from tresnet_jax.training.devices import AXIS, agreed, interruption, local_devices, replicate
@@ -30,7 +36,7 @@ from tresnet_jax.training.evaluate import EvalResult, evaluate
 from tresnet_jax.training.lock import locked
 from tresnet_jax.training.metrics import METRICS_FILE, Interval, PendingSteps, RunLog, has_evaluation
 from tresnet_jax.training.optim import create_optimizer
-from tresnet_jax.training.provenance import compare, provenance, save_provenance, stored_classes
+from tresnet_jax.training.provenance import check_processes, compare, provenance, save_provenance, stored_classes
 from tresnet_jax.training.schedules import create_schedule, run_steps
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
 from tresnet_jax.training.update_rules import settings_of
@@ -97,6 +103,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         data = _open_data(config, stored_classes(workdir) if resumes else None)
         checkpoints.keep(data.milestones)
         origin = provenance(config, data.train, data.val, len(devices))
+        check_processes(origin)
         remarks: list[str] = []
         if checkpoints.latest is not None:
             origin, remarks = compare(origin, config, workdir, checkpoints.latest, accept_changes)
@@ -131,7 +138,8 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
             names = data.train.class_names if data.train.num_classes == model.num_classes else None
             save_description(workdir, model, data_config, names)
         if is_first_process and not resumes:
-            (workdir / METRICS_FILE).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+            for file in (METRICS_FILE, UNREADABLE_FILE):  # of a run that ended before its first checkpoint
+                (workdir / file).unlink(missing_ok=True)
         del model, params, batch_stats
         step = start = int(state.step)
         wandb = stack.enter_context(open_wandb(config, workdir)) if is_first_process else None

@@ -5,6 +5,7 @@ they are recorded in provenance.json.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from tresnet_jax.errors import TrainingError, reason, shown
 from tresnet_jax.files import save_text
 from tresnet_jax.options import as_flag
 from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, RESOLVED, TrainConfig, changed_options, load_config
+from tresnet_jax.training.devices import differing_process
 from tresnet_jax.version import __version__
 
 PROVENANCE_FILE = 'provenance.json'
@@ -76,6 +78,21 @@ def provenance(config: TrainConfig, train: Source, val: Source, devices: int) ->
     resolved = tuple(name for name in RESOLVED if getattr(config, name) is None)
     devices *= jax.process_count()
     return Provenance(_examples(train), _examples(val), train.class_names, devices, versions, resolved)
+
+
+def check_processes(now: Provenance) -> None:
+    """Check that all processes read the same data. Every process calls this.
+
+    Raises:
+        TrainingError: the data differs, in all processes.
+    """
+    text = json.dumps([dataclasses.asdict(now.train), dataclasses.asdict(now.val), now.class_names])
+    other = differing_process(hashlib.blake2b(text.encode(), digest_size=16).digest())
+    if other is not None:
+        raise TrainingError(
+            f'{now.train.name}: process {other} reads other training or evaluation images than the first process; all '
+            'hosts need the same files, with the same names and sizes'
+        )
 
 
 def _examples(source: Source) -> Examples:
