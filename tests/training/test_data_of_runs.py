@@ -18,7 +18,7 @@ from tresnet_jax.cli.common import Progress, fail
 from tresnet_jax.data.examples import EpochOrders, EvalExamples, TrainExamples, Unreadable
 from tresnet_jax.data.sources import open_source
 from tresnet_jax.errors import DataError
-from tresnet_jax.training import loop
+from tresnet_jax.training import loop, run_data
 from tresnet_jax.training.config import TrainConfig
 
 NOT_UTF8 = b'caf\xe9'.decode('utf-8', 'surrogateescape')
@@ -34,18 +34,18 @@ def photos(tmp_path):
 
 def test_the_opening_line_names_both_splits_and_their_sizes(photos):
     config = TrainConfig(data=f'folder:{photos}', batch_size=4, steps=3)
-    data = loop._open_data(config, None)
+    data = run_data.open_data(config, None)
     assert f'trains on 12 images of {config.data} Training, evaluates on 6 of {config.data} valid, 3 classes' in (
-        loop._opening(config, data, 0, 1)
+        run_data.opening(config, data, 0, 1)
     )
-    named = loop._open_data(dataclasses.replace(config, val_split='test'), None)
-    assert f'evaluates on 3 of {config.data} test' in loop._opening(config, named, 0, 1)
+    named = run_data.open_data(dataclasses.replace(config, val_split='test'), None)
+    assert f'evaluates on 3 of {config.data} test' in run_data.opening(config, named, 0, 1)
 
 
 def test_a_run_keeps_the_order_of_its_classes(photos, tmp_path):
     """Those of runs that began before the natural order, in training and in evaluation."""
     config = TrainConfig(data=f'folder:{photos}', batch_size=4)
-    new, old = (loop._open_data(config, names) for names in (None, ('a', 'b10', 'b9')))
+    new, old = (run_data.open_data(config, names) for names in (None, ('a', 'b10', 'b9')))
     assert new.train.class_names == new.val.class_names == ('a', 'b9', 'b10')
     assert old.train.class_names == old.val.class_names == ('a', 'b10', 'b9')
     for source in (old.train, old.val):
@@ -67,10 +67,10 @@ def test_splits_by_the_names_of_their_folders(photos):
     (photos / 'valid').rename(photos / 'b_val')
     shutil.rmtree(photos / 'test')
     config = TrainConfig(data=f'folder:{photos}', batch_size=4, train_split='b_train', val_split='b_val')
-    data = loop._open_data(config, None)
+    data = run_data.open_data(config, None)
     assert (len(data.train), len(data.val)) == (12, 6)
     with pytest.raises(DataError, match='are these splits.*--train-split .b_train. --val-split .b_val.'):
-        loop._open_data(dataclasses.replace(config, train_split='train', val_split=None), None)
+        run_data.open_data(dataclasses.replace(config, train_split='train', val_split=None), None)
 
 
 def test_white_of_12_bits(tmp_path, caplog):
@@ -80,13 +80,13 @@ def test_white_of_12_bits(tmp_path, caplog):
         for number in range(3):
             Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / name / f'{number}.png')
     config = TrainConfig(data=f'folder:{tmp_path}', batch_size=4)
-    loop._open_data(config, None)
+    run_data.open_data(config, None)
     assert [message for message in caplog.messages if '--max-value' in message] == [
         f'folder:{tmp_path} train: 4 of 4 images looked at have 16 bits, but values from 4095 to 4095 only. White is '
         '65535, so they are nearly black; set white with --max-value, for example 4095 for 12 bits'
     ]
     caplog.clear()
-    source = loop._open_data(dataclasses.replace(config, max_value=4095), None).train
+    source = run_data.open_data(dataclasses.replace(config, max_value=4095), None).train
     assert caplog.messages == []
     for max_value, level in ((None, 16), (4095.0, 255)):
         training = TrainExamples(source, EpochOrders(4, 0), lambda image, rng: np.asarray(image), 1, max_value)
@@ -124,7 +124,7 @@ def test_sources_with_keys(tmp_path, monkeypatch):
         fields = [{'label': label, 'twice': f'c{label}'} for label in labels]
         write_tar(tmp_path / f'x-{split}-0.tar', image_members(fields))
     config = TrainConfig(data=f'wds:{tmp_path}', batch_size=2, target_key='twice')
-    data = loop._open_data(config, None)
+    data = run_data.open_data(config, None)
     assert data.train.class_names == data.val.class_names == ('c0', 'c1', 'c2')
     assert [data.val[index]['label'] for index in range(2)] == [1, 2]
 
@@ -145,14 +145,14 @@ def test_class_maps(photos, tmp_path, monkeypatch):
     path = tmp_path / 'names.txt'
     path.write_text('b10\na\n é \nb9\n', encoding='utf-8')
     config = TrainConfig(data=f'folder:{photos}', batch_size=4, class_map=path)
-    data = loop._open_data(config, None)
+    data = run_data.open_data(config, None)
     assert data.train.class_names == data.val.class_names == ('b10', 'a', 'é', 'b9')
     assert data.val.present == (0, 1, 3)
-    assert loop._open_data(config, ('a', 'b9', 'b10', 'x')).train.class_names == ('a', 'b9', 'b10', 'x')
+    assert run_data.open_data(config, ('a', 'b9', 'b10', 'x')).train.class_names == ('a', 'b9', 'b10', 'x')
     for split in ('train', 'val'):
         write_tar(tmp_path / 'shards' / f'{split}.tar', image_members([3, 0]))
     shards = dataclasses.replace(config, data=f'wds:{tmp_path}/shards')
-    assert loop._open_data(shards, None).train.class_names[3] == 'b9'
+    assert run_data.open_data(shards, None).train.class_names[3] == 'b9'
     arrays = dataclasses.replace(config, data='embedded:fashion_mnist')
     for text, changed, message in (
         ('a\nb9\n', config, '1 classes of Training are not among the class names: b10; these are a, b9'),
@@ -164,7 +164,7 @@ def test_class_maps(photos, tmp_path, monkeypatch):
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
-            loop._open_data(changed, None)
+            run_data.open_data(changed, None)
 
 
 @pytest.mark.slow

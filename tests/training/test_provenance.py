@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.images import write_classes
 from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE
 from tresnet_jax.errors import TrainingError
-from tresnet_jax.training import devices, loop, provenance
+from tresnet_jax.training import devices, provenance, run_data
 from tresnet_jax.training.config import TrainConfig, save_config
 from tresnet_jax.training.provenance import PROVENANCE_FILE, compare, load_provenance, save_provenance, stored_classes
 
@@ -32,7 +32,7 @@ def config(photos) -> TrainConfig:
 
 
 def now(config: TrainConfig, names=None, count: int = 2) -> provenance.Provenance:
-    data = loop._open_data(config, names)
+    data = run_data.open_data(config, names)
     return provenance.provenance(config, data.train, data.val, count)
 
 

@@ -14,14 +14,11 @@ import numpy as np
 from flax import nnx
 
 from tresnet_jax.checkpoints.run import save_description, stored_network
-from tresnet_jax.data.images import warn_narrow_range
-from tresnet_jax.data.label_values import read_class_map
-from tresnet_jax.data.sources import Source, open_source
-from tresnet_jax.errors import DataError, TrainingError, reason
+from tresnet_jax.data.sources import Source
+from tresnet_jax.errors import TrainingError, reason
 from tresnet_jax.factory import create_model
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.functional import functional
-from tresnet_jax.options import flag_name
 from tresnet_jax.training.batches import (
     UNREADABLE_FILE,
     check_transforms,
@@ -37,7 +34,8 @@ from tresnet_jax.training.lock import locked
 from tresnet_jax.training.metrics import METRICS_FILE, Interval, PendingSteps, RunLog, has_evaluation
 from tresnet_jax.training.optim import create_optimizer
 from tresnet_jax.training.provenance import check_processes, compare, provenance, save_provenance, stored_classes
-from tresnet_jax.training.schedules import create_schedule, run_steps
+from tresnet_jax.training.run_data import open_data, opening
+from tresnet_jax.training.schedules import create_schedule
 from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
 from tresnet_jax.training.update_rules import settings_of
 from tresnet_jax.training.wandb_log import open_wandb
@@ -100,7 +98,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         resumes = checkpoints.latest is not None
 
         # Data. A run resumes with the examples, classes and splits that it began with.
-        data = _open_data(config, stored_classes(workdir) if resumes else None)
+        data = open_data(config, stored_classes(workdir) if resumes else None)
         checkpoints.keep(data.milestones)
         origin = provenance(config, data.train, data.val, len(devices))
         check_processes(origin)
@@ -150,7 +148,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         state = replicate(state, devices)
         for line in [*([abandoned] if abandoned else []), *remarks]:
             log.say(line)
-        log.say(_opening(config, data, step, len(devices)))
+        log.say(opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())
         evaluation: _Evaluation | None = None
         # The first evaluation before the first step if asked to; after a resume, the one that the run did not finish.
@@ -214,33 +212,6 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         return Result(step, not stop, raw, ema)
 
 
-class _Data(NamedTuple):
-    """The two splits of a run, and the numbers of steps that follow from them.
-
-    Attributes:
-        train, val: the splits.
-        steps_per_epoch: steps in an epoch.
-        steps: steps of the schedule.
-        end: the step after which the run stops: `steps`, or earlier with `stop_epoch`.
-        eval_steps: steps between evaluations.
-        milestones: steps whose checkpoints are kept.
-    """
-
-    train: Source
-    val: Source
-    steps_per_epoch: float
-    steps: int
-    end: int
-    eval_steps: int
-    milestones: frozenset[int]
-
-    def evaluates_at(self, step: int) -> bool:
-        """Return whether to evaluate after a step. The final evaluation replaces one that would fall just before it."""
-        if step == self.end or step in self.milestones:
-            return True
-        return step % self.eval_steps == 0 and self.end - step > self.eval_steps // 2
-
-
 class _Evaluation(NamedTuple):
     """The results of one evaluation: of the weights, and of their moving average if the run keeps one."""
 
@@ -266,46 +237,6 @@ def _make_folder(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f'{workdir}: the folder cannot be made: {reason(error)}') from error
-
-
-def _open_data(config: TrainConfig, names: tuple[str, ...] | None) -> _Data:
-    """Open the training and the evaluation split. Raises DataError if they are missing or unusable.
-
-    Args:
-        config: the configuration.
-        names: the class names in the order of the labels, if the run has stored them. If the data has other classes,
-            it is opened with its own.
-    """
-    options = {name: getattr(config, name) for name in ('data_dir', 'val_fraction', 'input_key', 'target_key')}
-    stored = names
-    if stored is None and config.class_map is not None:
-        names = read_class_map(config.class_map)
-    try:
-        train_source = open_source(config.data, config.train_split, class_names=names, **options)
-    except DataError:
-        if stored is None:
-            raise
-        train_source = open_source(config.data, config.train_split, **options)
-    if stored is None and config.class_map is not None and train_source.class_names != names:
-        raise DataError(f'{config.data}: has classes of its own; leave out --class-map')
-    val_source = open_source(config.data, config.val_split, class_names=train_source.class_names, **options)
-    if config.max_value is None and jax.process_index() == 0:
-        warn_narrow_range(lambda index: train_source[index]['image'], len(train_source), train_source.name)
-    steps_per_epoch = len(train_source) / config.batch_size
-    steps = run_steps(config, steps_per_epoch)
-    eval_steps = max(1, round(config.eval_every * steps_per_epoch))
-    end = _step_of(config.stop_epoch, 'stop_epoch', steps, steps_per_epoch) if config.stop_epoch else steps
-    milestones = frozenset(_step_of(epoch, 'save_epochs', steps, steps_per_epoch) for epoch in config.save_epochs)
-    return _Data(train_source, val_source, steps_per_epoch, steps, end, eval_steps, milestones)
-
-
-def _step_of(epoch: float, option: str, steps: int, steps_per_epoch: float) -> int:
-    """Return the last step of an epoch. Raises TrainingError if the schedule has fewer epochs."""
-    step = max(1, round(epoch * steps_per_epoch))
-    if step > steps:
-        epochs = f'{steps / steps_per_epoch:.4g} epochs'
-        raise TrainingError(f'{flag_name(option)} {epoch:g}: the schedule has only {steps:,} steps ({epochs})')
-    return step
 
 
 def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any] | None) -> ImageModel:
@@ -390,16 +321,3 @@ def _evaluate(
 
     raw = result(state.params, state.batch_stats)
     return _Evaluation(raw, None if state.ema is None else result(**state.ema))
-
-
-def _opening(config: TrainConfig, data: _Data, step: int, local: int) -> str:
-    """Return the first line of a run; `local` is the number of devices of this host."""
-    begun = f'resumes at step {step:,} of' if step else 'begins:'
-    schedule = f', schedule of {data.steps:,} steps' if data.end < data.steps else ''
-    processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
-    return (
-        f'{config.model}: trains on {len(data.train):,} images of {data.train.name}, evaluates on {len(data.val):,} '
-        f'of {data.val.name}, {data.train.num_classes} classes; {begun} {data.end:,} steps of '
-        f'{config.batch_size} images ({data.end / data.steps_per_epoch:.2f} epochs{schedule}) on '
-        f'{local * jax.process_count()} {jax.devices()[0].device_kind} devices{processes}'
-    )
