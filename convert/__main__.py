@@ -34,7 +34,7 @@ from tresnet_jax.factory import embedded_path
 from tresnet_jax.files import sha256
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import fill
-from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, check_options, flag
+from tresnet_jax.options import NOT_NEGATIVE, check_options, flag
 from tresnet_jax.variants import PRETRAINED, pretrained_config
 
 
@@ -69,7 +69,9 @@ class ConvertArguments:
     key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if that is one')] = None
     """Network of a file that has several, as inspect lists them: state_dict:student."""
 
-    abn_slope: Annotated[float | None, POSITIVE, flag('SLOPE', "the one that SOURCE states, else timm's 1e-3")] = None
+    abn_slope: Annotated[float | None, NOT_NEGATIVE, flag('SLOPE', "the one that SOURCE states, else timm's 1e-3")] = (
+        None
+    )
     """Slope of the leaky ReLUs in training, kept for loading: 1e-6 for the original second version."""
 
     verify: bool = False

@@ -70,7 +70,7 @@ def test_wrong_usage(arguments, capsys):
             '--plot shows the errors that --verify measures; give --verify too',
         ),
         (['SOURCE', 'TARGET', '--num-classes', '-1'], '--num-classes must be not negative, got -1'),
-        (['SOURCE', 'TARGET', '--abn-slope', '0'], '--abn-slope must be positive, got 0.0'),
+        (['SOURCE', 'TARGET', '--abn-slope', '-1'], '--abn-slope must be not negative, got -1.0'),
         (['SOURCE', 'TARGET', '--step', '-1'], '--step must be not negative, got -1'),
     ],
 )
