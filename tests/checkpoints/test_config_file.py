@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tresnet_jax.checkpoints import config_file
 from tresnet_jax.checkpoints.config_file import SavedConfig
@@ -160,3 +162,38 @@ def test_images(mean, stated):
     assert (images is not None) == stated
     assert not stated or images['input_size'] == (3, 64, 64) and images['std'] == (0.229, 0.224, 0.225)
     assert config_file.images(parsed(WRAPPER)) is None
+
+
+KEYS = ['architectures', 'num_classes', 'num_labels', 'label_names', 'labels', 'id2label', 'model_args',
+        'pretrained_cfg', 'global_pool', 'model_type', 'backbone', 'backbone_config', 'encoder_name', 'depths', 'layer_type', 'mean',
+        'input_size', 'out_indices', 'output_stride', 'act_layer', 'drop_rate']  # fmt: skip
+WORDS = [
+    'resnet50d',
+    'timm_wrapper',
+    'timm_backbone',
+    'rt_detr_resnet',
+    'avg',
+    'relu',
+    'TimmWrapperModel',
+    'tu-resnet50d',
+]
+leaves = st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=3) | st.sampled_from(WORDS)
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.fixed_dictionaries(
+        {'architecture': st.sampled_from(['resnet50d', 'tresnet_m'])}, optional=dict.fromkeys(KEYS, values)
+    )
+)
+def test_any_content_is_checked(config):
+    """It gives a row, or one line that says what is wrong."""
+    try:
+        row = parsed(config)
+        assert config_file.images(row) or not row.states_images or len(row.mean) != 3
+        hash(row)
+    except ConversionError as error:
+        assert str(error).startswith('config.json: ') and str(error).isprintable()

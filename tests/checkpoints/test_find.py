@@ -189,6 +189,13 @@ def test_several_networks_are_listed(tree, keys, tmp_path, capsys):
     assert all(f'network     {key}, ' in printed for key in keys)
 
 
+def test_a_file_of_too_many_networks(tmp_path):
+    kernel = np.zeros((1, 1, 1, 1), np.float32)
+    stem = {f'{name}.weight': kernel for name in ('conv1.0', 'conv1.3', 'conv1.6', 'layer1.0.conv1')}
+    with pytest.raises(convert.ConversionError, match='holds 1001 networks; expected 1000 at most'):
+        convert.read(saved(tmp_path, [dict(stem) for _ in range(1001)]))
+
+
 def test_an_unknown_key_lists_the_known_ones(tmp_path):
     file = saved(tmp_path, STUDENT_AND_TEACHER)
     with pytest.raises(convert.ConversionError, match=r'no network at --key mean_teacher(.|\n)*state_dict:student'):

@@ -1,6 +1,7 @@
 """Select one of several networks in a checkpoint: complete before incomplete, average before raw, equal ones once."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ AVERAGE = re.compile(
 )
 TOP = '(top)'  # the key of a network at the top of a file, without a prefix
 AVERAGER_COUNT = 'n_averaged'  # of torch.optim.swa_utils.AveragedModel, beside the averaged module
+# Limits for files that are made to be slow: networks in one file, and those that are compared with each other.
+MOST_NETWORKS, MOST_COMPARED = 1000, 64
 LONGEST_KEY = 500  # characters
 STALE = 'average_model_state'  # of Lightning's StochasticWeightAveraging; its statistics of batch norm are old
 
@@ -66,8 +69,10 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
 
     Raises:
         SeveralNetworksError: several networks are equally good.
-        ConversionError: no network is at `key`.
+        ConversionError: no network is at `key`, or there are too many.
     """
+    if len(networks) > MOST_NETWORKS:
+        raise ConversionError(f'{path}: holds {len(networks)} networks; expected {MOST_NETWORKS} at most')
     candidates = list(networks) if key is None else _at(networks, key)
     if key is not None and not candidates:
         known = f'; {listing("it has", rows(networks), most=20)}' if networks else ': it has no TResNet or ResNet-D'
@@ -81,7 +86,8 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
         best = [network for network in best if good(network)] or best
     best = _without_equal(best)
     if len(best) > 1:
-        raise SeveralNetworksError(path, [row for row, n in zip(rows(networks), networks, strict=True) if n in best])
+        listed = set(best)
+        raise SeveralNetworksError(path, [row for row, n in zip(rows(networks), networks, strict=True) if n in listed])
     averaged = averages[id(best[0])]
     notes = []
     locations = [network.state.location for network in networks]
@@ -114,14 +120,16 @@ def unique_keys(networks: Sequence[Network]) -> list[str]:
     """
     plain = [printable(network.key, LONGEST_KEY) for network in networks]
     named = [f'{key}@{network.architecture}' for key, network in zip(plain, networks, strict=True)]
+    plain_counts, named_counts, numbers = Counter(plain), Counter(named), Counter[str]()
     keys = []
-    for index, (key, name, network) in enumerate(zip(plain, named, networks, strict=True)):
-        if plain.count(key) == 1:
+    for key, name, network in zip(plain, named, networks, strict=True):
+        numbers[key] += 1
+        if plain_counts[key] == 1:
             keys.append(key or TOP)
-        elif network.architecture and named.count(name) == 1:
+        elif network.architecture and named_counts[name] == 1:
             keys.append(name)
         else:
-            keys.append(f'{key}@{plain[: index + 1].count(key)}')
+            keys.append(f'{key}@{numbers[key]}')
     return keys
 
 
@@ -180,7 +188,7 @@ def _without_equal(networks: list[Network]) -> list[Network]:
     """Return the networks without those whose tensors equal those of an earlier one."""
     kept: list[Network] = []
     for network in networks:
-        if not any(_same(network, other) for other in kept):
+        if len(kept) >= MOST_COMPARED or not any(_same(network, other) for other in kept):
             kept.append(network)
     return kept
 

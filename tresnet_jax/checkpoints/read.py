@@ -168,7 +168,7 @@ def _stated(tree: Any, architecture: str, function: twins.Function) -> Stated:
 def _largest_state(path: Path, tree: Any) -> State:
     """Return the dictionary to describe in a checkpoint without a network of ours."""
     states = {state.location: state for state in state_dicts(tree)}
-    if not states and tree == {}:  # an empty safetensors file
+    if not states and isinstance(tree, dict) and not tree:  # an empty safetensors file
         return State((), {}, {})
     if not states:
         found = ', '.join(map(_shown, list(children(tree))[:5])) or type(tree).__name__
