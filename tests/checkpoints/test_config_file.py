@@ -164,9 +164,10 @@ def test_images(mean, stated):
     assert config_file.images(parsed(WRAPPER)) is None
 
 
-KEYS = ['architectures', 'num_classes', 'num_labels', 'label_names', 'labels', 'id2label', 'model_args',
-        'pretrained_cfg', 'global_pool', 'model_type', 'backbone', 'backbone_config', 'encoder_name', 'depths', 'layer_type', 'mean',
-        'input_size', 'out_indices', 'output_stride', 'act_layer', 'drop_rate']  # fmt: skip
+KEYS = (
+    'architectures num_classes num_labels label_names labels id2label model_args pretrained_cfg global_pool model_type '
+    'backbone backbone_config encoder_name depths layer_type mean input_size out_indices output_stride act_layer drop_rate'
+).split()
 WORDS = [
     'resnet50d',
     'timm_wrapper',
