@@ -10,6 +10,8 @@ from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # a cached program would hide a compilation
+# Most tests compile small programs that run once, for which LLVM's optimisations take longer than they save.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
 import jax
 import pytest

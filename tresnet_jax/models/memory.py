@@ -97,7 +97,9 @@ def recomputed(
     run = jax.custom_vjp(run)
     run.defvjp(lambda *args: jax.vjp(without_barrier, *args), backward)
     out, new_stats = run(nnx.to_pure_dict(params), nnx.to_pure_dict(stats), x)
-    nnx.update(module, new_stats)
+    # In evaluation nothing has changed, and an enclosing jit may not allow writing to the module.
+    if any(not getattr(part, 'use_running_average', True) for _, part in nnx.iter_modules(module)):
+        nnx.update(module, new_stats)
     return out
 
 
