@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # a cached program would hide a compilation
 # Most tests compile small programs that run once, for which LLVM's optimisations take longer than they save.
-os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
 
 import jax
 import pytest
@@ -26,6 +26,14 @@ def x64():
     """Allow float64 in JAX for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optimized():
+    """Compile with LLVM's optimisations, for one test whose programs run for longer than they compile."""
+    jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.helpers.reference import (
 from tests.helpers.tolerances import EVALUATION
 from tresnet_jax.variants import ARCHITECTURES, PRETRAINED, TRESNET, family_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('optimized')]
 
 COMMON = [(224, 224), (200, 200), (176, 176), (160, 256)]
 SMALLEST = {True: (20, 20), False: (1, 1)}

@@ -114,7 +114,7 @@ CASES = [
 ]
 
 
-@pytest.mark.usefixtures('x64', 'standard_promotion')
+@pytest.mark.usefixtures('x64', 'standard_promotion', 'optimized')
 @pytest.mark.parametrize(('name', 'recipe'), CASES)
 def test_twenty_steps(name, recipe, record_error):
     """Every parameter, statistic and average after twenty steps and every loss agree within 1e-9."""
