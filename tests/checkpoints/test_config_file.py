@@ -166,7 +166,8 @@ def test_images(mean, stated):
 
 KEYS = (
     'architectures num_classes num_labels label_names labels id2label model_args pretrained_cfg global_pool model_type '
-    'backbone backbone_config encoder_name depths layer_type mean input_size out_indices output_stride act_layer drop_rate'
+    'backbone backbone_config encoder_name depths layer_type mean input_size out_indices output_stride act_layer '
+    'drop_rate'
 ).split()
 WORDS = [
     'resnet50d',
