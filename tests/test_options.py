@@ -71,7 +71,7 @@ def test_good_values(field, values):
         ('count', True, 'must be a whole number of at most 2147483647, got true'),
         ('count', 1.0, 'must be a whole number of at most 2147483647, got 1.0'),
         ('count', 2**31, 'must be a whole number of at most 2147483647, got 2147483648'),
-        ('count', -1, 'must be not negative, got -1'),
+        ('count', -1, 'must be at least 0, got -1'),
         ('rate', 0, 'must be positive, got 0'),
         ('rate', True, 'must be a number, got true'),
         ('rate', math.nan, 'must be a number, got NaN'),

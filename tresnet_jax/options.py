@@ -43,7 +43,7 @@ class Range:
 
 
 POSITIVE = Range('positive', 0, above=True)
-NOT_NEGATIVE = Range('not negative', 0)
+NOT_NEGATIVE = Range('at least 0', 0)
 SHARE = Range('between 0 and 1', 0, 1)
 BELOW_1 = Range('at least 0 and less than 1', 0, 1, below=True)
 

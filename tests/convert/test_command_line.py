@@ -69,9 +69,9 @@ def test_wrong_usage(arguments, capsys):
             ['SOURCE', 'TARGET', '--plot', 'chart.png'],
             '--plot shows the errors that --verify measures; give --verify too',
         ),
-        (['SOURCE', 'TARGET', '--num-classes', '-1'], '--num-classes must be not negative, got -1'),
-        (['SOURCE', 'TARGET', '--abn-slope', '-1'], '--abn-slope must be not negative, got -1.0'),
-        (['SOURCE', 'TARGET', '--step', '-1'], '--step must be not negative, got -1'),
+        (['SOURCE', 'TARGET', '--num-classes', '-1'], '--num-classes must be at least 0, got -1'),
+        (['SOURCE', 'TARGET', '--abn-slope', '-1'], '--abn-slope must be at least 0, got -1.0'),
+        (['SOURCE', 'TARGET', '--step', '-1'], '--step must be at least 0, got -1'),
     ],
 )
 def test_wrong_values(arguments, message, capsys):

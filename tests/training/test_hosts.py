@@ -64,7 +64,7 @@ def test_flags_alone():
         (Hosts(process_id=0), 'also needs --coordinator, --num-processes$'),
         (Hosts('host0:1234', 2, 2), '--process-id must be less than the number of processes, 2, got 2$'),
         (Hosts('host0', 2, 1), "--coordinator must be HOST:PORT, got 'host0'$"),
-        (Hosts('host0:1234', 2, -1), '--process-id must be not negative, got -1$'),
+        (Hosts('host0:1234', 2, -1), '--process-id must be at least 0, got -1$'),
     ):
         with pytest.raises(TrainingError, match=message):
             resolve(hosts, {})

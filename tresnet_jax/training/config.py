@@ -40,7 +40,7 @@ class TrainConfig:
     """Number of classes of the model."""
     new_head: bool = False
     """Draw a new classifier even if the weights have one with the right number of classes."""
-    abn_slope: Annotated[float | None, POSITIVE, flag('SLOPE', "that of the weights, or timm's 1e-3")] = None
+    abn_slope: Annotated[float | None, NOT_NEGATIVE, flag('SLOPE', "that of the weights, or timm's 1e-3")] = None
     """Slope of TResNet's leaky ReLUs."""
     drop: Annotated[float, BELOW_1] = 0.0
     """Dropout rate before the classifier."""
