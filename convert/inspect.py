@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.reading import read
-from tresnet_jax.checkpoints.heads import foreign_classifier
+from tresnet_jax.checkpoints.heads import foreign_classifier, shown
 from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.report import describe_images
@@ -68,6 +68,7 @@ class Inspection:
         training: further values stored by a training script.
         abn_slope: slope of the leaky ReLUs, if the file states one.
         data_config: how images are prepared, if the file states it.
+        label_names: names of the classes, if the file states them.
         networks: 'PATH:PREFIX, architecture, parameters' of each network in the file; `key` takes the first part.
         notes: how the network was found, and what its tensors cannot tell.
     """
@@ -92,6 +93,7 @@ class Inspection:
     training: dict[str, Any]
     abn_slope: float | None
     data_config: dict[str, Any] | None
+    label_names: tuple[str, ...] | None
     networks: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -114,6 +116,7 @@ class Inspection:
             *((key, str(value)) for key, value in self.training.items()),
             *([('slope', f'{self.abn_slope:g}')] if self.abn_slope is not None else []),
             *([('images', describe_images(self.data_config))] if self.data_config else []),
+            *([('names', shown(self.label_names))] if self.label_names else []),
             *(('network', network) for network in (self.networks if len(self.networks) > 1 else ())),
             *(('note', note) for note in self.notes),
         ]
@@ -174,6 +177,7 @@ def inspect(path: str | Path, *, key: str | None = None) -> Inspection:
         training=checkpoint.training,
         abn_slope=state.abn_slope,
         data_config=state.data_config,
+        label_names=state.label_names,
         networks=checkpoint.networks,
         notes=state.notes,
     )

@@ -219,7 +219,7 @@ def written(folder, config, prefix='', **more):
         ({'architecture': 'test_resnet'}, '', None),
     ],
 )
-def test_classifiers_of_other_programs(config, prefix, names, tmp_path):
+def test_classifiers_of_other_programs(config, prefix, names, tmp_path, capsys):
     """The folder, and what the converter makes of it, have the same classes and prepare images alike."""
     source, target = written(tmp_path, config, prefix), tmp_path / 'out' / 'flax.safetensors'
     target.parent.mkdir()
@@ -230,6 +230,8 @@ def test_classifiers_of_other_programs(config, prefix, names, tmp_path):
         np.testing.assert_array_equal(convert.to_torch(loaded)['fc.bias'], STATE['fc.bias'].astype(np.float32))
         assert tresnet_jax.class_names(loaded) == (names and tuple(names))
     assert model.pretrained_cfg.num_classes == 10 and model.pretrained_cfg.name == source
+    assert main(['inspect', str(tmp_path)]) == 0
+    assert ('names       name 0, name 1, name 2, ' in capsys.readouterr().out) == bool(names)
     mean = config.get('mean') or config.get('pretrained_cfg', {}).get('mean')
     if mean:
         assert tresnet_jax.resolve_data_config(model) == tresnet_jax.resolve_data_config(converted)

@@ -11,6 +11,7 @@ from timm.models._hub import save_config_for_hf, save_for_hf
 
 import convert
 import tresnet_jax
+from convert.__main__ import main
 from tests.helpers.closeness import assert_close
 from tests.helpers.hub_server import Hub, client_environment
 from tests.helpers.reference import call, images, nhwc, ours, randomise, reference
@@ -117,3 +118,29 @@ assert np.array_equal(ours.fc.bias[...], theirs.fc.bias.detach().numpy())
         env = client_environment(tmp_path / 'home', hub.endpoint)
         subprocess.run([sys.executable, '-c', code], env=env, check=True)
         assert sum(request.startswith('STORAGE') for request in hub.requests) == 1
+
+
+@pytest.mark.parametrize('form', ['folder', 'TimmWrapper', 'module'])
+def test_options_survive_conversion(form, tmp_path):
+    """Pooling and output stride come from timm's config.json, from transformers' or from a pickled module."""
+    theirs = reference('test_resnet', num_classes=4, global_pool='max', output_stride=16).float().eval()
+    source = tmp_path / 'source'
+    save_for_hf(theirs, source, safe_serialization=True)
+    config = json.loads((source / 'config.json').read_text())
+    if form == 'TimmWrapper':
+        arguments = {'global_pool': 'max', 'output_stride': 16}
+        config = {
+            'architecture': 'test_resnet',
+            'model_type': 'timm_wrapper',
+            'num_classes': 4,
+            'model_args': arguments,
+        }
+    elif form == 'module':
+        source = tmp_path / 'module.pth'
+        torch.save(theirs, source)
+    if source.is_dir():
+        (source / 'config.json').write_text(json.dumps(config))
+    target = tmp_path / 'flax.safetensors'
+    assert main([str(source), str(target)]) == 0
+    for checkpoint in (source, target):
+        assert_equal_outputs(tresnet_jax.create_model('test_resnet', checkpoint=checkpoint), theirs, 3)
