@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.helpers.closeness import assert_identical
 from tests.helpers.images import encode, grey_image, noise_image
 from tests.helpers.paths import ROOT
 from tresnet_jax.data.arrays import ArraySource
+from tresnet_jax.data.examples import epoch_size
 from tresnet_jax.data.pipeline import eval_dataset, to_devices, train_dataset
 from tresnet_jax.data.transforms import create_transform
 from tresnet_jax.errors import DataError
@@ -92,10 +94,40 @@ def test_every_image_is_augmented_anew_each_time(train):
     assert not (drawn == take(train(seed=2), SIZE)['image'][..., 1].reshape(8 * SIZE, 16)).all(1).any()
 
 
+def repeated(size: int, repeats: float, batch_size: int, ranks: int, count: int) -> list[list[int]]:
+    """Return the sorted positions of the order in each batch of timm's RepeatAugSampler, on `ranks` processes."""
+    place = [math.floor(i / repeats) for i in range(math.ceil(size * repeats))]
+    samples = size // 256 * 256 // ranks
+    drawn = [place[rank::ranks][:samples] for rank in range(ranks)]
+    part = batch_size // ranks
+    return [sorted(sum((d[i * part : (i + 1) * part] for d in drawn), [])) for i in range(count)]
+
+
+@pytest.mark.parametrize('repeats', [1, 1.5, 3, 4])
+def test_repeated_augmentation(train, repeats):
+    """Every batch has the images of timm's sampler; each copy has its own augmentation; copies are no neighbours."""
+    size, batch = 600, 64
+    whole = train(numbered(size), batch_size=batch, repeats=repeats)
+    found = take(whole, 16)
+    order = np.random.default_rng((1, 0)).permutation(size)
+    for index, places in zip(found['index'][:8], repeated(size, repeats, batch, 8, 8), strict=True):
+        assert sorted(index) == sorted(order[places])
+    assert {*found['index'][8:].ravel()} != {*found['index'][:8].ravel()}, 'an epoch is 512 positions'
+    assert np.unique(found['image'][..., 1].reshape(-1, 16), axis=0).shape[0] == 16 * batch
+    if repeats > 1:
+        pairs = found['index'].reshape(-1, 2)
+        assert (pairs[:, 0] != pairs[:, 1]).all()
+    restored = train(numbered(size), batch_size=batch, repeats=repeats, threads=1)
+    restored.set_state({'batches': 11})
+    assert_identical(take(restored, 5), {name: x[11:] for name, x in found.items()})
+    assert epoch_size(600, repeats) == 512 and epoch_size(600) == 600 and epoch_size(200, repeats) == 200
+
+
 @pytest.mark.parametrize('processes', [2, 4, 8])
-def test_any_number_of_processes_and_threads(train, processes):
-    expected = take(train(threads=1), 7)
-    parts = [take(train(shard=(p, processes), threads=1 + p), 7) for p in range(processes)]
+@pytest.mark.parametrize('repeats', [0, 3])
+def test_any_number_of_processes_and_threads(train, processes, repeats):
+    expected = take(train(threads=1, repeats=repeats), 7)
+    parts = [take(train(shard=(p, processes), threads=1 + p, repeats=repeats), 7) for p in range(processes)]
     assert_identical(expected, {name: np.concatenate([part[name] for part in parts], axis=1) for name in expected})
 
 

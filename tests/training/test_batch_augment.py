@@ -83,9 +83,57 @@ class TestMixing:
         np.testing.assert_allclose(exchanged.mean((1, 2)), 1 - labels[0, 0], rtol=1e-6)
         assert 0 < exchanged.mean() < 1
 
+    @pytest.mark.parametrize('mode', ['pair', 'elem'])
+    @pytest.mark.parametrize('minmax', [None, (0.25, 0.75)])
+    def test_for_each(self, mode, minmax, monkeypatch):
+        """Each pair or image draws its own method, share and box, and mixes with its unmixed neighbour."""
+        monkeypatch.setattr(batch_augment, '_beta', lambda keys, alpha: batch_augment._uniform(keys, 1)[0])
+        count, size = 1200, 16
+        images = jnp.broadcast_to(jnp.arange(count, dtype=jnp.float32)[:, None, None, None], (count, size, size, 1))
+        targets = jnp.stack([jnp.ones(count), jnp.arange(count, dtype=jnp.float32)], 1)
+        options = {'mixup_alpha': 1.0, 'cutmix_alpha': 0.0 if minmax else 1.0, 'cutmix_minmax': minmax}
+        mix = functools.partial(batch_augment.mix, probability=0.8, switch_probability=0.3, mode=mode, **options)
+        mixed, labels = map(np.asarray, jax.jit(mix)(jax.random.split(jax.random.key(0), count), images, targets))
+        own = np.arange(count, dtype=np.float32)
+        other = own.reshape(-1, 2)[:, ::-1].ravel()
+        lam = (labels[:, 1] - other) / (own - other)
+        np.testing.assert_allclose(mixed.mean((1, 2, 3)), labels[:, 1], rtol=1e-5)
+        is_cutmix = np.ptp(mixed, (1, 2, 3)) > 0
+        for i in np.flatnonzero(is_cutmix):
+            assert np.unique(mixed[i]).tolist() == sorted({own[i], other[i]})
+        drawn = count // 2 if mode == 'pair' else count
+        shares, cuts = (lam[::2], is_cutmix[::2]) if mode == 'pair' else (lam, is_cutmix)
+        assert likely((shares > 1 - 1e-4).sum(), drawn, 0.2)
+        # A box around a pixel may be empty; one between a quarter and three quarters is not.
+        assert likely(cuts.sum(), drawn, 0.8 * 0.3 * (1 if minmax else 1 - 1 / 256))
+        if mode == 'pair':
+            np.testing.assert_allclose(lam[::2], lam[1::2], atol=1e-3)
+            assert (is_cutmix[::2] == is_cutmix[1::2]).all()
+        else:
+            assert likely((is_cutmix[::2] & is_cutmix[1::2]).sum(), drawn // 2, 0.24**2)
+        if minmax:
+            edges = [np.ptp(np.nonzero((mixed[i] == other[i]).any((1, 2)))[0]) + 1 for i in np.flatnonzero(is_cutmix)]
+            assert {*edges} == {*range(4, 12)}
+
+    def test_not_any_more(self, monkeypatch):
+        monkeypatch.setattr(jax.random, 'beta', lambda key, a, b, dtype: a / (a + b + a))
+        images, targets = batch()
+        for minmax in (None, (0.5, 0.75)):
+            mix = functools.partial(batch_augment.mix, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_minmax=minmax)
+            for on in (True, False):
+                mixed, labels = mix(jax.random.key(1), images, targets, enabled=jnp.asarray(on))
+                assert np.array_equal(mixed, images) is not on and np.array_equal(labels, targets) is not on
+
     def test_wrong_arguments(self):
         images, targets = batch()
         key = jax.random.key(0)
+        for minmax in ((0.5, 0.5), (0.6, 0.2), (0.0, 0.05)):
+            with pytest.raises(ValueError, match='leave a range of edges'):
+                batch_augment.mix(key, images, targets, cutmix_minmax=minmax)
+        with pytest.raises(ValueError, match='mode must be one of batch, pair, elem'):
+            batch_augment.mix(key, images, targets, mixup_alpha=1.0, mode='half')
+        with pytest.raises(ValueError, match="'pair' needs a key for each image"):
+            batch_augment.mix(key, images, targets, mixup_alpha=1.0, mode='pair')
         for wrong in ((images[0], targets), (images, targets[0]), (images[:2], targets)):
             with pytest.raises(ValueError, match='expected images'):
                 batch_augment.mix(key, *wrong, mixup_alpha=1.0)
@@ -184,15 +232,17 @@ def augment(
     key: jax.Array, image_keys: jax.Array, images: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Apply every augmentation once."""
-    keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(image_keys)
+    keys = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)(image_keys)
     images = batch_augment.cutout(keys[0], images, size=0.5, fill='random')
     images = batch_augment.random_erasing(keys[1], images, probability=0.5, mode='pixel', count=2)
     images = batch_augment.random_erasing(keys[2], images, probability=0.5, mode='rand')
+    images, targets = batch_augment.mix(keys[3], images, targets, mixup_alpha=0.2, cutmix_alpha=1.0, mode='pair')
     return batch_augment.mix(key, images, targets, mixup_alpha=0.2, cutmix_alpha=1.0)
 
 
-def test_on_several_devices():
+def test_on_several_devices(monkeypatch):
     """Two devices with a pair of images each do what one device does with all four."""
+    monkeypatch.setattr(batch_augment, '_beta', lambda keys, alpha: batch_augment._uniform(keys, 1)[0])
     keys = jax.random.split(jax.random.key(3), 4)
     arguments = keys, *batch(jnp.bfloat16)
     one, two = (

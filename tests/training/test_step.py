@@ -55,10 +55,11 @@ def toy_trees():
     return params, {'mean': np.zeros(3)}
 
 
-def run(config: TrainConfig, *, devices: int = 1, steps: int = 3, batches=batch):
+def run(config: TrainConfig, *, devices: int = 1, steps: int = 3, batches=batch, mixing_steps: int | None = None):
     params, stats = jax.tree.map(jnp.asarray, toy_trees())
     optimizer = create_optimizer(config, create_schedule(config, 10, 1), params)
-    step = over_devices(make_train_step(toy, optimizer, config, num_classes=CLASSES, mean=MEAN, std=STD))
+    arguments = {'num_classes': CLASSES, 'mean': MEAN, 'std': STD, 'mixing_steps': mixing_steps}
+    step = over_devices(make_train_step(toy, optimizer, config, **arguments))
     state = create_state(params, stats, optimizer, config.model_ema)
     metrics = []
     for i in range(steps):
@@ -98,6 +99,19 @@ def test_accumulation(parts):
             mean = 0.9 * mean + 0.1 * device[part::parts].mean((0, 1, 2))
         means.append(mean)
     np.testing.assert_allclose(state.batch_stats['mean'], np.mean(means, 0), rtol=1e-12)
+
+
+def test_mixing_ends(monkeypatch):
+    """After the given number of steps images are not mixed. Devices and parts do not change how each image is mixed."""
+    monkeypatch.setattr(jax.random, 'beta', lambda key, a, b, dtype: jax.random.uniform(key, dtype=dtype))
+    config = dataclasses.replace(PLAIN, lr=1e-12, mixup=1.0, cutmix=1.0, mixup_mode='elem')
+    _, metrics = run(config, devices=2, steps=2, mixing_steps=1)
+    mixed, unmixed = (float(values['loss']) for values in metrics)
+    params, _ = toy_trees()
+    assert mixed != pytest.approx(float(mean_loss(params, batch(0))), rel=1e-3)
+    assert unmixed == pytest.approx(float(mean_loss(params, batch(1))), rel=1e-9)
+    _, metrics = run(dataclasses.replace(config, accumulate=2), devices=1, steps=2, mixing_steps=1)
+    assert [float(values['loss']) for values in metrics] == pytest.approx([mixed, unmixed], rel=1e-9)
 
 
 def fails_on_white(params, batch_stats, x, **mode):

@@ -16,6 +16,7 @@ from tresnet_jax.data.images import decode, finish_decoding
 from tresnet_jax.data.sources import Source
 from tresnet_jax.errors import DataError, ImageError, reason, shown
 
+ROUND = 256  # positions of an epoch of repeated augmentation are a multiple, as in timm
 KEPT_EPOCHS = 2  # orders in memory: those of the epoch that ends and of the epoch that begins
 
 
@@ -35,25 +36,35 @@ class Example(NamedTuple):
     """Why the image `wanted` could not be read; '' if it could."""
 
 
+def epoch_size(size: int, repeats: float = 0.0) -> int:
+    """Return the number of positions in an epoch of `size` images; with `repeats`, timm's multiple of 256."""
+    return size // ROUND * ROUND if repeats and size >= ROUND else size
+
+
 class EpochOrders:
     """Endless shuffled indices: ``orders[position]``. Each epoch has every index once, in a new order.
+
+    With `repeats`, each index stands at that many positions in a row (Hoffer et al., arXiv:1901.09335), and an epoch
+    ends after `epoch_size` positions, as in timm's ``RepeatAugSampler``. It has 1 / repeats of the images.
 
     Args:
         size: number of images.
         seed: determines the orders, at least 0.
+        repeats: number of positions of an image, not necessarily whole; 0: one, in epochs of all images.
     """
 
-    def __init__(self, size: int, seed: int):
-        self.size, self.seed = size, seed
+    def __init__(self, size: int, seed: int, repeats: float = 0.0):
+        self.size, self.seed, self.repeats = size, seed, repeats
+        self.positions = epoch_size(size, repeats)  # of an epoch
         self._lock = threading.Lock()
         self._orders: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:  # a lock cannot be pickled
-        return EpochOrders, (self.size, self.seed)
+        return EpochOrders, (self.size, self.seed, self.repeats)
 
     def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.size)
-        return int(self._order(epoch)[place])
+        epoch, place = divmod(position, self.positions)
+        return int(self._order(epoch)[math.floor(place / (self.repeats or 1))])
 
     def _order(self, epoch: int) -> np.ndarray:
         with self._lock:  # all threads need a new order at the same time
@@ -99,6 +110,29 @@ class TrainExamples:
             f'{self.source.name}: {len(failed)} images in a row cannot be read; '
             f'the first is {shown(self.source.describe(failed[0][0]))}: {failed[0][1]}'
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class SpreadExamples:
+    """Examples in another order within each batch: all first copies of the images, then all second ones, and so on.
+
+    Repeated augmentation would otherwise mix an image with itself, because mixup and CutMix mix neighbours. Copies also
+    come to different devices, as in timm.
+    """
+
+    examples: Callable[[int], Example]
+    batch_size: int
+    copies: int
+
+    def __call__(self, slot: int) -> Example:
+        batch, place = divmod(slot, self.batch_size)
+        whole, rest = divmod(self.batch_size, self.copies)  # the first `rest` groups have one more
+        if place < rest * (whole + 1):
+            group, at = divmod(place, whole + 1)
+        else:
+            group, at = divmod(place - rest * (whole + 1), whole)
+            group += rest
+        return self.examples(batch * self.batch_size + at * self.copies + group)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ The batches are the same for any number of hosts, worker processes and threads, 
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from tresnet_jax.data.examples import EpochOrders, EvalExamples, Example, TrainExamples, Unreadable
+from tresnet_jax.data.examples import EpochOrders, EvalExamples, Example, SpreadExamples, TrainExamples, Unreadable
 from tresnet_jax.data.sources import Source
 from tresnet_jax.data.transforms import EvalTransform
 from tresnet_jax.errors import DataError
@@ -191,6 +192,7 @@ def train_dataset(
     max_unreadable: float = 0.01,
     log: Path | None = None,
     max_value: float | None = None,
+    repeats: float = 0.0,
 ) -> grain.IterDataset:
     """Return endless batches for training: all images, reshuffled each epoch, with new augmentation each time.
 
@@ -214,6 +216,8 @@ def train_dataset(
         max_unreadable: the largest share of the images that may be unreadable.
         log: a file that lists the unreadable images. None: no file.
         max_value: white in grey images of more than 8 bits; see `load_image`.
+        repeats: repeated augmentation, see `EpochOrders`. A batch has the same images as with timm's
+            ``RepeatAugSampler``; copies of an image are not neighbours in it.
 
     Returns:
         A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, index in the source},
@@ -226,8 +230,11 @@ def train_dataset(
     _check_shares(batch_size, shard)
     unreadable = Unreadable(source, max_unreadable, log)
     # Unreadable images may cluster: up to `allowed` at the end of an epoch and again at the start of the next.
-    patience = 2 * unreadable.allowed + 1
-    examples = TrainExamples(source, EpochOrders(len(source), seed), transform, patience, max_value)
+    copies = max(1, math.ceil(repeats))
+    patience = (2 * unreadable.allowed + 1) * copies
+    examples = TrainExamples(source, EpochOrders(len(source), seed, repeats), transform, patience, max_value)
+    if copies > 1:
+        examples = SpreadExamples(examples, batch_size, copies)
     batches = _Batches(examples, ENDLESS, batch_size, shard, threads, masked=False)
     return ResumableDataset(batches, workers, unreadable.check)
 

@@ -2,11 +2,12 @@
 
 - Random erasing: https://arxiv.org/abs/1708.04896, ``timm/data/random_erasing.py``.
 - Cutout: https://arxiv.org/abs/1708.04552.
-- mixup: https://arxiv.org/abs/1710.09412, and CutMix: https://arxiv.org/abs/1905.04899; ``timm/data/mixup.py`` in mode
-  'batch'. The partner of an image is its neighbour: images 0 and 1 are mixed with each other, 2 and 3, and so on.
-  timm mixes with the reversed batch. Neighbours are on the same device, however many there are.
+- mixup: https://arxiv.org/abs/1710.09412, and CutMix: https://arxiv.org/abs/1905.04899; ``timm/data/mixup.py``. The
+  partner of an image is its neighbour: images 0 and 1 are mixed with each other, 2 and 3, and so on. timm mixes with
+  the reversed batch. Neighbours are on the same device, however many there are.
 
-Cutout and random erasing take one key per image, so that an image is erased in the same way in any part of a batch.
+Cutout, random erasing, and mixing per pair or image take one key per image, so that an image is augmented in the same
+way in any part of a batch.
 """
 
 import math
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 MODES = ('const', 'rand', 'pixel')  # of random erasing
 FILLS = ('zero', 'random')  # of Cutout
+MIX_MODES = ('batch', 'pair', 'elem')
 _TRIES = 10  # as in timm
 _DRAWS = 2 * _TRIES + 2  # uniform numbers per rectangle: areas, aspect ratios, position
 
@@ -199,19 +201,27 @@ def mix(
     *,
     mixup_alpha: float = 0.0,
     cutmix_alpha: float = 0.0,
+    cutmix_minmax: tuple[float, float] | None = None,
     probability: float = 1.0,
     switch_probability: float = 0.5,
+    mode: str = 'batch',
+    enabled: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Apply mixup, CutMix or neither to a batch, drawn at random.
+    """Apply mixup, CutMix or neither, drawn at random.
 
     Args:
-        key: of `jax.random`; use the same one on all devices, which then draw the same method and share.
+        key: of `jax.random`. For 'batch' one key, the same on all devices, which then draw the same method and share;
+            for the other modes (batch,), one per image.
         images: (batch, height, width, channels), floating point; `batch` is even if a method is enabled.
         targets: (batch, classes), floating point: probabilities, already smoothed.
         mixup_alpha, cutmix_alpha: an image keeps a share of itself that is distributed as Beta(alpha, alpha); 0
-            disables the method. With both 0, the batch is returned unchanged.
-        probability: probability that the batch is mixed at all.
+            disables the method. With both 0 and no `cutmix_minmax`, the batch is returned unchanged.
+        cutmix_minmax: range of the height and width of CutMix's box, as shares of the image's; they are uniform, and
+            the box lies inside the image. It enables CutMix and replaces `cutmix_alpha`.
+        probability: probability that the batch, pair or image is mixed at all.
         switch_probability: probability of CutMix if both methods are enabled.
+        mode: what draws its own method, share and box: 'batch', 'pair' (of neighbours) or 'elem' (each image).
+        enabled: () bool; False: mix nothing. None: mix.
 
     Returns:
         (images, targets) of the same shapes and dtypes.
@@ -227,30 +237,89 @@ def mix(
     if min(mixup_alpha, cutmix_alpha) < 0 or not (0 <= probability <= 1 and 0 <= switch_probability <= 1):
         numbers = f'{mixup_alpha=}, {cutmix_alpha=}, {probability=}, {switch_probability=}'
         raise ValueError(f'alphas must not be negative and probabilities must be in [0, 1], got {numbers}')
-    if not mixup_alpha and not cutmix_alpha:
+    if mode not in MIX_MODES:
+        raise ValueError(f'mode must be one of {", ".join(MIX_MODES)}, got {mode!r}')
+    has_mixup, has_cutmix = mixup_alpha > 0, cutmix_alpha > 0 or cutmix_minmax is not None
+    if not has_mixup and not has_cutmix:
         return images, targets
     if images.shape[0] % 2:
         raise ValueError(f'a batch of {images.shape[0]} images cannot be mixed: each needs a neighbour, so give 2 n')
-    if not mixup_alpha or not cutmix_alpha:
-        switch_probability = float(cutmix_alpha > 0)
-    draw_key, lam_key = jax.random.split(key)
-    chance, switch, row, column = jax.random.uniform(draw_key, (4,), jnp.float32)
+    if key.ndim != (mode != 'batch'):
+        raise ValueError(f'mode {mode!r} needs {"one key" if mode == "batch" else "a key for each image"}')
+    if not has_mixup or not has_cutmix:
+        switch_probability = float(has_cutmix)
+    if mode == 'pair':
+        key = key[jnp.arange(images.shape[0]) // 2 * 2]
+    draw_keys, lam_keys = jax.random.split(key) if mode == 'batch' else jax.vmap(jax.random.split, out_axes=1)(key)
+    chance, switch, row, column, *edges = _uniform(draw_keys, 4 if cutmix_minmax is None else 6)
     is_cutmix = switch < switch_probability
-    alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
-    lam = jnp.where(chance < probability, jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32), 1)
+    alpha = jnp.where(is_cutmix, 1.0 if cutmix_minmax else cutmix_alpha, mixup_alpha)
+    is_mixed = chance < probability if enabled is None else (chance < probability) & enabled
+    lam = jnp.where(is_mixed, _beta(lam_keys, alpha), 1)
     # Both methods run; the one that was not drawn changes nothing, with a share of 1 or an empty box.
-    if mixup_alpha:
+    originals = images, targets
+    if has_mixup:
         images, targets = mixup(images, targets, jnp.where(is_cutmix, 1, lam))
-    if cutmix_alpha:
+    if has_cutmix:
         _, height, width, _ = images.shape
-        lam = jnp.where(is_cutmix, lam, 1)
-        box = cutmix_box(lam, below(height, row), below(width, column), height, width)
+        if cutmix_minmax is None:
+            lam = jnp.where(is_cutmix, lam, 1)
+            box = cutmix_box(lam, below(height, row), below(width, column), height, width)
+        else:
+            top, bottom, left, right = _minmax_box(cutmix_minmax, (row, column, *edges), height, width)
+            cuts = is_cutmix & is_mixed
+            box = (
+                jnp.where(cuts, top, 0),
+                jnp.where(cuts, bottom, 0),
+                jnp.where(cuts, left, 0),
+                jnp.where(cuts, right, 0),
+            )
+        if mode == 'elem' and has_mixup:  # mixup may have changed the partner
+            cut_images, cut_targets = cutmix(*originals, box)
+            images = jnp.where(_of_images(is_cutmix, images), cut_images, images)
+            return images, jnp.where(_of_images(is_cutmix, targets), cut_targets, targets)
         images, targets = cutmix(images, targets, box)
     return images, targets
 
 
+def _uniform(keys: jax.Array, count: int) -> jax.Array:
+    """Return `count` uniform numbers for one key, (count,), or for each key, (count, batch)."""
+    draw = lambda key: jax.random.uniform(key, (count,), jnp.float32)  # noqa: E731
+    return jax.vmap(draw, out_axes=1)(keys) if keys.ndim else draw(keys)
+
+
+def _beta(keys: jax.Array, alpha: jax.Array) -> jax.Array:
+    """Return a number distributed as Beta(alpha, alpha) for one key, (), or for each key, (batch,)."""
+    draw = lambda key, alpha: jax.random.beta(key, alpha, alpha, dtype=jnp.float32)  # noqa: E731
+    return jax.vmap(draw)(keys, alpha) if keys.ndim else draw(keys, alpha)
+
+
+def minmax_edges(length: int, minmax: tuple[float, float]) -> tuple[int, int]:
+    """Return the smallest edge of a CutMix box in pixels, and the one after the largest.
+
+    Raises:
+        ValueError: there is none in between.
+    """
+    low, high = int(length * minmax[0]), int(length * minmax[1])
+    if not 0 <= low < high <= length:
+        raise ValueError(
+            f'cutmix_minmax must be two shares that leave a range of edges, got {minmax[0]:g} and {minmax[1]:g}, '
+            f'which are {low} and {high} of {length} pixels'
+        )
+    return low, high
+
+
+def _minmax_box(minmax: tuple[float, float], draws: Sequence[jax.Array], height: int, width: int) -> Box:
+    """Return a box inside the image, from four uniform draws: its place (row, column), height and width."""
+    row, column, *edges = draws
+    (low, high), (left_low, left_high) = minmax_edges(height, minmax), minmax_edges(width, minmax)
+    rows, columns = low + below(high - low, edges[0]), left_low + below(left_high - left_low, edges[1])
+    top, left = below(height - rows + 1, row), below(width - columns + 1, column)
+    return top, top + rows, left, left + columns
+
+
 def mixup(images: jax.Array, targets: jax.Array, lam: float | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Blend each image and target with its partner: `lam` of its own and 1 - `lam` of the partner's."""
+    """Blend each image and target with its partner: `lam`, () or (batch,), of its own and 1 - `lam` of the other."""
     return _blend(images, lam), _blend(targets, lam)
 
 
@@ -272,8 +341,13 @@ def cutmix_box(lam: float | jax.Array, row: jax.Array, column: jax.Array, height
 def _blend(x: jax.Array, lam: float | jax.Array) -> jax.Array:
     """Return lam * x + (1 - lam) * partners of x, computed in `_wide(x)`."""
     wide = _wide(x)
-    own, share = x.astype(wide), jnp.asarray(lam, wide)
+    own, share = x.astype(wide), _of_images(jnp.asarray(lam, wide), x)
     return (share * own + (1 - share) * _partners(own)).astype(x.dtype)
+
+
+def _of_images(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Return one value, or one per image, in a shape that broadcasts to x, (batch, ...)."""
+    return values.reshape(-1, *(1,) * (x.ndim - 1)) if values.ndim else values
 
 
 def _partners(x: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from tresnet_jax.data.sources import Source
 from tresnet_jax.data.train_transforms import TrainTransform, create_train_transform
 from tresnet_jax.data.transforms import EvalTransform, create_transform
 from tresnet_jax.errors import TrainingError
+from tresnet_jax.training.batch_augment import minmax_edges
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.variants import IMAGENET
 
@@ -65,6 +66,13 @@ def check_transforms(config: TrainConfig) -> None:
             create(resolved)
         except ValueError as error:
             raise TrainingError(f'{what} images: {error}') from None
+    if config.cutmix_minmax is not None:
+        try:
+            minmax_edges(config.image_size, config.cutmix_minmax)
+        except ValueError as error:
+            raise TrainingError(f'training images: {error}') from None
+    if 0 < config.aug_repeats < 1:
+        raise TrainingError(f'--aug-repeats must be 0 or at least 1, got {config.aug_repeats:g}')
 
 
 def train_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:
@@ -83,6 +91,7 @@ def train_batches(config: TrainConfig, source: Source, devices: list[Any], workd
         max_unreadable=config.max_unreadable,
         log=workdir / UNREADABLE_FILE,
         max_value=config.max_value,
+        repeats=config.aug_repeats,
     )
     return to_devices(dataset, devices)
 

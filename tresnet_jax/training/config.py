@@ -118,6 +118,19 @@ class TrainConfig:
     """Alpha of mixup; 0: no mixup."""
     cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
     """Alpha of CutMix; 0: no CutMix. With mixup too, each batch gets one of the two."""
+    cutmix_minmax: Annotated[tuple[float, float] | None, SHARE, flag('MIN MAX', 'by alpha')] = None
+    """Range of the edges of CutMix's box as shares of the image's, instead of cutmix."""
+    mixup_prob: Annotated[float, SHARE] = 1.0
+    """Probability of mixup or CutMix."""
+    mixup_switch_prob: Annotated[float, SHARE] = 0.5
+    """Probability of CutMix if there are both."""
+    mixup_mode: Literal['batch', 'pair', 'elem'] = 'batch'
+    """Draw method and share for each batch, each pair of neighbours, or each image."""
+    mixup_off_epoch: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Mix no more from this epoch on, counted from 0; 0: always mix."""
+    aug_repeats: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Repeated augmentation: show each image this many times in a row, each augmented anew. An epoch keeps its length,
+    and has fewer images. 0: no repetition."""
     prefetcher: bool = False
     """Mix as timm's default loader: rounded to 8 bits, before Cutout and random erasing. The default mixes last, as
     timm with --no-prefetcher."""
@@ -244,6 +257,11 @@ class TrainConfig:
     """Return the same bits on every run on GPUs too, where the compiler might choose faster programs."""
     skip_nonfinite: Annotated[int, NOT_NEGATIVE] = 0
     """Number of steps with a non-finite loss or gradient to skip before the run stops."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with their neighbours."""
+        return bool(self.mixup or self.cutmix or self.cutmix_minmax)
 
     @property
     def peak_lr(self) -> float:

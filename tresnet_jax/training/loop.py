@@ -117,9 +117,8 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         optimizer = create_optimizer(config, schedule, params)
         state = create_state(params, batch_stats, optimizer, config.model_ema)
         normalisation = {'mean': data_config['mean'], 'std': data_config['std']}
-        train_step = over_devices(
-            make_train_step(apply, optimizer, config, num_classes=model.num_classes, **normalisation), donate=True
-        )
+        arguments = {'num_classes': model.num_classes, 'mixing_steps': data.mixing_steps, **normalisation}
+        train_step = over_devices(make_train_step(apply, optimizer, config, **arguments), donate=True)
         eval_dtype = jnp.dtype(jnp.float64) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
         eval_step = over_devices(make_eval_step(apply, **normalisation, dtype=eval_dtype))
         evaluate_state = functools.partial(_evaluate, eval_step, config, data.val, devices, workdir)
@@ -288,7 +287,7 @@ def _check_batch_size(config: TrainConfig, local: int) -> None:
     devices = local * jax.process_count()
     factors = f'{devices} devices times {config.accumulate} parts (--accumulate)'
     unit = devices * config.accumulate
-    if config.mixup or config.cutmix:
+    if config.mixes:
         factors, unit = f'{factors} times 2 images (--mixup and --cutmix mix neighbours)', 2 * unit
     if config.batch_size % unit:
         raise TrainingError(f'--batch-size {config.batch_size} must be a multiple of {factors}')

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from tresnet_jax.data.examples import epoch_size
 from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.label_values import read_class_map
 from tresnet_jax.data.sources import Source, open_source
@@ -23,6 +24,7 @@ class RunData(NamedTuple):
         end: the step after which the run stops: `steps`, or earlier with `stop_epoch`.
         eval_steps: steps between evaluations.
         milestones: steps whose checkpoints are kept.
+        mixing_steps: step after which images are no longer mixed; None: all are.
     """
 
     train: Source
@@ -32,6 +34,7 @@ class RunData(NamedTuple):
     end: int
     eval_steps: int
     milestones: frozenset[int]
+    mixing_steps: int | None
 
     def evaluates_at(self, step: int) -> bool:
         """Return whether to evaluate after a step. The final evaluation replaces one that would fall just before it."""
@@ -63,12 +66,13 @@ def open_data(config: TrainConfig, names: tuple[str, ...] | None) -> RunData:
     val_source = open_source(config.data, config.val_split, class_names=train_source.class_names, **options)
     if config.max_value is None and jax.process_index() == 0:
         warn_narrow_range(lambda index: train_source[index]['image'], len(train_source), train_source.name)
-    steps_per_epoch = len(train_source) / config.batch_size
+    steps_per_epoch = epoch_size(len(train_source), config.aug_repeats) / config.batch_size
     steps = run_steps(config, steps_per_epoch)
     eval_steps = max(1, round(config.eval_every * steps_per_epoch))
     end = _step_of(config.stop_epoch, 'stop_epoch', steps, steps_per_epoch) if config.stop_epoch else steps
     milestones = frozenset(_step_of(epoch, 'save_epochs', steps, steps_per_epoch) for epoch in config.save_epochs)
-    return RunData(train_source, val_source, steps_per_epoch, steps, end, eval_steps, milestones)
+    mixing_steps = round(config.mixup_off_epoch * steps_per_epoch) if config.mixup_off_epoch else None
+    return RunData(train_source, val_source, steps_per_epoch, steps, end, eval_steps, milestones, mixing_steps)
 
 
 def _step_of(epoch: float, option: str, steps: int, steps_per_epoch: float) -> int:

@@ -111,6 +111,7 @@ def make_train_step(
     num_classes: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    mixing_steps: int | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Return the training step for `over_devices`; the module docstring describes its inputs and outputs.
 
@@ -123,13 +124,16 @@ def make_train_step(
         config: augmentation, smoothing, accumulation, moving average, frozen parts, skipped steps.
         num_classes: number of classes of the model.
         mean, std: normalisation of each channel, for values in [0, 1].
+        mixing_steps: number of steps after which images are no longer mixed; None: all steps mix.
     """
 
-    pairs = 2 if config.mixup or config.cutmix else 1
+    pairs = 2 if config.mixes else 1
 
-    def loss_of(params: Tree, batch_stats: Tree, key: jax.Array, batch: Batch) -> tuple[jax.Array, Any]:
+    def loss_of(
+        params: Tree, batch_stats: Tree, key: jax.Array, batch: Batch, mixing: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
         augment_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(batch['key'])
-        images, targets = augment(key, augment_keys, batch, config, num_classes, mean, std)
+        images, targets = augment(key, augment_keys, batch, config, num_classes, mean, std, mixing)
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: jax.lax.stop_gradient(leaf) if is_frozen(path, config.freeze) else leaf, params
         )
@@ -147,7 +151,10 @@ def make_train_step(
         count = batch['label'].shape[0]
         positions = jax.lax.axis_index(AXIS) * count + jnp.arange(count, dtype=jnp.int32)
         batch = batch | {'key': jax.vmap(jax.random.fold_in, (None, 0))(image_key, positions)}
-        grads, batch_stats, metrics = _accumulated(gradient, state, batch_key, batch, config.accumulate, pairs)
+        compute = gradient
+        if mixing_steps is not None:
+            compute = functools.partial(gradient, mixing=state.step < mixing_steps)
+        grads, batch_stats, metrics = _accumulated(compute, state, batch_key, batch, config.accumulate, pairs)
         # Average the running statistics even when batch norm is not synchronised: evaluation uses one copy.
         grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
@@ -184,16 +191,18 @@ def augment(
     num_classes: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    mixing: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Normalise, erase and mix the images of one device.
 
     Args:
-        key: of `jax.random`, for mixing; the same on all devices.
+        key: of `jax.random`, for mixing whole batches; the same on all devices.
         image_keys: (b,), one per image, for the rest.
         batch: 'image' (b, H, W, 3) uint8 and 'label' (b,) int32.
-        config: cutout, reprob, remode, mixup, cutmix, prefetcher, smoothing, dtype.
+        config: cutout, reprob, remode, mixup, cutmix and their options, prefetcher, smoothing, dtype.
         num_classes: number of classes.
         mean, std: normalisation of each channel, for values in [0, 1].
+        mixing: () bool; False: do not mix. None: mix.
 
     Returns:
         Images (b, H, W, 3) and smoothed, mixed targets (b, num_classes); both float32, or float64 with that dtype.
@@ -201,7 +210,19 @@ def augment(
     dtype = jnp.dtype(config.dtype) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
     images = batch['image'].astype(dtype)
     targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], num_classes, dtype=dtype), config.smoothing)
-    mixes = functools.partial(mix, key, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
+    if config.mixup_mode != 'batch':
+        image_keys, key = jax.vmap(jax.random.split, out_axes=1)(image_keys)
+    mixes = functools.partial(
+        mix,
+        key,
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        cutmix_minmax=config.cutmix_minmax,
+        probability=config.mixup_prob,
+        switch_probability=config.mixup_switch_prob,
+        mode=config.mixup_mode,
+        enabled=mixing,
+    )
     if config.prefetcher:
         images, targets = mixes(images, targets)
         images = jnp.round(images)
