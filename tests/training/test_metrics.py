@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from tresnet_jax.training.metrics import Interval
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.training.metrics import METRICS_FILE, Interval, has_evaluation, read_records
 
 
 def test_the_first_step_counts_in_the_means_and_not_in_the_rate(monkeypatch):
@@ -35,3 +36,20 @@ def test_nothing_to_say(monkeypatch):
     found = interval.summary(step=1, epoch=0.1, lr=0.2)
     assert math.isnan(found['loss']) and found['images_per_second'] == 0.0
     assert interval.seconds_left(4) == math.inf
+
+
+ROW = b'{"kind": "eval", "step": 4, "top1": 0.5}\n'
+
+
+def test_a_truncated_last_line_does_not_count(tmp_path):
+    assert read_records(tmp_path) == [] and not has_evaluation(tmp_path, 4)
+    (tmp_path / METRICS_FILE).write_bytes(ROW + ROW[:-1].replace(b'4', b'8'))
+    assert [record['step'] for record in read_records(tmp_path)] == [4]
+    assert has_evaluation(tmp_path, 4) and not has_evaluation(tmp_path, 8)
+
+
+@pytest.mark.parametrize('line', [b'\0\0\0', b'\xff', b'[]', b'', b'{"kind": "eval"}', ROW[:-1].replace(b'4', b'"4"')])
+def test_a_damaged_line(line, tmp_path):
+    (tmp_path / METRICS_FILE).write_bytes(ROW + line + b'\n' + ROW)
+    with pytest.raises(TrainingError, match=r'metrics.jsonl: line 2 is not a record of metrics; delete the line'):
+        read_records(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from tresnet_jax.errors import TrainingError, missing_extra
+from tresnet_jax.errors import TrainingError, missing_extra, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.plotting import new_figure, save_figure
 
@@ -211,10 +211,28 @@ class PendingSteps:
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl in order, without a truncated last line; [] if there is no file."""
+    """Return the records of metrics.jsonl in order, without a truncated last line; [] if there is no file.
+
+    Raises:
+        TrainingError: the file cannot be read, or another line is not a record.
+    """
     path = workdir / METRICS_FILE
-    lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        lines = path.read_bytes().split(b'\n') if path.exists() else []
+    except OSError as error:
+        raise TrainingError(f'{path}: cannot be read: {reason(error)}') from error
+    return [_read_record(line, f'{path}: line {number}') for number, line in enumerate(lines[:-1], 1)]
+
+
+def _read_record(line: bytes, where: str) -> dict[str, Any]:
+    """Return a line of metrics.jsonl. Raises TrainingError if it is not a record."""
+    try:
+        record = json.loads(line)
+        if isinstance(record['kind'], str) and type(record['step']) is int:
+            return record
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise TrainingError(f'{where} is not a record of metrics; delete the line, or the file, to go on without it')
 
 
 def has_evaluation(workdir: Path, step: int) -> bool:
