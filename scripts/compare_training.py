@@ -82,7 +82,7 @@ def train_timm(config: TrainConfig) -> Points:
         optimizer, config.peak_lr, total_steps=steps, pct_start=config.pct_start, div_factor=config.div_factor,
         final_div_factor=config.final_div_factor, cycle_momentum=False,
     )  # fmt: skip
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=config.smoothing)
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     batches = iter(
         train_dataset(
             source, train_transform(config), batch_size=config.batch_size, seed=config.seed, threads=config.threads

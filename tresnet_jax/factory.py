@@ -203,7 +203,7 @@ def _stated_config(config: PretrainedConfig, own: bool, model: ImageModel, repor
     if saved and not saved.states_classes:
         config = dataclasses.replace(config, num_classes=model.num_classes)
     if report.data_config is not None and not (saved and saved.states_images):
-        images = {**report.data_config, 'label_names': report.label_names}
+        images = {**report.data_config, 'label_names': report.label_names, 'task': report.task}
         return PretrainedConfig(config.architecture, '', num_classes=model.num_classes, license='', **images)
     if report.label_names is not None and config.label_names is None:
         return dataclasses.replace(config, num_classes=model.num_classes, label_names=report.label_names)

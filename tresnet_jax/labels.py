@@ -8,7 +8,7 @@ import re
 from importlib import resources
 from typing import Any
 
-from tresnet_jax.variants import PretrainedConfig, pretrained_config
+from tresnet_jax.variants import MULTILABEL, PretrainedConfig, pretrained_config
 
 FASHION_MNIST = (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
@@ -48,6 +48,8 @@ def class_names(source: Any) -> tuple[str, ...] | None:
         return names
     if _is_fashion_mnist(source):
         return FASHION_MNIST
+    if _is_multilabel(source):
+        return None
     table = _TABLE_OF_SIZE.get(_num_classes(source))
     return tuple(name for _, name in _read(table)) if table else None
 
@@ -67,7 +69,7 @@ def class_synsets(source: Any) -> tuple[str, ...] | None:
     source = _resolve(source)
     if names := _own_names(source):
         return names if all(map(SYNSET.fullmatch, names)) else None
-    if _is_fashion_mnist(source):
+    if _is_fashion_mnist(source) or _is_multilabel(source):
         return None
     table = _TABLE_OF_SIZE.get(_num_classes(source))
     return tuple(synset for synset, _ in _read(table)) if table else None
@@ -100,6 +102,12 @@ def _own_names(source: Any) -> tuple[str, ...] | None:
 def _is_fashion_mnist(source: Any) -> bool:
     config = _config(source)
     return config is not None and config.tag == 'fashion_mnist' and _num_classes(source) == len(FASHION_MNIST)
+
+
+def _is_multilabel(source: Any) -> bool:
+    """Return whether images have any number of classes, so that a number of classes is not that of ImageNet."""
+    config = _config(source)
+    return config is not None and config.task == MULTILABEL
 
 
 @functools.cache

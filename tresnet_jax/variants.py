@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from tresnet_jax.published import PublishedAccuracy, published_accuracies
 
+CLASSIFICATION, MULTILABEL = TASKS = ('classification', 'multilabel')  # one class per image, or any number
+
 BASIC, BOTTLENECK = 'basic', 'bottleneck'
 ALL_BASIC, ALL_BOTTLENECK = (BASIC, BASIC, BASIC, BASIC), (BOTTLENECK, BOTTLENECK, BOTTLENECK, BOTTLENECK)
 EXPANSION = {BASIC: 1, BOTTLENECK: 4}  # output channels of a block divided by its planes
@@ -183,6 +185,7 @@ class PretrainedConfig:
         embedded: whether the weights come with this package.
         label_names: one name per class, for weights of a training run or a saved model. None: `class_names` looks
             them up.
+        task: 'classification', one class per image; 'multilabel', any number, each output the logit of its own.
     """
 
     architecture: str
@@ -200,6 +203,7 @@ class PretrainedConfig:
     license: str = 'apache-2.0'
     embedded: bool = False
     label_names: tuple[str, ...] | None = None
+    task: str = CLASSIFICATION
 
     @property
     def name(self) -> str:

@@ -113,7 +113,7 @@ class TorchTraining:
         images, labels = next(self.batches)
         logits = self.forward(images)
         logits = logits.float() if self.side.is_half else logits
-        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=CONFIG.smoothing)
+        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=CONFIG.label_smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -175,6 +175,27 @@ def test_tfds(array_record):
     assert 'tensorflow' not in sys.modules
 
 
+def test_tfds_with_any_number_of_labels(array_record):
+    options = {'data_dir': array_record, 'target_format': 'indices'}
+    kinds = open_source('tfds:tiny', 'train', target_key='kind', **options)
+    assert kinds.class_names == ('cat', 'dog', 'elk') and len(kinds) == 23
+    for i in range(23):
+        record = kinds[i]
+        np.testing.assert_array_equal(
+            record['target'], np.eye(3)[[png(n) for n in range(23)].index(record['image']) % 3]
+        )
+    tails = open_source('tfds:tiny', 'train', target_key='objects/name', class_names=('ear', 'tail'), **options)
+    assert sorted(tails[i]['target'].tolist() for i in range(23)) == [[0, 0]] * 12 + [[0, 1]] * 11
+    assert tails.fingerprint() == kinds.fingerprint() and pickle.loads(pickle.dumps(tails))[0]['target'].sum() < 2
+    assert 'has no class names; give them with --class-map' in refuse('tfds:tiny', target_key='objects/name', **options)
+    assert 'name the labels with --target-key' in refuse('tfds:tiny', **options)
+    for key in ('objects/size', 'tail'):
+        assert 'no such feature; it has' in refuse('tfds:tiny', target_key=key, **options)
+    unknown = open_source('tfds:tiny', 'train', target_key='objects/name', class_names=('ear', 'nose'), **options)
+    with pytest.raises(DataError, match='not among the class names: tail|have different classes'):
+        [unknown[i] for i in range(23)]
+
+
 @pytest.mark.parametrize('split', ['train', 'train[3:]', 'train[5:9]', 'validation[:50%]+train[20:]', None])
 def test_tfrecord(array_record, tfrecord, split):
     expected = open_source('tfds:tiny', split, data_dir=array_record)

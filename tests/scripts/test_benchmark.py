@@ -198,7 +198,7 @@ def test_a_training_step_is_that_of_the_loop():
         x = ((images[i] / 255 - MEAN) / STD).mean((1, 2))
         logits = x @ weights[0] + weights[1]
         logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        targets = np.eye(CLASSES)[labels[i]] * (1 - CONFIG.smoothing) + CONFIG.smoothing / CLASSES
+        targets = np.eye(CLASSES)[labels[i]] * (1 - CONFIG.label_smoothing) + CONFIG.label_smoothing / CLASSES
         expected.append(-(targets * logs).sum(1).mean())
         delta = (np.exp(logs) - targets) / len(x)
         gradients = [x.T @ delta + CONFIG.weight_decay * weights[0], delta.sum(0)]

@@ -12,6 +12,7 @@ import pytest
 
 import tresnet_jax
 from tests.helpers.closeness import assert_identical
+from tests.helpers.compilations import compiled_once
 from tests.helpers.runs import TINY
 from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE, load_weights
 from tresnet_jax.cli import train as command
@@ -27,23 +28,10 @@ from tresnet_jax.training.recipes import RECIPES, recipe
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-    """Each run compiles the same two steps: keep them. And optax multiplies integers and floats."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    values = {
-        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-        'jax_enable_compilation_cache': True,
-    }
-    values |= {'jax_persistent_cache_min_compile_time_secs': 0.0, 'jax_numpy_dtype_promotion': 'standard'}
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def programs(tmp_path_factory):
+    """Each run compiles the same two steps: keep them."""
+    with compiled_once(tmp_path_factory.mktemp('compiled')):
+        yield
 
 
 def weights(workdir) -> list[np.ndarray]:
@@ -161,7 +149,7 @@ def test_ended_in_the_evaluation(end, uninterrupted, tmp_path, monkeypatch, caps
     timeless = [[r | dict.fromkeys(('time', 'images_per_second', 'wait')) for r in read_records(folder)]
                 for folder in (tmp_path, whole)]  # fmt: skip
     assert timeless[0] == timeless[1]
-    assert load_weights(tmp_path, 'best').top1 == load_weights(whole, 'best').top1
+    assert load_weights(tmp_path, 'best').rating == load_weights(whole, 'best').rating
 
 
 def test_interrupted_before_the_first_step(tmp_path, monkeypatch):

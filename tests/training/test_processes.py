@@ -147,7 +147,7 @@ def test_ended_in_the_evaluation(environment, tmp_path):
     finish(start(environment, workdir))
     assert evaluations(workdir) == evaluations(whole) != []
     assert_identical(weights(workdir), weights(whole))
-    assert load_weights(workdir).top1 == load_weights(whole).top1 == evaluations(whole)[-1]['ema_top1']
+    assert load_weights(workdir).rating == load_weights(whole).rating == evaluations(whole)[-1]['ema_top1']
 
 
 def test_full_disk(environment, uninterrupted, tmp_path):

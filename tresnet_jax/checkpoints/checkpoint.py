@@ -7,8 +7,13 @@ from typing import Any
 import numpy as np
 
 from tresnet_jax.checkpoints.layout import Layout
+from tresnet_jax.variants import CLASSIFICATION
 
 FLAX_FORMAT = 'tresnet_jax'  # value of 'format' in the metadata of our own files
+METRICS = {  # of runs, from 0 to 1, each with its name for people; one of them picks the best checkpoint
+    'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'micro_f1': 'micro F1', 'macro_f1': 'macro F1',
+    'sample_f1': 'sample F1',
+}  # fmt: skip
 COUNTER = 'num_batches_tracked'  # name of torch's counter of batches in a batch norm
 
 
@@ -22,6 +27,7 @@ class Stated:
         abn_slope: slope of the leaky ReLUs, from the classes of a pickled module; None: timm's, or unknown.
         global_pool, output_stride: options with which the network was trained; None: timm's, or unknown.
         settled_by: what excludes networks of the same tensors and another function; None: nothing does.
+        task: what the outputs are, one of `variants.TASKS`; that of one class per image if it is unknown.
     """
 
     label_names: tuple[tuple[str, ...], ...] = ()
@@ -30,6 +36,7 @@ class Stated:
     global_pool: str | None = None
     output_stride: int | None = None
     settled_by: str | None = None
+    task: str = CLASSIFICATION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Checkpoint:
         wrapper: the keys that lead to the tensors ('state_dict_ema', 'ema.module', ...), or 'ema' for the moving
             average of a run; None for tensors at the top.
         has_ema: whether averaged weights are stored.
-        training: further values stored by a training script: epoch, metric, arch; step and top1 for a run.
+        training: further values stored by a training script: epoch, metric, arch; step and a metric for a run.
         layout: how the tensors of the network are named; None: timm's names, or our own.
         prefix: what precedes these names, without what wrappers of torch insert.
         networks: 'PATH:PREFIX, architecture, parameters' of each network in the file.

@@ -18,7 +18,17 @@ from tresnet_jax.checkpoints.stated import listed_names
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.models.pooling import POOL_TYPES
-from tresnet_jax.variants import ARCHITECTURES, IMAGENET, RESNETD, TRESNET, PretrainedConfig, family_of, split_name
+from tresnet_jax.variants import (
+    ARCHITECTURES,
+    CLASSIFICATION,
+    IMAGENET,
+    RESNETD,
+    TASKS,
+    TRESNET,
+    PretrainedConfig,
+    family_of,
+    split_name,
+)
 
 CONFIG = 'config.json'
 NAMES = ('label_names', 'labels', 'id2label')  # 'labels' is timm's key of 2021 and 2022
@@ -199,6 +209,7 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
         features_only=take(arguments, 'features_only', lambda value: isinstance(value, bool), False),
         out_indices=take(arguments, 'out_indices', _are_indices),
         label_names=names,
+        task=take(config, 'task', lambda value: value in TASKS, CLASSIFICATION),
         states_classes=classes is not None,
         states_images=any(pretrained.get(field) is not None for field in IMAGE_FIELDS),
         notes=notes,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tresnet_jax.checkpoints import metadata
-from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, Checkpoint
+from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Checkpoint
 from tresnet_jax.checkpoints.choose import choose
 from tresnet_jax.checkpoints.find import Network, State, clean, networks_of
 from tresnet_jax.checkpoints.heads import Head, find_head
@@ -16,6 +16,7 @@ from tresnet_jax.checkpoints.names import flax_key_to_torch, flax_to_torch_layou
 from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.timm_layouts import IABN_EPSILON, INPLACE_ABN, TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError
+from tresnet_jax.variants import CLASSIFICATION
 
 ORIGINAL_V2_SLOPE = 1e-6
 
@@ -35,6 +36,7 @@ class TimmState:
         notes: what was changed or left out, one line each.
         data_config: how images are prepared, as arguments of `create_transform`; None if unknown.
         label_names: one per class; None if unknown.
+        task: what the outputs are, one of `variants.TASKS`; that of one class per image if it is unknown.
         beside: key -> shape of each tensor of the checkpoint that is neither in `tensors` nor a counter.
         head: the kind of a head, among those, that is not one linear layer; None for a linear one or no head.
     """
@@ -50,6 +52,7 @@ class TimmState:
     notes: tuple[str, ...] = ()
     data_config: dict[str, Any] | None = None
     label_names: tuple[str, ...] | None = None
+    task: str = CLASSIFICATION
     beside: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     head: str | None = None
 
@@ -97,6 +100,7 @@ def to_timm(checkpoint: Checkpoint) -> TimmState:
         notes=(*notes, *head.notes),
         data_config=checkpoint.stated.data_config,
         label_names=next(iter(names), None),
+        task=checkpoint.stated.task,
         beside={} if head.tensors else {key: tuple(value.shape) for key, value in network.beside.items()},
         head=head.foreign,
     )
@@ -176,11 +180,12 @@ def _from_flax(checkpoint: Checkpoint) -> TimmState:
         notes=(_run_note(checkpoint),) if checkpoint.container == 'run' else (),
         data_config=metadata.data_config(checkpoint),
         label_names=metadata.label_names(checkpoint),
+        task=metadata.task(checkpoint),
     )
 
 
 def _run_note(checkpoint: Checkpoint) -> str:
-    top1 = checkpoint.training.get('top1')
     kind = 'moving average' if checkpoint.wrapper else 'weights'
-    accuracy = '' if top1 is None else f', top-1 {top1:.2%}'
-    return f'took the {kind} of step {checkpoint.training["step"]}{accuracy}'
+    found = checkpoint.training
+    rating = ''.join(f', {title} {found[name]:.2%}' for name, title in METRICS.items() if name in found)
+    return f'took the {kind} of step {found["step"]}{rating}'

@@ -164,6 +164,7 @@ def match(
         abn_slope=slope,
         data_config=state.data_config,
         label_names=state.label_names,
+        task=state.task,
         tensors=len(flat),
         parameters=sum(v.size for k, v in flat.items() if not k.endswith(('.mean', '.var'))),
         notes=state.notes,

@@ -12,7 +12,7 @@ from tresnet_jax.data.transforms import create_transform
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.labels import are_names
 from tresnet_jax.models.pooling import POOL_TYPES
-from tresnet_jax.variants import RESNETD
+from tresnet_jax.variants import CLASSIFICATION, RESNETD, TASKS
 
 
 def source_dtypes(checkpoint: Checkpoint) -> dict[str, str]:
@@ -104,6 +104,18 @@ def label_names(checkpoint: Checkpoint) -> tuple[str, ...] | None:
     if not are_names(names):
         raise _error(checkpoint, 'label_names', 'is not a list of names')
     return tuple(names) or None
+
+
+def task(checkpoint: Checkpoint) -> str:
+    """Return what the outputs are, one of `variants.TASKS`; files without the field have one class per image.
+
+    Raises:
+        ConversionError: the field is none of them.
+    """
+    found = checkpoint.metadata.get('task') or CLASSIFICATION
+    if found not in TASKS:
+        raise _error(checkpoint, 'task', f'must be one of {", ".join(TASKS)}, got {reprlib.repr(found)}')
+    return found
 
 
 def _entries(checkpoint: Checkpoint, field: str, valid: Callable[[Any], bool], expected: str) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from tresnet_jax.checkpoints.heads import classifiers_elsewhere
 from tresnet_jax.checkpoints.layout import Layout, Tensor
 from tresnet_jax.checkpoints.records import Record, children, printable
 from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
-from tresnet_jax.checkpoints.stated import class_name_lists, data_config
+from tresnet_jax.checkpoints.stated import class_name_lists, data_config, task
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.variants import CLASSIFICATION
 
 TRAINING_KEYS = ('epoch', 'metric', 'arch')
 # Where a file without a network of ours has the tensors to describe, in this order.
@@ -162,7 +163,9 @@ def _stated(tree: Any, architecture: str, function: twins.Function) -> Stated:
     if saved is not None:
         names += (saved.label_names,) if saved.label_names else ()
         images = images or config_file.images(saved)
-    return Stated(names, images, function.abn_slope, function.global_pool, function.output_stride, function.settled_by)
+    outputs = task(tree) or (saved.task if saved else CLASSIFICATION)
+    found = function.abn_slope, function.global_pool, function.output_stride, function.settled_by
+    return Stated(names, images, *found, outputs)
 
 
 def _largest_state(path: Path, tree: Any) -> State:

@@ -32,6 +32,7 @@ class Report:
         abn_slope: slope of the leaky ReLUs that the weights were trained with; None: timm's, or unknown.
         data_config: how images are prepared, as arguments of `create_transform`; None unless a run states it.
         label_names: one per class of the file; None unless a run states them.
+        task: 'classification', one class per image, or if the file states it 'multilabel', any number.
         tensors: number of tensors in the trees.
         parameters: number of parameters, without running statistics.
         notes: changes that the layout required, one line each.
@@ -54,6 +55,7 @@ class Report:
     abn_slope: float | None
     data_config: dict[str, Any] | None
     label_names: tuple[str, ...] | None
+    task: str
     tensors: int
     parameters: int
     notes: tuple[str, ...]

@@ -12,24 +12,27 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, Checkpoint
+from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Checkpoint
 from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.labels import are_names
 from tresnet_jax.models.base import ImageModel, Tree
-from tresnet_jax.variants import ARCHITECTURES, split_name
+from tresnet_jax.variants import ARCHITECTURES, CLASSIFICATION, split_name
 
 MODEL_FILE = 'model.json'
 CHECKPOINTS = 'checkpoints'  # the folder of Orbax's checkpoints in a run
-BEST = 'top1'  # the metric that picks the best checkpoint
 
 # Runs of 0.1.0's development have no model.json; these two files hold the same information.
 OLDER_CONFIG_FILE, OLDER_NAMES_FILE = 'config.json', 'label_names.json'
 
 
 def save_description(
-    workdir: Path, model: ImageModel, data_config: dict[str, Any], label_names: Sequence[str] | None
+    workdir: Path,
+    model: ImageModel,
+    data_config: dict[str, Any],
+    label_names: Sequence[str] | None,
+    task: str = CLASSIFICATION,
 ) -> None:
     """Write model.json, with the same fields as the metadata of our safetensors files.
 
@@ -38,6 +41,7 @@ def save_description(
         model: the model that is trained.
         data_config: how images are prepared for evaluation, the arguments of `create_transform`.
         label_names: one per class in the order of the outputs, or None if they are unknown.
+        task: what the outputs are, one of `variants.TASKS`.
 
     Raises:
         ConversionError: the file cannot be written.
@@ -53,6 +57,7 @@ def save_description(
         'abn_slope': None if model.abn_slope == model.config.family.default_slope else model.abn_slope,
         'data_config': data_config,
         'label_names': list(label_names or ()),
+        'task': task,
     }
     text = json.dumps(description, indent=1, ensure_ascii=False) + '\n'
     # Names of folders that are not UTF-8 hold surrogates, which JSON can only escape.
@@ -113,8 +118,8 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
     description = _read_object(path / MODEL_FILE) if (path / MODEL_FILE).exists() else _older_description(path)
     weights = load_weights(path, step, ema=ema)
     training: dict[str, str | int | float] = {'step': weights.step}
-    if weights.top1 is not None:
-        training['top1'] = weights.top1
+    if weights.rating is not None:
+        training[weights.metric] = weights.rating
     params, stats = flatten(weights.params), flatten(weights.batch_stats)
     # torch counts batches in each batch norm; in a run every batch norm has seen one batch per step.
     norms = [flax_key_to_torch(key).removesuffix('running_var') for key in stats if key.endswith('.var')]
@@ -188,14 +193,16 @@ class Weights:
 
     Attributes:
         step: number of training steps.
-        top1: top-1 accuracy at that step, from 0 to 1; None if the step was not evaluated.
+        metric: the metric that picks the best checkpoint, one of METRICS.
+        rating: its value at that step, from 0 to 1; None if the step was not evaluated.
         params, batch_stats: the model's trees; list indices are text ('0').
         averaged: whether the weights are the moving average.
         has_ema: whether the run keeps a moving average.
     """
 
     step: int
-    top1: float | None
+    metric: str
+    rating: float | None
     params: Tree
     batch_stats: Tree
     averaged: bool
@@ -209,7 +216,7 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
 
     Args:
         workdir: folder of the run.
-        which: a step, 'latest', or 'best' for the best top-1, or for the latest if no checkpoint was evaluated.
+        which: a step, 'latest', or 'best' for the best metric, or for the latest if no checkpoint was evaluated.
         ema: take the moving average if the run has one.
 
     Raises:
@@ -226,11 +233,13 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
         raise ConversionError(f'{workdir}: has no {CHECKPOINTS}/; give the folder of a training run')
     try:
         with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
-            found = {c.step: (c.metrics or {}).get(BEST) for c in checkpointer.checkpoints}
+            metrics = {c.step: c.metrics or {} for c in checkpointer.checkpoints}
     except Exception as error:  # Orbax wraps the file system's errors in many classes
         raise ConversionError(f'{folder}: cannot be read: {reason(error)}') from error
-    if not found:
+    if not metrics:
         raise ConversionError(f'{folder}: holds no checkpoint yet')
+    metric = next((name for name in METRICS if any(name in values for values in metrics.values())), 'top1')
+    found = {step: values.get(metric) for step, values in metrics.items()}
     step = _choose(found, which)
     if step not in found:
         steps = ', '.join(map(str, sorted(found)))
@@ -249,12 +258,12 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
     except Exception as error:  # of as many classes; also of ours, if the state is not one of a run
         raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
     state = state['ema'] if averaged else state
-    return Weights(step, found[step], state['params'], state['batch_stats'], averaged, bool(saved.get('ema')))
+    return Weights(step, metric, found[step], state['params'], state['batch_stats'], averaged, bool(saved.get('ema')))
 
 
 def _choose(found: dict[int, float | None], which: int | str) -> int:
-    """Return the requested step, given the top-1 of each step."""
+    """Return the requested step, given the rating of each step."""
     if isinstance(which, int):
         return which
-    rated = {step: top1 for step, top1 in found.items() if which == 'best' and top1 is not None}
+    rated = {step: rating for step, rating in found.items() if which == 'best' and rating is not None}
     return max(rated, key=lambda step: (rated[step], step)) if rated else max(found)

@@ -8,7 +8,7 @@ from typing import Any
 from tresnet_jax.checkpoints.records import Record, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
 from tresnet_jax.data.transforms import INTERPOLATIONS, create_transform, resolve_data_config
-from tresnet_jax.variants import pretrained_config, split_name
+from tresnet_jax.variants import TASKS, pretrained_config, split_name
 
 MOST_CLASSES = 1_000_000
 MOST_NESTED = 3  # containers around the names; timm has them at the top, OpenMMLab in meta.dataset_meta
@@ -103,6 +103,12 @@ def data_config(tree: Any, architecture: str) -> dict[str, Any] | None:
             continue
         return config
     return None
+
+
+def task(tree: Any) -> str | None:
+    """Return what the outputs are by the arguments of timm's script, one of `TASKS`; None if they do not say it."""
+    found = [arguments.get('task') for arguments in _arguments(tree)]
+    return next((text for text in found if isinstance(text, str) and text in TASKS), None)
 
 
 def _arguments(tree: Any) -> Iterator[dict[Any, Any]]:

@@ -1,4 +1,7 @@
-"""`evaluate.py`: accuracy of a model on labelled images, compared with the published accuracy of its weights."""
+"""`evaluate.py`: accuracy of a model on labelled images, compared with the published accuracy of its weights.
+
+With any number of classes per image: mean average precision and F1.
+"""
 
 import dataclasses
 import json
@@ -11,22 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from tresnet_jax.checkpoints.checkpoint import METRICS
 from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_inputs, match_inputs
 from tresnet_jax.cli.results import read_results, timm_row, write_result
 from tresnet_jax.data.real_labels import accepted_labels, read_real_labels
+from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import TrainingError, shown
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_synsets
 from tresnet_jax.models.functional import functional
-from tresnet_jax.options import flag
+from tresnet_jax.options import SHARE, check_options, flag, flag_name
 from tresnet_jax.published import TEST_SETS, PublishedAccuracy
 from tresnet_jax.training.devices import replicate
-from tresnet_jax.training.evaluate import EvalResult, evaluate
+from tresnet_jax.training.evaluate import EvalResult, evaluate, evaluate_multilabel
 from tresnet_jax.training.hosts import Hosts
-from tresnet_jax.training.step import make_eval_step, over_devices
+from tresnet_jax.training.step import make_eval_step, make_multilabel_eval_step, over_devices
 
 TestSetName = Literal['imagenet-real', 'imagenet-v2', 'imagenet-sketch', 'imagenet-a', 'imagenet-r']
 IMAGENET_CLASSES = 1000
@@ -37,6 +42,8 @@ MAX_DISTANCE = 3.0  # standard errors that an accuracy may differ from the publi
 class EvaluateArguments:
     """Measure top-1 and top-5 accuracy with standard errors, and compare them with the published values of the tag.
 
+    With any number of classes per image, measure mean average precision and F1.
+
     Standard error shows a progress bar on a terminal, and one line every 30 seconds elsewhere.
 
     Exit codes: 0; 1, with --check, an accuracy differs from the published one; 2, an error in the flags or the data,
@@ -45,6 +52,8 @@ class EvaluateArguments:
 
     flags: tyro.conf.OmitArgPrefixes[InputFlags]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
+    multilabel_threshold: Annotated[float, SHARE] = 0.5
+    """Probability from which a class counts as predicted in F1, with any number of classes per image."""
     json: bool = False
     """Print one JSON document instead of lines."""
     check: bool = False
@@ -112,7 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(EvaluateArguments, argv, default=EvaluateArguments(InputFlags()))
     quiet_libraries()
     try:
+        check_options(arguments, TrainingError)
         inputs = load_inputs(arguments.flags, arguments.hosts)
+        if isinstance(inputs.source, MultiLabelSource):
+            print_multilabel(arguments, inputs)
+            return 0
         classes = choose_outputs(inputs, valid_labels=arguments.valid_labels, real_labels=arguments.real_labels)
         test_set = choose_test_set(arguments, inputs, classes)
         partial = classes.outputs is not None and len(classes.outputs) < inputs.model.num_classes
@@ -208,6 +221,60 @@ def measure(inputs: Inputs, flags: InputFlags, classes: Classes) -> EvalResult:
             input_batches(inputs, flags),
             tick=progress.update,
         )
+
+
+def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
+    """Evaluate a model on images with any number of classes, and print the metrics over the classes of the data.
+
+    Raises:
+        DataError: the data cannot be read, or its classes are not the model's.
+        TrainingError: the model has no classifier, there is no image, or a flag is for one class per image.
+    """
+    names = ('check', 'valid_labels', 'real_labels', 'published', 'results')
+    given = [flag_name(name) for name in names if getattr(arguments, name)]
+    if given:
+        raise TrainingError(f'{", ".join(given)}: for one class per image, not for --task multilabel')
+    if not inputs.model.num_classes:
+        raise TrainingError(f'{inputs.name}: has no classifier')
+    match = match_inputs(inputs)
+    source, images = inputs.source, describe_images(inputs.data_config)
+    apply, *variables = functional(fold_batchnorm(inputs.model))
+    mean, std = inputs.data_config['mean'], inputs.data_config['std']
+    step = make_multilabel_eval_step(with_outputs(apply, match.places), mean=mean, std=std, dtype=inputs.dtype)
+    with Progress(len(source), 'images', active=jax.process_index() == 0) as progress:
+        result = evaluate_multilabel(
+            over_devices(step),
+            replicate(tuple(variables), inputs.devices),
+            input_batches(inputs, arguments.flags),
+            progress.update,
+            arguments.multilabel_threshold,
+        )
+    if jax.process_index() != 0:
+        return
+    if arguments.json:
+        precisions = dict(zip(source.class_names, result.average_precisions.tolist(), strict=True))
+        document = {
+            'model': inputs.name,
+            'data': source.name,
+            'pictures': len(source),
+            'classes': match.text,
+            'data_config': inputs.data_config,
+            'threshold': arguments.multilabel_threshold,
+            **result.metrics(),
+            'average_precisions': precisions,
+        }
+        print(json.dumps(document, indent=2))
+        return
+    skipped = len(source) - result.count
+    lines = [
+        f'{inputs.name} on {source.name}: {result.count:,} images'
+        + (f'; {skipped:,} unreadable images are not counted' if skipped else ''),
+        f'images    {images}',
+        f'classes   {match.text}',
+        *(f'{METRICS[name]:10}{100 * value:.3f} %' for name, value in result.metrics().items() if name in METRICS),
+        f'loss      {result.loss:.4f}',
+    ]
+    print('\n'.join(lines))
 
 
 def with_outputs(apply: Callable[..., Any], outputs: np.ndarray | None) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, SHARE, check_options, fl
 from tresnet_jax.training.config import TrainConfig, load_config
 from tresnet_jax.training.devices import local_devices, set_up
 from tresnet_jax.training.hosts import Hosts
-from tresnet_jax.variants import split_name
+from tresnet_jax.variants import CLASSIFICATION, MULTILABEL, split_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class InputFlags:
     checkpoint: Annotated[Path | None, flag('FILE', 'none')] = None
     """Load the weights of this file or training run."""
     data: Annotated[str | None, flag('DATA', 'the data of the run')] = None
-    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE or embedded:fashion_mnist."""
+    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE, coco:DIR or embedded:fashion_mnist."""
     data_dir: Annotated[Path | None, flag('DIR', "that of the run, or TFDS's own")] = None
     """Folder of TensorFlow Datasets, or that relative paths start from."""
     split: Annotated[str | None, flag('SPLIT', 'validation, or else test')] = None
@@ -47,6 +47,15 @@ class InputFlags:
     """For wds:PATTERN, the extensions of the images: 'jpg;png'. For hfds:NAME, their column."""
     target_key: Annotated[str | None, flag('KEY', 'that of the run, or cls or label')] = None
     """For wds:PATTERN, the field of json that is the label. For hfds:NAME, the column of the labels."""
+    task: Annotated[
+        Literal['classification', 'multilabel'] | None, flag('{classification,multilabel}', 'that of the weights')
+    ] = None
+    """One class per image, or any number of classes."""
+    target_format: Annotated[Literal['indices', 'multihot'] | None, flag('{indices,multihot}', 'indices')] = None
+    """For --task multilabel: the labels of an image are a list of classes, or a vector with a number from 0 to 1 per
+    class. Default: that of the run, or indices."""
+    keep_unlabelled: bool = False
+    """For coco:DIR, keep the images without annotations."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
     """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     test_size: bool = False
@@ -132,13 +141,15 @@ def load_inputs(
     device_count = len(devices) * jax.process_count()
     if flags.batch_size % device_count:
         raise TrainingError(f'--batch-size {flags.batch_size} must be a multiple of {device_count} devices')
-    source = _open(flags, run, split, unlabelled)
-    max_value = flags.max_value if flags.max_value is not None or run is None else run.max_value
-    if max_value is None and jax.process_index() == 0:
-        warn_narrow_range(lambda index: source[index]['image'], len(source), source.name)
     model = create_model(
         name, pretrained=flags.pretrained, checkpoint=flags.checkpoint, num_classes=num_classes, dtype=jnp.dtype(dtype)
     )
+    assert model.pretrained_cfg is not None
+    # The labels of images to embed are of no matter to the model.
+    source = _open(flags, run, split, unlabelled, CLASSIFICATION if unlabelled else model.pretrained_cfg.task)
+    max_value = flags.max_value if flags.max_value is not None or run is None else run.max_value
+    if max_value is None and jax.process_index() == 0:
+        warn_narrow_range(lambda index: source[index]['image'], len(source), source.name)
     if model.in_chans != 3:
         raise TrainingError(f'{name}: takes {model.in_chans} channels; the images have 3')
     data_config = resolve_data_config(model, use_test_size=flags.test_size)
@@ -146,7 +157,6 @@ def load_inputs(
         data_config['input_size'] = (3, flags.image_size, flags.image_size)
     if flags.crop_pct is not None:
         data_config['crop_pct'] = flags.crop_pct
-    assert model.pretrained_cfg is not None
     return Inputs(
         name=model.pretrained_cfg.name if flags.pretrained else name,
         named=run is None and (flags.pretrained or (not split_source(name) and split_name(name)[1] is not None)),
@@ -211,14 +221,32 @@ def _name_of(run: TrainConfig) -> str:
     return run.model if split_source(run.model) else split_name(run.model)[0]
 
 
-def _open(flags: InputFlags, run: TrainConfig | None, split: str | None, unlabelled: bool) -> Source:
-    """Open the selected split. Default: the split a run was evaluated on; all of a data set without splits."""
+def _open(
+    flags: InputFlags, run: TrainConfig | None, split: str | None, unlabelled: bool, task: str = CLASSIFICATION
+) -> Source:
+    """Open the selected split. Default: the split a run was evaluated on; all of a data set without splits.
+
+    Args:
+        flags, run, split, unlabelled: as in `load_inputs`.
+        task: the task for other data than that of the run, if the flags do not give one.
+
+    Raises:
+        DataError: as `open_source`.
+        TrainingError: a flag is for another task.
+    """
+    own = run is not None and flags.data in (None, run.data)
+    task = flags.task or (run.task if run is not None and own else task)
+    form = flags.target_format or (run.target_format if run is not None and own else 'indices')
+    if flags.target_format and task != MULTILABEL:
+        raise TrainingError(f'--target-format {form} is for --task {MULTILABEL}')
     options: dict[str, Any] = {
         'data_dir': flags.data_dir or (run.data_dir if run else None),
         'input_key': flags.input_key,
         'target_key': flags.target_key,
+        'target_format': form if task == MULTILABEL else None,
+        'keep_unlabelled': flags.keep_unlabelled or bool(run is not None and own and run.keep_unlabelled),
     }
-    if run is not None and flags.data in (None, run.data):
+    if run is not None and own:
         options |= {name: options[name] or getattr(run, name) for name in ('input_key', 'target_key')}
         asked = flags.split or split or run.val_split
         assert flags.checkpoint is not None

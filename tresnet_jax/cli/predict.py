@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,10 @@ from tresnet_jax.errors import ImageError
 from tresnet_jax.factory import create_model
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_names, class_synsets
-from tresnet_jax.options import POSITIVE, check_options, flag
+from tresnet_jax.options import POSITIVE, SHARE, check_options, flag
 from tresnet_jax.plotting import contact_sheet, new_figure
 from tresnet_jax.training.config import CONFIG_FILE, load_config
+from tresnet_jax.variants import MULTILABEL
 
 SHEET_IMAGES = 100
 SHEET_PIXELS = 200
@@ -53,8 +54,16 @@ class PredictArguments:
     checkpoint: Annotated[Path | None, flag('FILE', 'the pretrained weights of the tag')] = None
     """Weights of the model: a file that create_model reads, or the folder of a training run."""
 
-    topk: Annotated[int, POSITIVE] = 5
+    topk: Annotated[int | None, POSITIVE, flag('N', '5, or with any number of classes per image all')] = None
     """Number of classes to print per image, the likeliest first."""
+
+    task: Annotated[
+        Literal['classification', 'multilabel'] | None, flag('{classification,multilabel}', 'that of the weights')
+    ] = None
+    """One class per image, or any number of classes, each with a probability of its own."""
+
+    threshold: Annotated[float | None, SHARE, flag('SHARE', '0.5')] = None
+    """Smallest probability of a class to print, with any number of classes per image."""
 
     batch_size: Annotated[int, POSITIVE] = 32
     """Images per call of the model."""
@@ -100,6 +109,7 @@ def predict(
     paths: Sequence[Path],
     batch_size: int,
     max_value: float | None = None,
+    multilabel: bool = False,
 ) -> Iterator[np.ndarray | str]:
     """Yield the class probabilities of each image in order, or one line that says why it cannot be read.
 
@@ -109,11 +119,13 @@ def predict(
         paths: image files.
         batch_size: images per batch. Every batch has this size, padded if needed, so the model compiles once.
         max_value: white in grey images of more than 8 bits; see `load_image`.
+        multilabel: an image has any number of classes, each with a probability of its own.
 
     Yields:
-        (num_classes,) float32 that sum to 1, or a str.
+        (num_classes,) float32 that sum to 1 unless `multilabel`, or a str.
     """
-    classify = jax.jit(lambda m, x: jax.nn.softmax(m(x).astype(jnp.float32), axis=-1))
+    probabilities = jax.nn.sigmoid if multilabel else jax.nn.softmax
+    classify = jax.jit(lambda m, x: probabilities(m(x).astype(jnp.float32)))
     batch_size = min(batch_size, len(paths))
     # Pillow releases the interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
@@ -170,19 +182,26 @@ def _load(arguments: PredictArguments) -> Any:
 def _predict_all(arguments: PredictArguments, model: Any, paths: list[Path]) -> list[dict[str, Any]]:
     """Classify all images. Print lines as batches finish, or one JSON document at the end; return its images."""
     data_config = resolve_data_config(model, use_test_size=arguments.test_size)
+    multilabel = (arguments.task or model.pretrained_cfg.task) == MULTILABEL
+    if arguments.threshold is not None and not multilabel:
+        raise ValueError(f'--threshold is for any number of classes per image; {arguments.model} has one (--task)')
+    threshold = 0.5 if arguments.threshold is None else arguments.threshold
+    count = arguments.topk or (model.num_classes if multilabel else 5)
     names, synsets = class_names(model), class_synsets(model)
     results: list[dict[str, Any]] = []
     with Progress(len(paths), 'images') as progress:
-        outcomes = predict(model, create_transform(**data_config), paths, arguments.batch_size, arguments.max_value)
+        transform = create_transform(**data_config)
+        outcomes = predict(model, transform, paths, arguments.batch_size, arguments.max_value, multilabel)
         for path, outcome in zip(paths, outcomes, strict=True):
             if isinstance(outcome, str):
                 results.append({'path': str(path), 'error': outcome})
                 progress.write(outcome, error=True)
             else:
-                classes = [_describe(index, outcome, names, synsets) for index in top(outcome, arguments.topk)]
+                found = [index for index in top(outcome, count) if not multilabel or outcome[index] >= threshold]
+                classes = [_describe(index, outcome, names, synsets) for index in found]
                 results.append({'path': str(path), 'classes': classes})
                 if not arguments.json:
-                    lines = [f'  {c["name"]} {c["probability"]:.4f}' for c in classes]
+                    lines = [f'  {c["name"]} {c["probability"]:.4f}' for c in classes] or ['  no class']
                     progress.write('\n'.join([str(path), *lines]))
             progress.update(len(results))
     if arguments.json:

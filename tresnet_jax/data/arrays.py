@@ -8,6 +8,8 @@ import numpy as np
 
 from tresnet_jax.data.fingerprint import array_digest, labels_digest
 from tresnet_jax.data.splits import choose_split, split_kind
+from tresnet_jax.data.target_values import TargetFormat, TargetKeys, target_source
+from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, reason
 
 
@@ -42,16 +44,24 @@ class ArraySource:
         return {'images': array_digest(self.images), 'labels': labels_digest(self.labels)}
 
 
-def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, ...] | None = None) -> ArraySource:
+def open_npz(
+    path: Path,
+    split: str | None,
+    where: str,
+    class_names: tuple[str, ...] | None = None,
+    target_format: TargetFormat | None = None,
+) -> ArraySource | MultiLabelSource:
     """Open one split of a .npz file.
 
-    The split NAME consists of x_NAME, (N, H, W) or (N, H, W, 1, 3 or 4) uint8, and y_NAME, (N,) or (N, 1) integers.
+    The split NAME consists of x_NAME, (N, H, W) or (N, H, W, 1, 3 or 4) uint8, and y_NAME, (N,) or (N, 1) integers; or
+    with `target_format` 'multihot', (N, classes) numbers from 0 to 1.
 
     Args:
         path: the file.
         split: as in `choose_split`.
         where: the data set, for errors.
         class_names: the name of each class. None: numbers, up to the highest label of any split.
+        target_format: images have any number of labels; None: one.
 
     Raises:
         DataError: the file cannot be read, has no such split, or has arrays of other shapes, dtypes or labels.
@@ -63,7 +73,7 @@ def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, 
                 raise DataError(f'{where}: expected a .npz file, got a single array')
             available = [key[2:] for key in file.files if key.startswith('x_') and f'y_{key[2:]}' in file.files]
             chosen = choose_split(split, available, where)
-            labels = {name: _labels(file[f'y_{name}'], f'{where} y_{name}') for name in available}
+            labels = {name: file[f'y_{name}'] for name in available}
             images = file[f'x_{chosen.name}']
     except DataError:
         raise
@@ -72,6 +82,23 @@ def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, 
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f'{where}: cannot be read as a .npz file of plain arrays ({reason(error)})') from error
     _check_images(images, len(labels[chosen.name]), f'{where} x_{chosen.name}')
+    if target_format is not None:
+        vectors = _vectors(labels[chosen.name], target_format, f'{where} y_{chosen.name}')
+        taken = chosen.part(len(images))
+        images = images[taken]
+        return target_source(
+            vectors[taken],
+            dataclasses.replace(chosen, start=None, stop=None),
+            TargetKeys((), target_format),
+            class_names=class_names,
+            train=None,
+            drawn=None,
+            describe=lambda index: f'number {index} of y_{chosen.name}',
+            make=lambda part: ArraySource(
+                f'{where} {chosen.text}', (), images[part], np.zeros(len(part), np.int32), ()
+            ),
+        )
+    labels = {name: _labels(y, f'{where} y_{name}') for name, y in labels.items()}
     highest = max(int(y.max()) for y in labels.values() if len(y))
     if class_names is None:
         class_names = tuple(str(i) for i in range(highest + 1))
@@ -86,6 +113,18 @@ def open_npz(path: Path, split: str | None, where: str, class_names: tuple[str, 
         raise DataError(f'{where}: {chosen.name} has classes that train does not have: {", ".join(map(str, new[:10]))}')
     part = chosen.part(len(images))
     return ArraySource(f'{where} {chosen.text}', class_names, images[part], labels[chosen.name][part], tuple(present))
+
+
+def _vectors(labels: np.ndarray, target_format: TargetFormat, where: str) -> list[np.ndarray]:
+    """Check labels and return the vector of each image."""
+    what = f'{where}: {labels.dtype} {labels.shape}'
+    if target_format != 'multihot':
+        raise DataError(
+            f'{what} cannot be lists of labels; for a number from 0 to 1 per class give --target-format multihot'
+        )
+    if labels.ndim != 2 or labels.dtype.kind not in 'biuf':
+        raise DataError(f'{what}; expected (N, classes) numbers from 0 to 1')
+    return [*labels]
 
 
 def _labels(labels: np.ndarray, where: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tresnet_jax.data.images import decode, finish_decoding
 from tresnet_jax.data.sources import Source
+from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, ImageError, reason, shown
 
 ROUND = 256  # positions of an epoch of repeated augmentation are a multiple, as in timm
@@ -25,7 +26,8 @@ class Example(NamedTuple):
 
     image: np.ndarray
     """(H, W, 3) uint8."""
-    label: int
+    label: int | np.ndarray
+    """The class, or with any number of classes per image (classes,) float32."""
     index: int
     """Index of the image in the source; -1 for padding after the last image."""
     mask: bool
@@ -147,15 +149,16 @@ class EvalExamples:
 
     def __call__(self, position: int) -> Example:
         blank = np.zeros((self.height, self.width, 3), np.uint8)
+        none = self.source.blank() if isinstance(self.source, MultiLabelSource) else 0
         if position >= len(self.source):
-            return Example(blank, 0, -1, False, -1, '')
+            return Example(blank, none, -1, False, -1, '')
         record = _read(self.source, position)
         try:
             label = _label(self.source, position, record)
             pixels = _transformed(record['image'], self.crop, self.max_value)
             return Example(pixels, label, position, True, position, '')
         except ImageError as error:
-            return Example(blank, 0, position, False, position, str(error))
+            return Example(blank, none, position, False, position, str(error))
 
 
 def _read(source: Source, index: int) -> Any:
@@ -168,12 +171,14 @@ def _read(source: Source, index: int) -> Any:
         return {'image': error, 'label': 0}
 
 
-def _label(source: Source, index: int, record: Any) -> int:
-    """Return the label of a record.
+def _label(source: Source, index: int, record: Any) -> int | np.ndarray:
+    """Return the label of a record, or the targets of its classes.
 
     Raises:
         DataError: it is not the number of a class.
     """
+    if 'target' in record:  # checked where it is read
+        return record['target']
     label = record['label']
     if not 0 <= label < source.num_classes:
         raise DataError(f'{shown(source.describe(index))} has label {label}; expected 0 to {source.num_classes - 1}')

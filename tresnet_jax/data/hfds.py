@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from tresnet_jax.data.class_matching import normal_name
 from tresnet_jax.data.fingerprint import labels_digest, names_digest
 from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
 from tresnet_jax.data.splits import choose_split, split_kind
+from tresnet_jax.data.target_values import TargetFormat, TargetKeys, parse_target_keys, target_source
+from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, ImageError, reason, shown
 
-IMAGES, LABEL = ('image', 'img'), 'label'  # names of columns that need no flag
+IMAGES, LABEL, LABELS = ('image', 'img'), 'label', 'labels'  # names of columns that need no flag
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +94,8 @@ def open_hfds(
     unlabelled: bool = False,
     input_key: str | None = None,
     target_key: str | None = None,
-) -> HfSource:
+    target_format: TargetFormat | None = None,
+) -> HfSource | MultiLabelSource:
     """Open one split of a data set that `datasets` can read.
 
     Args:
@@ -108,6 +112,9 @@ def open_hfds(
         unlabelled: also accept data without labels; their label is 0.
         input_key: the column of the images. None: image or img, or else the only column of images.
         target_key: the column of the labels. None: label, or else the only column of class labels.
+        target_format: images have any number of labels, in this form; `target_key` may be a path of names, or several
+            columns, and its default is labels or label, or else the only column of lists of class labels. None: one
+            label.
 
     Raises:
         DataError: `datasets` is not installed or cannot read the data, the split does not exist, the columns are
@@ -134,35 +141,48 @@ def open_hfds(
         chosen = choose_split(split, [*splits], where)
     rows = splits['' if drawn else chosen.name]
     image = _image_column(datasets, rows.features, input_key, where)
+    folders = (folder, data_dir, config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+    folders = tuple(os.path.realpath(path) for path in folders if path and Path(path).is_dir())
+    images = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
+    paths = images.flatten().select_columns([f'{image}.path'])
+
+    def make(indices: np.ndarray, names: tuple[str, ...], labels: np.ndarray, present: tuple[int, ...]) -> HfSource:
+        title = shown(f'{where} {chosen.text}')
+        return HfSource(title, names, image, images, paths, indices, labels, present, folders)
+
+    train = next((name for name in splits if split_kind(name) == 'train'), chosen.name)
+    own = drawn or split_kind(chosen.name) == 'train' or train == chosen.name
+    share_drawn = val_fraction if drawn and not for_evaluation else None
+    if target_format is not None:
+        keys = parse_target_keys(target_key, target_format, where)
+        keys = (
+            keys if keys.fields else TargetKeys((_labels_column(datasets, rows.features, image, where),), target_format)
+        )
+        return target_source(
+            _target_values(rows, keys, where),
+            chosen,
+            keys,
+            class_names=class_names or _target_names(rows.features, keys),
+            train=None if own else lambda: _target_values(splits[train], keys, where),
+            drawn=share_drawn,
+            describe=lambda row: f'row {row} of {chosen.name}',
+            make=lambda indices: make(indices, (), np.zeros(len(indices), np.int32), ()),
+        )
     label = _label_column(datasets, rows.features, image, target_key, where, unlabelled)
     values = None if label is None else _values(rows, label, chosen.name, where)
     if unlabelled and values is not None and {*values} == {UNLABELLED}:
         values = None
     if class_names is None and label is not None:
         class_names = getattr(rows.features[label], 'names', None)
-    train = next((name for name in splits if split_kind(name) == 'train'), chosen.name)
-    own = label is None or drawn or split_kind(chosen.name) == 'train' or train == chosen.name
     found = label_examples(
         len(rows) if values is None else values,
         chosen,
         class_names=class_names,
-        train=None if own else lambda: _values(splits[train], str(label), train, where),
-        drawn=val_fraction if drawn and not for_evaluation else None,
+        train=None if own or label is None else lambda: _values(splits[train], str(label), train, where),
+        drawn=share_drawn,
         one_class=for_evaluation,
     )
-    rows = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
-    folders = (folder, data_dir, config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
-    return HfSource(
-        shown(f'{where} {chosen.text}'),
-        found.class_names,
-        image,
-        rows,
-        rows.flatten().select_columns([f'{image}.path']),
-        found.indices,
-        found.labels,
-        found.present,
-        tuple(os.path.realpath(path) for path in folders if path and Path(path).is_dir()),
-    )
+    return make(found.indices, found.class_names, found.labels, found.present)
 
 
 def _load(datasets: Any, name: str, folder: Path, data_dir: Path | None, where: str) -> dict[str, Any]:
@@ -246,3 +266,57 @@ def _values(rows: Any, label: str, split: str, where: str) -> list[int | str]:
     if largest >= len(names):
         raise DataError(f'{where}: {shown(split)} has the label {largest}; {shown(label)} has {len(names)} class names')
     return [names[value] if isinstance(value, int) and value >= 0 else value for value in checked]
+
+
+def _labels_column(datasets: Any, features: Any, image: str, where: str) -> str:
+    """Return the column with any number of labels."""
+    found = [name for name in (LABELS, LABEL) if name in features and name != image]
+    lists = [name for name, kind in features.items() if isinstance(_inside(kind), datasets.ClassLabel)]
+    return _only(found or lists, 'labels', '--target-key', features, where)
+
+
+def _inside(kind: Any) -> Any:
+    """Return what a column of lists has in its lists, or the column itself."""
+    while hasattr(kind, 'feature'):
+        kind = kind.feature
+    return kind
+
+
+def _feature(features: Any, path: str) -> Any:
+    """Return the kind of a field; raises KeyError or TypeError if there is none."""
+    if path in features:
+        return _inside(features[path])
+    for part in path.split('/'):
+        features = _inside(features)[part]
+    return _inside(features)
+
+
+def _target_names(features: Any, keys: TargetKeys) -> tuple[str, ...] | None:
+    """Return the class names that the data set has for a single field."""
+    names = None if keys.several else getattr(_feature(features, keys.fields[0]), 'names', None)
+    return None if names is None else tuple(map(normal_name, names))
+
+
+def _target_values(rows: Any, keys: TargetKeys, where: str) -> list[Any]:
+    """Return the labels of each row: names of classes if the data set has them, or else what the columns have."""
+    for key in keys.fields:
+        try:
+            _feature(rows.features, key)
+        except (KeyError, TypeError):
+            columns = _columns(rows.features)
+            raise DataError(f'{where}: --target-key {shown(key)}: no such column; the columns are {columns}') from None
+    columns = list(dict.fromkeys(key if key in rows.features else key.split('/')[0] for key in keys.fields))
+    table = rows.select_columns(columns).with_format(None)
+    values = [keys.value(row, f'row {number}', where) for number, row in enumerate(table)]
+    names = _target_names(rows.features, keys)
+    if names is None or keys.form == 'multihot':
+        return values
+    # A label outside the names is refused with its row.
+    return [
+        [names[label] if type(label) is int and 0 <= label < len(names) else label for label in _listed(value)]
+        for value in values
+    ]
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]

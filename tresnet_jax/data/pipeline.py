@@ -64,9 +64,10 @@ class _Batches:
         several = max(1, part // (4 * self.threads))  # images in a task; smaller tasks cost more to hand over
         tasks = (range(at, min(at + several, first + part)) for at in range(first, first + part, several))
         examples = [example for made in self._pool.map(self._make, tasks) for example in made]
+        labels = np.asarray([example.label for example in examples])
         batch = {
             'image': np.stack([example.image for example in examples]),
-            'label': np.asarray([example.label for example in examples], np.int32),
+            **({'label': labels.astype(np.int32)} if labels.ndim == 1 else {'target': labels}),
             'index': np.asarray([example.index for example in examples], np.int32),
             # `Unreadable` removes these two.
             'wanted': np.asarray([example.wanted for example in examples], np.int32),
@@ -221,7 +222,7 @@ def train_dataset(
 
     Returns:
         A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, index in the source},
-        where b is batch_size / processes.
+        where b is batch_size / processes. A `MultiLabelSource` gives 'target', (b, classes) float32, not 'label'.
 
     Raises:
         DataError: the batch size is not a multiple of the processes. While reading: too many images are unreadable,
@@ -262,7 +263,7 @@ def eval_dataset(
 
     Returns:
         A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, -1 for padding,
-        'mask': (b,) float32, 1 or 0}.
+        'mask': (b,) float32, 1 or 0}, or with 'target' as for `train_dataset`.
 
     Raises:
         DataError: as for `train_dataset`.
@@ -276,7 +277,7 @@ def eval_dataset(
 
 def _divide(batch: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """Reshape the arrays of a batch from (b, ...) to (count, b / count, ...)."""
-    size = len(batch['label'])
+    size = len(batch['image'])
     if size % count:
         raise DataError(f'a batch of {size} images cannot be divided among {count} devices')
     return {name: x.reshape(count, size // count, *x.shape[1:]) for name, x in batch.items()}

@@ -6,9 +6,9 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,12 +17,14 @@ from tresnet_jax.data.label_values import UNLABELLED, check_label, label_example
 from tresnet_jax.data.splits import Split, choose_split, split_kind
 from tresnet_jax.data.tar_index import TarExample, index_shard, is_indexed
 from tresnet_jax.data.tar_shards import Shards, find_shards, find_splits
+from tresnet_jax.data.target_values import TargetFormat, TargetKeys, has_field, parse_target_keys, target_source
+from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.data.walk import image_suffixes
 from tresnet_jax.errors import DataError, ImageError, reason, shown
 
 OPEN_FILES = 16  # shards indexed at a time
 MANY_SHARDS = 20  # to index; a shard of 1 GB takes about a second
-LABEL = 'label'  # the field of the member json, if there is no member cls
+LABEL, LABELS = 'label', 'labels'  # fields of the member json, if there is no member cls
 
 _PATTERN = re.compile(r'(.*\.tar(?:\|\d+)?)(\[[^\[\]]*:[^\[\]]*\])?')  # shards as the name of a split
 
@@ -97,7 +99,8 @@ def open_webdataset(
     unlabelled: bool = False,
     input_key: str | None = None,
     target_key: str | None = None,
-) -> TarSource:
+    target_format: TargetFormat | None = None,
+) -> TarSource | MultiLabelSource:
     """Open one split of tar shards, in the order of the shards and of the images in them.
 
     The label is the member cls, or the field `target_key` of the member json: the number of a class, or its name. As
@@ -114,6 +117,8 @@ def open_webdataset(
         unlabelled: also accept examples without labels; their label is 0.
         input_key: the extensions of the image, the preferred one first: 'jpg;png'. None: every suffix Pillow can open.
         target_key: the field of json. None: the member cls, or else the field 'label' of json.
+        target_format: images have any number of labels, in this form; `target_key` may be a path of names, or several
+            fields, and its default is 'labels' too. None: one label.
 
     Raises:
         DataError: the shards or the split do not exist, a shard cannot be indexed, an image has no label or several
@@ -127,28 +132,48 @@ def open_webdataset(
         records = _read_index(shards, split, where, input_key)
         return records, _labels(records, shards, where, target_key, unlabelled)
 
-    records, values = read(chosen.name, shards)
+    def make(records: list[_Record], names: tuple[str, ...], labels: np.ndarray, present: tuple[int, ...]) -> TarSource:
+        return TarSource(
+            shown(f'{where} {chosen.text}'),
+            names,
+            tuple(map(str, shards.files)),
+            tuple(record.name for record in records),
+            np.asarray([(record.shard, *record.example.members[record.extension]) for record in records], np.int64),
+            labels,
+            present,
+        )
+
     train = next((name for name in splits if split_kind(name) == 'train'), chosen.name)
     own = drawn or split_kind(chosen.name) == 'train' or train == chosen.name
+    drawn_share = val_fraction if drawn and not for_evaluation else None
+    if target_format is not None:
+        keys = parse_target_keys(target_key or shards.label, target_format, where)
+
+        def read_targets(split: str, shards: Shards) -> tuple[list[_Record], list[Any]]:
+            records = _read_index(shards, split, where, input_key)
+            return records, _each(records, shards, lambda file, record: _target(file, record, keys, where))
+
+        records, targets = read_targets(chosen.name, shards)
+        return target_source(
+            targets,
+            chosen,
+            keys,
+            class_names=class_names,
+            train=None if own else lambda: read_targets(train, splits[train])[1],
+            drawn=drawn_share,
+            describe=lambda index: records[index].name,
+            make=lambda part: make([records[index] for index in part], (), np.zeros(len(part), np.int32), ()),
+        )
+    records, values = read(chosen.name, shards)
     found = label_examples(
         len(records) if values is None else values,
         chosen,
         class_names=class_names,
         train=None if own else lambda: read(train, splits[train])[1] or [],
-        drawn=val_fraction if drawn and not for_evaluation else None,
+        drawn=drawn_share,
         one_class=for_evaluation,
     )
-    kept = [records[index] for index in found.indices]
-    places = [(record.shard, *record.example.members[record.extension]) for record in kept]
-    return TarSource(
-        shown(f'{where} {chosen.text}'),
-        found.class_names,
-        tuple(map(str, shards.files)),
-        tuple(record.name for record in kept),
-        np.asarray(places, np.int64),
-        found.labels,
-        found.present,
-    )
+    return make([records[index] for index in found.indices], found.class_names, found.labels, found.present)
 
 
 def _choose(
@@ -235,10 +260,7 @@ def _labels(
 ) -> list[int | str] | None:
     """Return the label of each example; None if none has one, which only `unlabelled` allows."""
     field = target_key or shards.label
-    values: list[int | str | None] = []
-    for shard, group in itertools.groupby(records, lambda record: record.shard):
-        with shards.files[shard].open('rb') as file:
-            values += [_label(file, record, field, where) for record in group]
+    values = _each(records, shards, lambda file, record: _label(file, record, field, where))
     missing = [record for record, value in zip(records, values, strict=True) if value is None]
     if unlabelled and {*values} <= {None, UNLABELLED}:
         return None
@@ -255,16 +277,58 @@ def _labels(
 
 def _label(file: BinaryIO, record: _Record, field: str, where: str) -> int | str | None:
     """Return the label of an example; None if it has none."""
-    members, cls = record.example.members, record.example.cls
+    cls = record.example.cls
     if not field and cls is not None:
-        return check_label(int(cls) if re.fullmatch(r'-?[0-9]{1,9}', cls) else cls, record.name, where)
-    if 'json' not in members:
-        return None
-    start, length = members['json']
-    file.seek(start)
-    try:
-        fields = json.loads(file.read(length))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{where}: {shown(record.example.key)}.json is not JSON: {reason(error)}') from error
+        return check_label(_number_or_name(cls), record.name, where)
+    fields = _fields(file, record, where)
     value = fields.get(field or LABEL) if isinstance(fields, dict) else None
     return None if value is None else check_label(value, record.name, where)
+
+
+def _target(file: BinaryIO, record: _Record, keys: TargetKeys, where: str) -> Any:
+    """Return the labels of an example, as its member json or cls has them.
+
+    Raises:
+        DataError: it has none, or two fields that may be the labels.
+    """
+    if not keys.fields and record.example.cls is not None:
+        return _number_or_name(record.example.cls)
+    fields = _fields(file, record, where)
+    fields = fields if isinstance(fields, dict) else {}
+    if not keys.fields:
+        found = [name for name in (LABELS, LABEL) if name in fields]
+        if len(found) > 1:
+            raise DataError(
+                f'{where}: {shown(record.name)} has the fields {LABELS} and {LABEL} in json; name one with --target-key'
+            )
+        keys = keys._replace(fields=tuple(found) or (LABELS,))
+    missing = [key for key in keys.fields if not has_field(fields, key)]
+    if missing:
+        have = ', '.join(map(shown, fields)) or 'no fields'
+        raise DataError(f'{where}: {shown(record.name)} has no field {shown(missing[0])} in json; it has {have}')
+    return keys.value(fields, record.name, where)
+
+
+def _number_or_name(cls: str) -> int | str:
+    return int(cls) if re.fullmatch(r'-?[0-9]{1,9}', cls) else cls
+
+
+def _each(records: Sequence[_Record], shards: Shards, read: Callable[[BinaryIO, _Record], Any]) -> list[Any]:
+    """Return what a function reads of each example in its shard, which is open."""
+    values: list[Any] = []
+    for shard, group in itertools.groupby(records, lambda record: record.shard):
+        with shards.files[shard].open('rb') as file:
+            values += [read(file, record) for record in group]
+    return values
+
+
+def _fields(file: BinaryIO, record: _Record, where: str) -> Any:
+    """Return the content of the member json; None if there is none."""
+    if 'json' not in record.example.members:
+        return None
+    start, length = record.example.members['json']
+    file.seek(start)
+    try:
+        return json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{where}: {shown(record.example.key)}.json is not JSON: {reason(error)}') from error

@@ -14,6 +14,7 @@ from tresnet_jax.errors import ConversionError, HubError, reason
 from tresnet_jax.files import written_beside
 from tresnet_jax.hub.client import find
 from tresnet_jax.models.base import ImageModel
+from tresnet_jax.variants import CLASSIFICATION
 
 
 def read_config(source: str, cache_dir: str | Path | None = None) -> SavedConfig:
@@ -71,6 +72,8 @@ def save_pretrained(model: ImageModel, folder: str | Path) -> None:
 def to_config(model: ImageModel) -> dict[str, Any]:
     """Return the ``config.json`` of a model, as ``timm.models._hub.save_for_hf`` of timm 1.0.31 writes it.
 
+    'task' is ours, for a model with any number of classes per image; timm passes over it.
+
     Raises:
         ValueError: timm cannot build the model.
     """
@@ -117,5 +120,6 @@ def to_config(model: ImageModel) -> dict[str, Any]:
         **({'global_pool': model.global_pool} if model.global_pool else {}),
         'model_args': arguments,
         **({'label_names': list(names)} if names and len(names) == model.num_classes else {}),
+        **({'task': row.task} if row and row.task != CLASSIFICATION else {}),
         'pretrained_cfg': {key: value for key, value in pretrained.items() if value not in (None, '')},
     }

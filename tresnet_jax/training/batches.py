@@ -49,7 +49,7 @@ def eval_data_config(config: TrainConfig) -> dict[str, Any]:
         'mean': config.mean,
         'std': config.std,
         'crop_pct': config.crop_pct,
-        'crop_mode': 'center',
+        'crop_mode': config.crop_mode,
     }
 
 

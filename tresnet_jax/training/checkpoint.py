@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from tresnet_jax.checkpoints.run import BEST, CHECKPOINTS
+from tresnet_jax.checkpoints.run import CHECKPOINTS
 from tresnet_jax.errors import ConversionError, TrainingError, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.training.devices import everywhere, to_global, to_local
@@ -24,11 +24,13 @@ class Checkpoints:
     Args:
         workdir: folder of the run.
         keep_last: number of latest checkpoints to keep.
-        keep_best: number of checkpoints with the best top-1 to keep in addition.
+        keep_best: number of the best checkpoints to keep in addition.
+        metric: the metric that tells which are the best, one of `checkpoints.checkpoint.METRICS`.
     """
 
-    def __init__(self, workdir: Path, *, keep_last: int, keep_best: int):
+    def __init__(self, workdir: Path, *, keep_last: int, keep_best: int, metric: str = 'top1'):
         self._ratings: dict[int, float] = {}
+        self._metric = metric
         self._always: set[int] = set()
         self._folder = workdir / CHECKPOINTS
         self._writing = 0
@@ -40,8 +42,8 @@ class Checkpoints:
         )
         for checkpoint in self._checkpointer.checkpoints:
             metrics: Any = checkpoint.metrics or {}
-            if BEST in metrics:
-                self._ratings[checkpoint.step] = metrics[BEST]
+            if metric in metrics:
+                self._ratings[checkpoint.step] = metrics[metric]
 
     @property
     def latest(self) -> int | None:
@@ -70,7 +72,7 @@ class Checkpoints:
             self._writing = step
             self._checkpointer.save_checkpointables_async(step, {'state': state, 'data': data})
 
-    def rate(self, step: int, top1: float) -> None:
+    def rate(self, step: int, value: float) -> None:
         """Add the result of an evaluation to a checkpoint, after waiting until it is written.
 
         The file is the one in which Orbax writes and reads the metrics of a checkpoint. Orbax itself would save the
@@ -78,18 +80,18 @@ class Checkpoints:
 
         Args:
             step: number of a step that was saved.
-            top1: the metric that picks the best checkpoint.
+            value: its metric.
 
         Raises:
             TrainingError: the checkpoint or the file cannot be written.
         """
         self.wait()
-        self._ratings[step] = top1
+        self._ratings[step] = value
         if jax.process_index() == 0:
             file = self._folder / str(step) / _METRICS / _METRICS
             try:
                 file.parent.mkdir(exist_ok=True)
-                save_text(file, json.dumps({BEST: top1}))
+                save_text(file, json.dumps({self._metric: value}))
             except (OSError, ConversionError) as error:
                 raise TrainingError(f'{file}: cannot be written: {reason(error)}') from error
 

@@ -16,6 +16,7 @@ from tresnet_jax.options import (
     POSITIVE,
     SHARE,
     OneOf,
+    as_flag,
     check_options,
     faults,
     flag,
@@ -57,7 +58,7 @@ class TrainConfig:
 
     # Data
     data: str = 'embedded:fashion_mnist'
-    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE or embedded:fashion_mnist."""
+    """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE, coco:DIR or embedded:fashion_mnist."""
     data_dir: Annotated[Path | None, flag('DIR', "TFDS's own")] = None
     """Folder of TensorFlow Datasets, or the folder that relative paths start from."""
     train_split: str = 'train'
@@ -69,7 +70,15 @@ class TrainConfig:
     input_key: Annotated[str | None, flag('KEY', 'the only image')] = None
     """For wds:PATTERN, the extensions of the images: 'jpg;png'. For hfds:NAME, their column."""
     target_key: Annotated[str | None, flag('KEY', 'cls or label')] = None
-    """For wds:PATTERN, the field of json that is the label. For hfds:NAME, the column of the labels."""
+    """For wds:PATTERN, the field of json that is the label. For hfds:NAME, the column of the labels. With --task
+    multilabel also for csv:FILE and tfds:NAME; a path of names, or several, separated by commas, one per class."""
+    task: Literal['classification', 'multilabel'] = 'classification'
+    """One class per image, or any number of classes."""
+    target_format: Literal['indices', 'multihot'] = 'indices'
+    """For --task multilabel: the labels of an image are a list of classes, or a vector with a number from 0 to 1 per
+    class."""
+    keep_unlabelled: bool = False
+    """For coco:DIR, keep the images without annotations."""
     class_map: Annotated[Path | None, flag('FILE.txt', 'the classes of the data')] = None
     """Names of the classes in the order of their labels, one per line."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', '65535 in 16 bits')] = None
@@ -134,14 +143,56 @@ class TrainConfig:
     prefetcher: bool = False
     """Mix as timm's default loader: rounded to 8 bits, before Cutout and random erasing. The default mixes last, as
     timm with --no-prefetcher."""
-    smoothing: Annotated[float, SHARE] = 0.1
+    smoothing: Annotated[float | None, SHARE, flag('SHARE', '0.1; 0 for --task multilabel')] = None
     """Label smoothing."""
+
+    # Loss
+    loss: Annotated[Literal['ce', 'bce', 'asl'] | None, flag('{ce,bce,asl}', 'ce; bce for --task multilabel')] = None
+    """Softmax cross entropy, sigmoid cross entropy, or for --task multilabel the asymmetric loss."""
+    bce_target_thresh: Annotated[float | None, SHARE, flag('SHARE', 'targets as they are')] = None
+    """Targets of 'bce' above it count as 1, all others as 0."""
+    bce_sum: bool = False
+    """Sum 'bce' over the classes instead of averaging."""
+    asl_gamma_pos: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Exponent of the focal weight of positives in 'asl'."""
+    asl_gamma_neg: Annotated[float, NOT_NEGATIVE] = 4.0
+    """Exponent of the focal weight of negatives in 'asl'."""
+    asl_clip: Annotated[float, SHARE] = 0.05
+    """Probability below which negatives have no loss in 'asl'."""
+    asl_reduction: Literal['batchmean', 'sum', 'mean'] = 'batchmean'
+    """'asl' is summed over the classes and averaged over the images, summed over both as by its authors, or
+    averaged over both."""
+    asl_focal_gradient: bool = True
+    """The gradient of 'asl' passes through its focal weight, as in timm; its authors train without."""
+    loss_pos_weight: Annotated[str | None, flag('WEIGHT', '1')] = None
+    """Weight of positives in 'bce' and 'asl': a number, one per class separated by commas, or 'neg_pos', the images
+    without the class over those with it."""
+    loss_class_weight: Annotated[str | None, flag('WEIGHT', '1')] = None
+    """Weight of each class in 'bce' and 'asl': a number, one per class separated by commas, 'inv_freq' or
+    'effective_num'."""
+    class_stats: Annotated[Path | None, flag('FILE.json', 'the training images are counted')] = None
+    """Counts for these weights, as timm's class_weights.py writes them."""
+    loss_weight_power: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Exponent of 'neg_pos' and 'inv_freq'."""
+    loss_weight_beta: Annotated[float, BELOW_1] = 0.999
+    """Beta of 'effective_num'."""
+    loss_weight_max: Annotated[float | None, POSITIVE, flag('WEIGHT', 'no limit')] = None
+    """Largest weight of a class by these methods."""
 
     # Evaluation
     interpolation: str = 'bicubic'
     """Filter for resizing images for evaluation."""
     crop_pct: Annotated[float, POSITIVE] = 0.875
     """Edge of the crop over the edge of the resized image."""
+    crop_mode: Literal['center', 'squash', 'border'] = 'center'
+    """How images that are not square are evaluated: cut, squashed, or with a border."""
+    eval_metric: Annotated[
+        Literal['top1', 'top5', 'map', 'micro_f1', 'macro_f1', 'sample_f1'] | None,
+        flag('{top1,top5,map,micro_f1,macro_f1,sample_f1}', 'top1; map for --task multilabel'),
+    ] = None
+    """Metric that picks the best checkpoint."""
+    multilabel_threshold: Annotated[float, SHARE] = 0.5
+    """Probability from which a class counts as predicted in F1."""
 
     # Optimisation
     opt: Literal['sgd', 'momentum', 'adam', 'adamw', 'nadamw', 'lamb', 'rmsproptf', 'lion', 'lars', 'adopt', 'muon'] = (
@@ -240,7 +291,7 @@ class TrainConfig:
     keep_last: Annotated[int, POSITIVE] = 2
     """Number of latest checkpoints to keep."""
     keep_best: Annotated[int, NOT_NEGATIVE] = 1
-    """Number of checkpoints with the best top-1 to keep."""
+    """Number of checkpoints with the best eval_metric to keep."""
     log_every: Annotated[int, POSITIVE] = 50
     """Steps between log lines."""
     log_wandb: bool = False
@@ -272,10 +323,53 @@ class TrainConfig:
         scale = self.lr_base_scale or ('sqrt' if 'ada' in self.opt or 'lamb' in self.opt else 'linear')
         return self.lr_base * (ratio if scale == 'linear' else ratio**0.5)
 
-    def check(self) -> None:
-        """Raises TrainingError if a value is of the wrong type or out of range."""
-        check_options(self, TrainingError)
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.task == 'multilabel'
 
+    @property
+    def loss_name(self) -> str:
+        """`loss`, or the default of the task."""
+        return self.loss or ('bce' if self.multilabel else 'ce')
+
+    @property
+    def label_smoothing(self) -> float:
+        """`smoothing`, or the default of the task."""
+        return self.smoothing if self.smoothing is not None else 0.0 if self.multilabel else 0.1
+
+    @property
+    def rating(self) -> str:
+        """`eval_metric`, or the default of the task: the metric that picks the best checkpoint."""
+        return self.eval_metric or ('map' if self.multilabel else 'top1')
+
+    def check(self) -> None:
+        """Raises TrainingError if a value is of the wrong type or out of range, or does not suit the task."""
+        check_options(self, TrainingError)
+        task = f'--task {self.task}'
+        losses, metrics = (LOSSES[self.task], METRICS[self.task])
+        if self.loss_name not in losses:
+            raise TrainingError(f'--loss {self.loss} is not for {task}; it has {", ".join(losses)}')
+        if self.rating not in metrics:
+            raise TrainingError(f'--eval-metric {self.eval_metric} is not for {task}; it has {", ".join(metrics)}')
+        if self.target_format == 'multihot' and not self.multilabel:
+            raise TrainingError(f'--target-format multihot is for --task multilabel, not for {task}')
+        for names, wanted in LOSS_OPTIONS.items():
+            given = [name for name in names if getattr(self, name) != getattr(_DEFAULTS, name)]
+            if given and self.loss_name not in wanted:
+                flags = ', '.join(as_flag(name, getattr(self, name)) for name in given)
+                raise TrainingError(f'{flags}: for --loss {" and ".join(wanted)}, not for {self.loss_name}')
+
+
+LOSSES = {'classification': ('ce', 'bce'), 'multilabel': ('bce', 'asl')}
+METRICS = {'classification': ('top1', 'top5'), 'multilabel': ('map', 'micro_f1', 'macro_f1', 'sample_f1')}
+# Options that only some losses have.
+LOSS_OPTIONS = {
+    ('bce_target_thresh', 'bce_sum'): ('bce',),
+    ('asl_gamma_pos', 'asl_gamma_neg', 'asl_clip', 'asl_reduction', 'asl_focal_gradient'): ('asl',),
+    ('loss_pos_weight', 'loss_class_weight'): ('bce', 'asl'),
+}
+_DEFAULTS = TrainConfig()
 
 # Options whose None is replaced by the value of the data or the model when a run starts.
 RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
@@ -285,6 +379,7 @@ CHANGEABLE += ('stop_epoch', 'save_epochs', 'log_wandb', 'wandb_project', 'wandb
 CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable')
 # Options that may change when a run resumes with --accept-changes: the data.
 ACCEPTABLE = ('data', 'train_split', 'val_split', 'val_fraction', 'max_value', 'input_key', 'target_key')
+ACCEPTABLE += ('target_format', 'keep_unlabelled', 'class_stats')
 
 
 def changed_options(saved: TrainConfig, config: TrainConfig, free: Sequence[str]) -> list[str]:

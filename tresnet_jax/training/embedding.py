@@ -30,7 +30,8 @@ class Shards:
     """A folder of features: index.json describes them, names.json lists the images, and shards hold the features.
 
     A shard ``features-00003-of-00079.safetensors`` holds `features` (n, F) float32, `labels` (n,) int32 and `indices`
-    (n,) int32: positions in names.json, ascending. Unreadable images have no features. A shard is complete or absent.
+    (n,) int32: positions in names.json, ascending. With any number of classes per image, `labels` are (n, classes)
+    float32. Unreadable images have no features. A shard is complete or absent.
 
     Attributes:
         folder: the folder.
@@ -122,7 +123,8 @@ def make_feature_step(
 
     def step(variables: tuple[Tree, Tree], batch: Batch) -> Batch:
         features = apply(*variables, normalise(batch['image'], mean, std, dtype)).astype(jnp.float32)
-        found = {'features': features, 'labels': batch['label'], 'indices': batch['index'], 'mask': batch['mask']}
+        labels = batch['label'] if 'label' in batch else batch['target']
+        found = {'features': features, 'labels': labels, 'indices': batch['index'], 'mask': batch['mask']}
         # The results of a step must be the same on every device.
         return jax.lax.all_gather(found, AXIS, tiled=True)
 

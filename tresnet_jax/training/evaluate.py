@@ -1,13 +1,18 @@
-"""Accuracy over a data set, on all devices and hosts."""
+"""Metrics over a data set, on all devices and hosts."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
 from tresnet_jax.errors import TrainingError
+from tresnet_jax.training.multilabel import MultiLabelResult, multilabel_result
 
 T = TypeVar('T')
+
+NO_IMAGE = 'there is no image to evaluate'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,10 @@ class EvalResult:
     top1: float
     top5: float
     count: int
+
+    def metrics(self) -> dict[str, float]:
+        """Return all attributes."""
+        return dataclasses.asdict(self)
 
     def standard_error(self, share: float) -> float:
         """Return the standard error of a share of `count` independent images."""
@@ -56,8 +65,41 @@ def evaluate(
             tick(round(sums['count']))
     count = round(sums['count'])
     if count == 0:
-        raise TrainingError('there is no image to evaluate')
+        raise TrainingError(NO_IMAGE)
     return EvalResult(sums['loss'] / count, sums['top1'] / count, sums['top5'] / count, count)
+
+
+def evaluate_multilabel(
+    step: Callable[[Any, Any], dict[str, Any]],
+    variables: Any,
+    batches: Any,
+    tick: Callable[[int], object] = lambda count: None,
+    threshold: float = 0.5,
+) -> MultiLabelResult:
+    """Run an evaluation step over all batches of images with any number of classes.
+
+    Every process holds the outputs for all images: 8 bytes for each image and class.
+
+    Args:
+        step: `make_multilabel_eval_step`, over devices.
+        variables, batches, tick: as for `evaluate`.
+        threshold: probability from which a class counts as predicted in F1.
+
+    Raises:
+        DataError, TrainingError: as `evaluate`.
+    """
+    rows: list[dict[str, np.ndarray]] = []
+    count = 0
+    with contextlib.closing(iter(batches)) as iterator:
+        for found in one_behind(step(variables, batch) for batch in iterator):
+            kept = np.asarray(found['mask']) > 0
+            rows.append({name: np.asarray(found[name])[kept] for name in ('logits', 'targets', 'loss')})
+            count += int(kept.sum())
+            tick(count)
+    if count == 0:
+        raise TrainingError(NO_IMAGE)
+    logits, targets, losses = (np.concatenate([row[name] for row in rows]) for name in ('logits', 'targets', 'loss'))
+    return multilabel_result(float(losses.mean(dtype=np.float64)), logits, targets, threshold)
 
 
 def one_behind(items: Iterable[T]) -> Iterator[T]:

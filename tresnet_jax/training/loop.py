@@ -27,16 +27,26 @@ from tresnet_jax.training.batches import (
     train_batches,
 )
 from tresnet_jax.training.checkpoint import Checkpoints
+from tresnet_jax.training.class_weights import loss_weights
 from tresnet_jax.training.config import TrainConfig, save_config
 from tresnet_jax.training.devices import AXIS, agreed, interruption, local_devices, replicate
-from tresnet_jax.training.evaluate import EvalResult, evaluate
+from tresnet_jax.training.evaluate import EvalResult, evaluate, evaluate_multilabel
 from tresnet_jax.training.lock import locked
+from tresnet_jax.training.losses import create_loss
 from tresnet_jax.training.metrics import METRICS_FILE, Interval, PendingSteps, RunLog, has_evaluation
+from tresnet_jax.training.multilabel import MultiLabelResult
 from tresnet_jax.training.optim import create_optimizer
 from tresnet_jax.training.provenance import check_processes, compare, provenance, save_provenance, stored_classes
 from tresnet_jax.training.run_data import open_data, opening
 from tresnet_jax.training.schedules import create_schedule
-from tresnet_jax.training.step import TrainState, create_state, make_eval_step, make_train_step, over_devices
+from tresnet_jax.training.step import (
+    TrainState,
+    create_state,
+    make_eval_step,
+    make_multilabel_eval_step,
+    make_train_step,
+    over_devices,
+)
 from tresnet_jax.training.update_rules import settings_of
 from tresnet_jax.training.wandb_log import open_wandb
 
@@ -56,8 +66,8 @@ class Result:
 
     step: int
     finished: bool
-    evaluation: EvalResult | None
-    ema_evaluation: EvalResult | None
+    evaluation: EvalResult | MultiLabelResult | None
+    ema_evaluation: EvalResult | MultiLabelResult | None
 
 
 class _Interrupted(Exception):
@@ -93,7 +103,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         _check_batch_size(config, len(devices))
         is_first_process = jax.process_index() == 0
 
-        checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
+        checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best, metric=config.rating)
         stack.callback(checkpoints.close)
         resumes = checkpoints.latest is not None
 
@@ -117,10 +127,12 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         optimizer = create_optimizer(config, schedule, params)
         state = create_state(params, batch_stats, optimizer, config.model_ema)
         normalisation = {'mean': data_config['mean'], 'std': data_config['std']}
-        arguments = {'num_classes': model.num_classes, 'mixing_steps': data.mixing_steps, **normalisation}
+        loss = create_loss(config, **loss_weights(config, data.train, model.num_classes))
+        arguments = {'num_classes': model.num_classes, 'mixing_steps': data.mixing_steps, 'loss': loss, **normalisation}
         train_step = over_devices(make_train_step(apply, optimizer, config, **arguments), donate=True)
         eval_dtype = jnp.dtype(jnp.float64) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
-        eval_step = over_devices(make_eval_step(apply, **normalisation, dtype=eval_dtype))
+        make_evaluation = make_multilabel_eval_step if config.multilabel else make_eval_step
+        eval_step = over_devices(make_evaluation(apply, **normalisation, dtype=eval_dtype))
         evaluate_state = functools.partial(_evaluate, eval_step, config, data.val, devices, workdir)
 
         # Resume. The iterator is made first, because restoring sets its position.
@@ -133,7 +145,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         if is_first_process and (not resumes or accept_changes):
             save_config(config, workdir)
             names = data.train.class_names if data.train.num_classes == model.num_classes else None
-            save_description(workdir, model, data_config, names)
+            save_description(workdir, model, data_config, names, config.task)
         if is_first_process and not resumes:
             for file in (METRICS_FILE, UNREADABLE_FILE):  # of a run that ended before its first checkpoint
                 (workdir / file).unlink(missing_ok=True)
@@ -142,7 +154,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         wandb = stack.enter_context(open_wandb(config, workdir)) if is_first_process else None
         log = RunLog(workdir, start=step, steps=data.end, active=is_first_process, wandb=wandb)
         stack.callback(log.close)
-        interval = Interval(config.batch_size)
+        interval = Interval(config.batch_size, ('loss',) if config.multilabel else ('loss', 'top1'))
         pending = PendingSteps(log, interval, config.skip_nonfinite, nonfinite=int(state.nonfinite))
         state = replicate(state, devices)
         for line in [*([abandoned] if abandoned else []), *remarks]:
@@ -165,7 +177,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
                     stop = True
                 else:
                     if step:
-                        checkpoints.rate(step, evaluation.rating)
+                        checkpoints.rate(step, evaluation.rating(config.rating))
                     log.evaluation(evaluation.metrics(step))
                     interval.restart()
             if stop or step >= data.end:
@@ -214,20 +226,19 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
 class _Evaluation(NamedTuple):
     """The results of one evaluation: of the weights, and of their moving average if the run keeps one."""
 
-    raw: EvalResult
-    ema: EvalResult | None
+    raw: EvalResult | MultiLabelResult
+    ema: EvalResult | MultiLabelResult | None
 
     def metrics(self, step: int) -> dict[str, float]:
         """Return the metrics to log."""
-        values = {'step': step, **dataclasses.asdict(self.raw)}
+        values = {'step': step, **self.raw.metrics()}
         if self.ema is not None:
-            values |= {f'ema_{name}': value for name, value in dataclasses.asdict(self.ema).items() if name != 'count'}
+            values |= {f'ema_{name}': value for name, value in self.ema.metrics().items() if name != 'count'}
         return values
 
-    @property
-    def rating(self) -> float:
-        """The metric that picks the best checkpoint: top-1 of the moving average if there is one."""
-        return (self.ema or self.raw).top1
+    def rating(self, metric: str) -> float:
+        """Return a metric of the moving average if there is one, else of the weights."""
+        return (self.ema or self.raw).metrics()[metric]
 
 
 def _make_folder(workdir: Path) -> None:
@@ -315,8 +326,9 @@ def _evaluate(
         if interrupted():
             raise _Interrupted
 
-    def result(params: Any, batch_stats: Any) -> EvalResult:
-        return evaluate(eval_step, (params, batch_stats), eval_batches(config, source, devices, workdir), tick)
+    def result(params: Any, batch_stats: Any) -> EvalResult | MultiLabelResult:
+        given = eval_step, (params, batch_stats), eval_batches(config, source, devices, workdir), tick
+        return evaluate_multilabel(*given, config.multilabel_threshold) if config.multilabel else evaluate(*given)
 
     raw = result(state.params, state.batch_stats)
     return _Evaluation(raw, None if state.ema is None else result(**state.ema))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from tresnet_jax.checkpoints.checkpoint import METRICS
 from tresnet_jax.errors import TrainingError, missing_extra, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.plotting import new_figure, save_figure
@@ -65,23 +66,26 @@ class RunLog:
         """Log the metrics of an interval.
 
         Args:
-            values: `Interval.summary`: step, epoch, loss, lr, top1, images_per_second, wait (share of the time).
+            values: `Interval.summary`: step, epoch, loss, lr, images_per_second, wait (share of the time), maybe top1.
             seconds_left: estimated seconds to the end of the run.
         """
         self._write('train', values)
+        accuracy = f'top-1 {100 * values["top1"]:.1f} %  ' if 'top1' in values else ''
         self.say(
             f'step {values["step"]:,}/{self._steps:,}  epoch {values["epoch"]:.2f}  loss {values["loss"]:.4f}  '
-            f'top-1 {100 * values["top1"]:.1f} %  lr {values["lr"]:.3g}  {values["images_per_second"]:.0f} img/s  '
+            f'{accuracy}lr {values["lr"]:.3g}  {values["images_per_second"]:.0f} img/s  '
             f'waits {100 * values["wait"]:.0f} %  left {_time(seconds_left)}'
         )
 
     def evaluation(self, values: dict[str, float]) -> None:
-        """Log the metrics of an evaluation: step, top1, top5, loss, count; with a moving average, ema_top1 etc."""
+        """Log the metrics of an evaluation: step, loss, count, some of METRICS; with a moving average, ema_top1 etc."""
         self._write('eval', values)
-        average = f'  (average: {100 * values["ema_top1"]:.2f} %)' if 'ema_top1' in values else ''
+        found = [f'{title} {100 * values[name]:.2f} %' for name, title in METRICS.items() if name in values]
+        first = next(name for name in METRICS if name in values)
+        if f'ema_{first}' in values:
+            found[0] += f'  (average: {100 * values[f"ema_{first}"]:.2f} %)'
         self.say(
-            f'step {values["step"]:,}: evaluation of {values["count"]:,.0f} images: '
-            f'top-1 {100 * values["top1"]:.2f} %{average}  top-5 {100 * values["top5"]:.2f} %  '
+            f'step {values["step"]:,}: evaluation of {values["count"]:,.0f} images: {"  ".join(found)}  '
             f'loss {values["loss"]:.4f}'
         )
         if self._active:
@@ -112,14 +116,16 @@ class Interval:
 
     Args:
         batch_size: images per step.
+        names: the metrics that are NaN if no step is finite.
 
     Attributes:
         last: metrics of the last finite step.
         waited: seconds spent waiting for data.
     """
 
-    def __init__(self, batch_size: int):
+    def __init__(self, batch_size: int, names: tuple[str, ...] = ('loss', 'top1')):
         self._batch_size = batch_size
+        self._names = names
         self._rate = math.nan
         self.last: dict[str, float] = {}
         self.restart()
@@ -141,15 +147,14 @@ class Interval:
         self._values.append(values)
 
     def summary(self, step: int, epoch: float, lr: float) -> dict[str, float]:
-        """Return the mean metrics of the interval; loss and top1 are NaN if it has no finite step."""
+        """Return the mean metrics of the interval, which are NaN if it has no finite step."""
         seconds = time.perf_counter() - self._began
         self._rate = (len(self._values) - self._untimed) / seconds
         means = {name: float(np.mean([v[name] for v in self._values])) for name in self.last if self._values}
         return {
             'step': step,
             'epoch': epoch,
-            'loss': math.nan,
-            'top1': math.nan,
+            **dict.fromkeys(self._names, math.nan),
             **means,
             'lr': lr,
             'images_per_second': self._rate * self._batch_size,
@@ -252,9 +257,11 @@ def plot_curves(workdir: Path) -> None:
     records = read_records(workdir)
     figure = new_figure(12, 3.6)
     axes = figure.subplots(1, 3)
+    rated = {name: METRICS[name] for name in ('top1', 'map')}
+    accuracies = rated | {f'ema_{name}': f'{title} of the average' for name, title in rated.items()}
     for axis, names, scale, title in (
         (axes[0], {'loss': 'loss'}, 1, 'loss'),
-        (axes[1], {'top1': 'top-1', 'ema_top1': 'top-1 of the average'}, 100, 'accuracy in percent'),
+        (axes[1], accuracies, 100, 'accuracy in percent'),
         (axes[2], {'lr': 'learning rate'}, 1, 'learning rate'),
     ):
         for kind, label in (('train', 'training'), ('eval', 'evaluation')):

@@ -1,6 +1,6 @@
 """The data of a run: its two splits, and the numbers of steps that follow from them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -43,6 +43,13 @@ class RunData(NamedTuple):
         return step % self.eval_steps == 0 and self.end - step > self.eval_steps // 2
 
 
+def source_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the arguments of `open_source` that both splits of a run have."""
+    names = ('data_dir', 'val_fraction', 'input_key', 'target_key', 'keep_unlabelled')
+    target_format = config.target_format if config.multilabel else None
+    return {name: getattr(config, name) for name in names} | {'target_format': target_format}
+
+
 def open_data(config: TrainConfig, names: tuple[str, ...] | None) -> RunData:
     """Open the training and the evaluation split. Raises DataError if they are missing or unusable.
 
@@ -51,7 +58,7 @@ def open_data(config: TrainConfig, names: tuple[str, ...] | None) -> RunData:
         names: the class names in the order of the labels, if the run has stored them. If the data has other classes,
             it is opened with its own.
     """
-    options = {name: getattr(config, name) for name in ('data_dir', 'val_fraction', 'input_key', 'target_key')}
+    options = source_options(config)
     stored = names
     if stored is None and config.class_map is not None:
         names = read_class_map(config.class_map)

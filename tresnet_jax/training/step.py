@@ -5,7 +5,8 @@ b = batch_size / (processes * local devices):
 
     key       shape                  dtype    content
     image     (devices, b, H, W, 3)  uint8    RGB images, augmented on the host but not normalised
-    label     (devices, b)           int32    class, 0 to num_classes - 1
+    label     (devices, b)           int32    class, 0 to num_classes - 1; with one class per image
+    target    (devices, b, classes)  float32  probability of each class; with any number of classes per image
     index     (devices, b)           int32    position of the image in the source; -1 for padding
     mask      (devices, b)           float32  evaluation only: 1 for an image, 0 for padding and unreadable images
 
@@ -16,9 +17,10 @@ used here; the loop removes it from training batches and keeps it for error mess
     make_eval_step:   ((params, batch_stats), batch) -> sums
 
 States, metrics and sums are the same on every device, and have no device axis outside of the step. The metrics are
-scalars over the batch of all devices and hosts: `loss`, the mean cross entropy; `top1`, the share of images whose label
-is the likeliest class; `grad_norm`, the norm of all gradients together; `finite`, whether loss and gradient are finite.
-The sums are those of `loss`, `top1` and `top5` over the images with mask 1, and their `count`.
+scalars over the batch of all devices and hosts: `loss`; with one class per image `top1`, the share of images whose
+label is the likeliest class; `grad_norm`, the norm of all gradients together; `finite`, whether loss and gradient are
+finite. The sums are those of `loss`, `top1` and `top5` over the images with mask 1, and their `count`.
+`make_multilabel_eval_step` returns the outputs instead, because its metrics are those of a whole data set.
 """
 
 import dataclasses
@@ -34,6 +36,7 @@ from tresnet_jax.models.base import Tree
 from tresnet_jax.training.batch_augment import cutout, mix, random_erasing
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.losses import create_loss, smooth_binary
 from tresnet_jax.training.optim import is_frozen
 
 Batch = dict[str, jax.Array]  # the batch of this process, or the share of one device
@@ -112,6 +115,7 @@ def make_train_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     mixing_steps: int | None = None,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Return the training step for `over_devices`; the module docstring describes its inputs and outputs.
 
@@ -125,8 +129,10 @@ def make_train_step(
         num_classes: number of classes of the model.
         mean, std: normalisation of each channel, for values in [0, 1].
         mixing_steps: number of steps after which images are no longer mixed; None: all steps mix.
+        loss: function of logits and targets; None: `create_loss` of the configuration, without weights of classes.
     """
 
+    criterion = create_loss(config) if loss is None else loss
     pairs = 2 if config.mixes else 1
 
     def loss_of(
@@ -139,16 +145,18 @@ def make_train_step(
         )
         logits, batch_stats = apply(params, batch_stats, images, train=True, rngs={'dropout': model_keys})
         logits = logits.astype(targets.dtype)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        top1 = jnp.mean(jax.lax.argmax(logits, 1, jnp.int32) == batch['label'], dtype=loss.dtype)
-        return loss, (batch_stats, {'loss': loss, 'top1': top1})
+        loss = criterion(logits, targets)
+        metrics = {'loss': loss}
+        if 'label' in batch:
+            metrics['top1'] = jnp.mean(jax.lax.argmax(logits, 1, jnp.int32) == batch['label'], dtype=loss.dtype)
+        return loss, (batch_stats, metrics)
 
     gradient = jax.grad(loss_of, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch_key, image_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
         # One key per image, from its position in the batch of all devices: their number does not matter.
-        count = batch['label'].shape[0]
+        count = batch['image'].shape[0]
         positions = jax.lax.axis_index(AXIS) * count + jnp.arange(count, dtype=jnp.int32)
         batch = batch | {'key': jax.vmap(jax.random.fold_in, (None, 0))(image_key, positions)}
         compute = gradient
@@ -198,9 +206,9 @@ def augment(
     Args:
         key: of `jax.random`, for mixing whole batches; the same on all devices.
         image_keys: (b,), one per image, for the rest.
-        batch: 'image' (b, H, W, 3) uint8 and 'label' (b,) int32.
+        batch: 'image' (b, H, W, 3) uint8, and 'label' (b,) int32 or 'target' (b, classes) float32.
         config: cutout, reprob, remode, mixup, cutmix and their options, prefetcher, smoothing, dtype.
-        num_classes: number of classes.
+        num_classes: number of classes of the model.
         mean, std: normalisation of each channel, for values in [0, 1].
         mixing: () bool; False: do not mix. None: mix.
 
@@ -209,7 +217,11 @@ def augment(
     """
     dtype = jnp.dtype(config.dtype) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
     images = batch['image'].astype(dtype)
-    targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], num_classes, dtype=dtype), config.smoothing)
+    smoothing = config.label_smoothing
+    if 'label' in batch:
+        targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], num_classes, dtype=dtype), smoothing)
+    else:
+        targets = smooth_binary(all_classes(batch['target'].astype(dtype), num_classes), smoothing)
     if config.mixup_mode != 'batch':
         image_keys, key = jax.vmap(jax.random.split, out_axes=1)(image_keys)
     mixes = functools.partial(
@@ -233,6 +245,11 @@ def augment(
     if config.reprob:
         images = random_erasing(erasing_keys, images, probability=config.reprob, mode=config.remode)
     return (images, targets) if config.prefetcher else mixes(images, targets)
+
+
+def all_classes(targets: jax.Array, num_classes: int) -> jax.Array:
+    """Return targets (b, classes of the data) with zeros for the other classes of the model."""
+    return jnp.pad(targets, ((0, 0), (0, num_classes - targets.shape[1])))
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> jax.Array:
@@ -308,5 +325,30 @@ def make_eval_step(
         best = (jax.lax.top_k(logits, min(5, logits.shape[-1]))[1][:, :, None] == accepted[:, None]).any(-1)
         each = {'loss': loss, 'top1': best[:, 0], 'top5': best.any(-1), 'count': jnp.ones_like(mask)}
         return jax.lax.psum({name: (value.astype(dtype) * mask).sum() for name, value in each.items()}, AXIS)
+
+    return step
+
+
+def make_multilabel_eval_step(
+    apply: Callable[..., Any], *, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any = jnp.float32
+) -> Callable[[tuple[Tree, Tree], Batch], Batch]:
+    """Return the evaluation step for `over_devices` of images with any number of classes.
+
+    Args:
+        apply, mean, std, dtype: as for `make_eval_step`.
+
+    Returns:
+        A function of (params, batch_stats) and of a batch with 'target' and 'mask'. It returns logits, targets and mask
+        of the whole batch, over all devices and hosts, and the sigmoid cross entropy of each image, (B,).
+    """
+
+    def step(variables: tuple[Tree, Tree], batch: Batch) -> Batch:
+        logits = apply(*variables, normalise(batch['image'], mean, std, dtype)).astype(dtype)
+        targets = batch['target'].astype(dtype)
+        logits = logits[:, : targets.shape[-1]]  # the model may have more classes than the data
+        loss = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+        found = {'logits': logits, 'targets': targets, 'mask': batch['mask'], 'loss': loss}
+        # The results of a step must be the same on every device.
+        return jax.lax.all_gather(found, AXIS, tiled=True)
 
     return step

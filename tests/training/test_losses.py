@@ -1,0 +1,103 @@
+"""Losses: no NaN in float32, weights of classes from text and files, and losses that do not suit the task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tresnet_jax.errors import TrainingError
+from tresnet_jax.training.class_weights import CLASS_WEIGHTS, POS_WEIGHTS, ClassCounts, loss_weight, read_class_stats
+from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.losses import asymmetric_loss, binary_cross_entropy
+
+FAR = jnp.asarray([[-200.0, -20.0, -17.0, 0.0, 17.0, 20.0, 200.0]], jnp.float32)
+
+
+@pytest.mark.parametrize('gammas', [(4.0, 0.0), (0.0, 1.0), (0.0, 0.0), (4.0, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize('target', [0.0, 0.3, 1.0])
+@pytest.mark.parametrize('focal_gradient', [False, True])
+@pytest.mark.parametrize('clip', [0.0, 0.05])
+def test_asl_has_no_nan(gammas, target, focal_gradient, clip):
+    """Probabilities that round to 0 or 1 in float32 give finite losses and gradients, with a gamma of 0 too."""
+    options = {'gamma_neg': gammas[0], 'gamma_pos': gammas[1], 'focal_gradient': focal_gradient, 'clip': clip}
+    loss, gradient = jax.value_and_grad(lambda x: asymmetric_loss(x, jnp.full_like(x, target), **options))(FAR)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+def test_bce_is_exact_far_out():
+    loss, gradient = jax.value_and_grad(lambda x: binary_cross_entropy(x, jnp.ones_like(x), sum_classes=True))(FAR)
+    np.testing.assert_allclose(loss, 200 + 20 + 17 + np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(gradient[0, :4], [-1, -1, -1, -0.5], rtol=1e-6)
+
+
+def test_unknown_reduction():
+    with pytest.raises(ValueError, match="reduction must be one of batchmean, sum, mean, got 'none'"):
+        asymmetric_loss(FAR, FAR, reduction='none')
+
+
+COUNTS = ClassCounts(np.array([10.0, 5.0]), 20)
+
+
+@pytest.mark.parametrize(
+    ('text', 'methods', 'expected'),
+    [
+        (None, POS_WEIGHTS, None),
+        ('2', POS_WEIGHTS, 2.0),
+        ('1,0.5', CLASS_WEIGHTS, [1.0, 0.5]),
+        ('neg_pos', POS_WEIGHTS, [1.0, 3.0]),
+        ('inv_freq', CLASS_WEIGHTS, [2 / 3, 4 / 3]),
+    ],
+)
+def test_weights_by_text(text, methods, expected):
+    np.testing.assert_equal(loss_weight(text, methods, COUNTS, 2, '--loss-pos-weight'), expected)
+
+
+@pytest.mark.parametrize(
+    ('text', 'counts', 'message'),
+    [
+        ('inv_freq', COUNTS, r'--loss-pos-weight must be neg_pos, or a number'),
+        ('-1', COUNTS, 'or a number of at least 0, or one per class'),
+        ('nan', COUNTS, 'or a number of at least 0, or one per class'),
+        ('1,2,3', COUNTS, 'got 3 numbers; expected 1, or 2, one per class'),
+        ('neg_pos', None, 'how often each class occurs is unknown; give --class-stats FILE'),
+        ('neg_pos', ClassCounts(np.ones(3), 4), 'needs counts of the 2 classes of the model, got 3'),
+    ],
+)
+def test_weights_refused(text, counts, message):
+    with pytest.raises(TrainingError, match=message):
+        loss_weight(text, POS_WEIGHTS, counts, 2, '--loss-pos-weight')
+
+
+def test_class_stats(tmp_path):
+    file = tmp_path / 'stats.json'
+    file.write_text('{"num_samples": 20, "pos_counts": [10, 5], "class_names": ["a", "b"]}')
+    counts = read_class_stats(file)
+    assert counts.images == 20 and counts.positives.tolist() == [10, 5]
+    for text in ('[]', '{"num_samples": 2, "pos_counts": [3]}', '{"num_samples": 2.5, "pos_counts": [1]}', '{'):
+        file.write_text(text)
+        with pytest.raises(TrainingError, match='stats.json: '):
+            read_class_stats(file)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'loss': 'asl'}, '--loss asl is not for --task classification; it has ce, bce'),
+        ({'task': 'multilabel', 'loss': 'ce'}, '--loss ce is not for --task multilabel; it has bce, asl'),
+        ({'task': 'multilabel', 'eval_metric': 'top1'}, '--eval-metric top1 is not for --task multilabel'),
+        ({'eval_metric': 'map'}, '--eval-metric map is not for --task classification'),
+        ({'target_format': 'multihot'}, '--target-format multihot is for --task multilabel'),
+        ({'bce_sum': True}, '--bce-sum: for --loss bce, not for ce'),
+        ({'task': 'multilabel', 'asl_clip': 0.1}, '--asl-clip 0.1: for --loss asl, not for bce'),
+        ({'loss_pos_weight': '2'}, '--loss-pos-weight 2: for --loss bce and asl, not for ce'),
+    ],
+)
+def test_options_that_do_not_suit_the_task(options, message):
+    with pytest.raises(TrainingError, match=message):
+        TrainConfig(**options).check()
+
+
+def test_defaults_of_the_task():
+    single, several = TrainConfig(), TrainConfig(task='multilabel')
+    assert (single.loss_name, single.label_smoothing, single.rating) == ('ce', 0.1, 'top1')
+    assert (several.loss_name, several.label_smoothing, several.rating) == ('bce', 0.0, 'map')
