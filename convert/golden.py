@@ -75,6 +75,25 @@ def timm_model(architecture: str, **options: Any) -> Any:
     return timm.create_model(architecture, **options).eval()
 
 
+def add_timm_ml_decoder(model: Any, num_of_groups: int, decoder_embedding: int) -> None:
+    """Replace the head of a timm model by timm's ML-Decoder.
+
+    ``add_ml_decoder_head`` of timm has no arguments for the sizes, and its head fails on torch 2, whose
+    ``TransformerDecoder`` expects a layer with self-attention: the only layer is called instead.
+    """
+    import torch
+    from timm.layers.ml_decoder import MLDecoder
+
+    head: Any = MLDecoder(model.num_classes, num_of_groups, decoder_embedding, model.num_features)
+    head.decoder.forward = lambda queries, memory: head.decoder.layers[0](queries, memory)
+    if hasattr(model, 'fc'):
+        model.global_pool, model.fc = torch.nn.Identity(), head
+    else:
+        model.head = head
+    model.drop_rate = 0
+    head.train(model.training)
+
+
 def timm_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """Return `features.0` (the stem) to `features.4` and `logits` of a timm model, in torch's layout."""
     import torch

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.reading import read
-from tresnet_jax.checkpoints.heads import foreign_classifier, shown
-from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels
+from tresnet_jax.checkpoints.heads import classes_of, decoder_of, foreign_classifier, shown
+from tresnet_jax.checkpoints.identify import describe, identify, image_channels
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.files import sha256
@@ -60,7 +60,7 @@ class Inspection:
             architecture with this number of classes.
         num_classes: outputs of the classifier; 0 without one.
         in_chans: channels of the images.
-        head: the kind of a classifier that is not timm's.
+        head: the kind of a head that is not one linear layer.
         tensors: number of tensors.
         parameters: number of parameters, without running statistics and counters.
         dtypes: dtype -> number of tensors.
@@ -142,18 +142,19 @@ def inspect(path: str | Path, *, key: str | None = None) -> Inspection:
     state = to_timm(checkpoint)
     tensors = state.tensors
     architecture, exact = identify(tensors)
-    classes = channels = head = None
+    classes = channels = head = decoder = None
     if architecture is not None:
-        weight = tensors.get(f'{head_key(architecture)}.weight')
-        classes = 0 if weight is None or weight.ndim != 2 else weight.shape[0]
+        classes, decoder = classes_of(tensors, architecture), decoder_of(tensors, architecture)
         channels = image_channels(tensors, architecture)
         head = state.head or (foreign_classifier(tensors, architecture) if exact else None)
+        head = head or (decoder and str(decoder))
     digest = sha256(path)
     tags: tuple[str, ...] = ()
     if exact and checkpoint.container != 'run':  # training changed the weights of the tag
         named = '.'.join(filter(None, [state.metadata.get('architecture'), state.metadata.get('tag')]))
         known = named if named in PRETRAINED else RELEASED.get(digest[:8])
-        rows = (row for row in PRETRAINED.values() if (row.architecture, row.num_classes) == (architecture, classes))
+        found = (architecture, classes if decoder is None else None)  # no tag has an ML-Decoder
+        rows = (row for row in PRETRAINED.values() if (row.architecture, row.num_classes) == found)
         tags = (known,) if known else tuple(row.name for row in rows)
     statistics = ('.running_mean', '.running_var')
     return Inspection(

@@ -11,7 +11,7 @@ import safetensors
 from flax import nnx
 
 from convert.comparison import Comparison, relative_error
-from convert.golden import timm_model, timm_outputs
+from convert.golden import add_timm_ml_decoder, timm_model, timm_outputs
 from tresnet_jax.checkpoints.checkpoint import Checkpoint
 from tresnet_jax.checkpoints.find import clean
 from tresnet_jax.checkpoints.layouts import to_timm
@@ -122,7 +122,12 @@ def _compare(
     options = {'num_classes': model.num_classes, 'in_chans': model.in_chans, 'global_pool': model.global_pool}
     if model.output_stride != 32:  # timm's TResNet does not have this argument
         options['output_stride'] = model.output_stride
+    decoder = model.ml_decoder
+    if decoder is not None:
+        del options['global_pool']
     theirs = timm_model(model.architecture, **options)
+    if decoder is not None:
+        add_timm_ml_decoder(theirs, decoder.num_of_groups, decoder.decoder_embedding)
     import torch
 
     try:
@@ -160,7 +165,8 @@ def _timm_layers(model: Any, images: np.ndarray) -> Outputs:
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            outputs[name] = output.detach().clone().numpy()  # a copy, because the next activation works in place
+            if output.ndim != 3:  # those in an ML-Decoder have other axes than ours
+                outputs[name] = output.detach().clone().numpy()  # a copy: the next activation works in place
 
         return hook
 

@@ -16,6 +16,7 @@ from tresnet_jax.factory import create_model as create_model
 from tresnet_jax.folding import fold_batchnorm as fold_batchnorm
 from tresnet_jax.hub.config import save_pretrained as save_pretrained
 from tresnet_jax.labels import class_names as class_names
+from tresnet_jax.models.build import add_ml_decoder_head as add_ml_decoder_head
 from tresnet_jax.models.functional import functional as functional
 from tresnet_jax.profiling import card_image_size as card_image_size
 from tresnet_jax.profiling import profile as profile

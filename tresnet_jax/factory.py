@@ -20,7 +20,7 @@ from tresnet_jax.errors import ConversionError, HubError
 from tresnet_jax.hub.client import find_weights, split_source
 from tresnet_jax.hub.config import read_config
 from tresnet_jax.models.base import ImageModel
-from tresnet_jax.models.build import build_model, fill
+from tresnet_jax.models.build import HeadOptions, build_model, check_head, fill
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.variants import PretrainedConfig, pretrained_config, split_name
 
@@ -41,6 +41,9 @@ def create_model(
     axis_name: str | None = None,
     abn_memory: str = 'plain',
     remat: bool = False,
+    head: str | None = None,
+    num_of_groups: int | None = None,
+    decoder_embedding: int | None = None,
     features_only: bool = False,
     out_indices: tuple[int, ...] | int | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
@@ -80,6 +83,13 @@ def create_model(
             rounding, except for scales near zero under 'inplace' and 'lean' (see ``batch_norm.py``).
         remat: keep only the input of each block and recompute the rest: least memory, and a third more computation.
             `abn_memory` then applies within a block.
+        head: 'linear', or 'ml_decoder' for the ML-Decoder head (Ridnik et al., arXiv:2111.12933), which replaces the
+            pooling, the dropout and the classifier. None: the checkpoint's, else 'linear'. A head that differs from
+            the checkpoint's is drawn.
+        num_of_groups: queries of the ML-Decoder, each for a group of classes; at most one for each class. None: the
+            checkpoint's, 100 for a head that is drawn.
+        decoder_embedding: width of the ML-Decoder, a multiple of 8. None: the checkpoint's, 768 for a head that is
+            drawn.
         features_only: build a backbone: a call returns the feature maps of `out_indices`; later layers are removed.
         out_indices: indices of the feature maps, or n for the last n. None: timm's default, (1, 2, 3, 4) for TResNet
             and all five for ResNet-D.
@@ -112,6 +122,10 @@ def create_model(
         features_only, out_indices = True, saved.out_indices if out_indices is None else out_indices
     if out_indices is not None and not features_only:
         raise ValueError('out_indices is for features_only=True')
+    if head is not None and features_only:
+        raise ValueError('features_only=True builds a backbone, which has no head')
+    check_head(head, num_of_groups, decoder_embedding, global_pool, drop_rate)
+    requested = HeadOptions(head, num_of_groups, decoder_embedding)
     path = _weights_path(tagged or pretrained_config(architecture), pretrained, checkpoint, cache_dir)
     options: dict[str, Any] = {
         'global_pool': global_pool,
@@ -128,17 +142,21 @@ def create_model(
     if saved:  # arguments take precedence over the saved configuration
         options = _saved_options(saved) | options
     if rngs is None:  # seeding compiles a program; a complete checkpoint leaves nothing to draw
-        rngs = nnx.Rngs(0) if path is None or num_classes is not None else ShapesOnly()
+        draws = path is None or num_classes is not None or head is not None
+        rngs = nnx.Rngs(0) if draws else ShapesOnly()
     if path is None:
         classes = num_classes if num_classes is not None else tagged.num_classes if tagged else 1000
         channels = in_chans if in_chans is not None else tagged.input_size[0] if tagged else 3
+        if saved and head is None:
+            requested = HeadOptions(saved.head, saved.num_of_groups, saved.decoder_embedding)
+        options |= requested._asdict()
         model = build_model(architecture, num_classes=classes, in_chans=channels, rngs=rngs, **options)
     else:
         # A backbone has no classifier, so whatever head the file has is dropped.
         classes = 0 if features_only and num_classes is None else num_classes
-        model, report = _load(path, architecture if saved else name, classes, in_chans, rngs, options)
+        model, report = _load(path, architecture if saved else name, classes, in_chans, requested, rngs, options)
         if saved and checkpoint is None:
-            _check_saved(saved, model, path, classes, in_chans)
+            _check_saved(saved, model, path, classes, in_chans, head)
         own = saved is not None and checkpoint is None
         tagged = _stated_config(tagged or pretrained_config(architecture), own, model, report)
     model.pretrained_cfg = tagged or pretrained_config(architecture)
@@ -211,9 +229,14 @@ def _stated_config(config: PretrainedConfig, own: bool, model: ImageModel, repor
 
 
 def _check_saved(
-    saved: SavedConfig, model: ImageModel, path: Path, num_classes: int | None, in_chans: int | None
+    saved: SavedConfig,
+    model: ImageModel,
+    path: Path,
+    num_classes: int | None,
+    in_chans: int | None,
+    head: str | None,
 ) -> None:
-    """Raise HubError if the numbers of classes or channels differ between the weights and their config.json."""
+    """Raise HubError if the head or the numbers of classes or channels differ from config.json, unless requested."""
     classes = saved.num_classes if saved.states_classes else model.num_classes
     for what, requested, found, stated in (
         ('classes', num_classes, model.num_classes, classes),
@@ -221,6 +244,9 @@ def _check_saved(
     ):
         if requested is None and found != stated:
             raise HubError(f'{path}: has {found} {what}, but its config.json says {stated}')
+    kind = 'linear' if model.ml_decoder is None else 'ml_decoder'
+    if head is None and model.num_classes and saved.head not in (None, kind):
+        raise HubError(f'{path}: has the head {kind!r}, but its config.json says {saved.head!r}')
 
 
 def embedded_path(config: PretrainedConfig, suffix: str = 'safetensors') -> Path:
@@ -229,7 +255,13 @@ def embedded_path(config: PretrainedConfig, suffix: str = 'safetensors') -> Path
 
 
 def _load(
-    path: Path, name: str, num_classes: int | None, in_chans: int | None, rngs: nnx.Rngs, options: dict[str, Any]
+    path: Path,
+    name: str,
+    num_classes: int | None,
+    in_chans: int | None,
+    head: HeadOptions,
+    rngs: nnx.Rngs,
+    options: dict[str, Any],
 ) -> tuple[ImageModel, Report]:
     """Return the model with the weights of a file, and the converter's report.
 
@@ -247,6 +279,7 @@ def _load(
             num_classes=num_classes,
             in_chans=in_chans,
             abn_slope=options.get('abn_slope'),
+            head=head,
             build=build,
             consume=True,
         )
@@ -258,6 +291,14 @@ def _load(
     for warning in matched.report.warnings:
         warnings.warn(f'{path}: {warning}', stacklevel=3)
     model = fill(matched.model, matched.params, matched.batch_stats)
-    if num_classes is not None and num_classes != matched.report.num_classes:
-        model.start_classifier(num_classes, rngs)
+    kind, classes = matched.report.head_in_file
+    kind, classes = head.head or kind, classes if num_classes is None else num_classes
+    if head.head and not classes and num_classes is None:
+        raise ValueError(f'{path}: has no classes for head={head.head!r}: give their number (num_classes)')
+    if classes != matched.report.num_classes and check_head(
+        kind, *head[1:], options.get('global_pool'), options.get('drop_rate')
+    ):
+        model.start_ml_decoder(classes, rngs, *head[1:])
+    elif classes != matched.report.num_classes:
+        model.start_classifier(classes, rngs)
     return model, matched.report

@@ -46,10 +46,10 @@ class Profile:
     Attributes:
         architecture: name of the architecture, or of the class for a model that is not in the table.
         image_size: height and width in pixels.
-        parameters: number of trainable numbers, without the running statistics of batch norm.
-        macs: multiply-accumulates of the convolutions, including squeeze-excite's, and of the linear layer. Biases,
-            batch norm, activations, pools and the blur, whose weights are fixed, are not counted.
-        activations: output elements of the convolutions and the linear layer (Radosavovic et al., arXiv:2003.13678).
+        parameters: number of parameters, without the running statistics of batch norm.
+        macs: multiply-accumulates of the convolutions, including squeeze-excite's, and of the linear layer or the
+            ML-Decoder. Biases, norms, activations, pools and the blur, whose weights are fixed, are not counted.
+        activations: output elements of the convolutions and the linear layers (Radosavovic et al., arXiv:2003.13678).
         card_flops: FLOPs as timm's model cards counted them in 2021. They are close to the MACs, not twice as many; see
             `layer_card_flops`, and `card_image_size` for the image they were counted on.
         stages: the same by stage: stem, layer1 to layer4, head.
@@ -173,6 +173,9 @@ def profile(model: ImageModel | str, image_size: int | tuple[int, int] | None = 
         if m.out_indices is None:
             outputs['head'] = m.forward_head(last)
             counts['head'].update(card_flops=_pool_card_flops(m, last))
+            if m.ml_decoder is not None:
+                macs, activations = m.ml_decoder.products(last.shape[1] * last.shape[2])
+                counts['head'].update(macs=macs, activations=activations)
         return outputs
 
     image = jax.ShapeDtypeStruct((1, height, width, model.in_chans), model.dtype)

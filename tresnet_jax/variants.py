@@ -58,6 +58,11 @@ class Family:
     card_crops: bool
     card_counts_norms: bool
 
+    @property
+    def head(self) -> str:
+        """timm's name of the module that an ML-Decoder replaces."""
+        return self.classifier.partition('.')[0]
+
     def in_chans(self, first_conv_channels: int) -> int:
         """Return the channels of the images, given the input channels of the first convolution."""
         return first_conv_channels // self.stem_block**2

@@ -17,6 +17,7 @@ from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.stated import listed_names
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
 from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.models.build import HEADS
 from tresnet_jax.models.pooling import POOL_TYPES
 from tresnet_jax.variants import (
     ARCHITECTURES,
@@ -38,7 +39,7 @@ IMAGE_FIELDS = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 # or the source of the weights; nothing either, if the value is that of our architectures. Others are refused.
 APPLIED = (
     *('in_chans', 'num_classes', 'global_pool', 'output_stride', 'drop_rate', 'drop_path_rate'),
-    *('features_only', 'out_indices'),
+    *('head', 'num_of_groups', 'decoder_embedding', 'features_only', 'out_indices'),
 )
 WITHOUT_EFFECT = re.compile(r'.*_rate|zero_init_last|pretrained.*|scriptable|exportable|no_jit')
 OWN_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -71,6 +72,7 @@ class SavedConfig(PretrainedConfig):
         global_pool: pooling before the classifier; None: timm's default.
         output_stride: 32, 16 or 8; None: 32.
         drop_rate, drop_path_rate: rates in training; None: 0.
+        head, num_of_groups, decoder_embedding: the head, which timm's configurations do not have; None: a linear layer.
         features_only, out_indices: whether it is a backbone, and its feature maps; None: timm's default.
         states_classes: whether the number of classes is stated; otherwise it is that of the weights.
         states_images: whether it says how images are prepared; otherwise these are timm's defaults.
@@ -82,6 +84,9 @@ class SavedConfig(PretrainedConfig):
     output_stride: int | None = None
     drop_rate: float | None = None
     drop_path_rate: float | None = None
+    head: str | None = None
+    num_of_groups: int | None = None
+    decoder_embedding: int | None = None
     features_only: bool = False
     out_indices: tuple[int, ...] | int | None = None
     states_classes: bool = True
@@ -206,6 +211,9 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
         output_stride=take(arguments, 'output_stride', lambda n: n in family_of(architecture).output_strides),
         drop_rate=take(arguments, 'drop_rate', _is_number),
         drop_path_rate=take(arguments, 'drop_path_rate', _is_number),
+        head=take(arguments, 'head', _is_head),
+        num_of_groups=take(arguments, 'num_of_groups', _is_positive),
+        decoder_embedding=take(arguments, 'decoder_embedding', _is_positive),
         features_only=take(arguments, 'features_only', lambda value: isinstance(value, bool), False),
         out_indices=take(arguments, 'out_indices', _are_indices),
         label_names=names,
@@ -264,6 +272,10 @@ def _is_text(value: Any) -> bool:
 
 def _is_pooling(value: Any) -> bool:
     return isinstance(value, str) and value in POOL_TYPES
+
+
+def _is_head(value: Any) -> bool:
+    return isinstance(value, str) and value in HEADS
 
 
 def _is_count(value: Any) -> bool:

@@ -10,8 +10,9 @@ from tresnet_jax.checkpoints.choose import AVERAGE, AVERAGER_COUNT, Choice
 from tresnet_jax.checkpoints.find import counter_of, state_dicts
 from tresnet_jax.checkpoints.identify import head_key
 from tresnet_jax.checkpoints.layout import Computed, Tensor
+from tresnet_jax.checkpoints.ml_decoder import Decoder, find_decoder
 from tresnet_jax.checkpoints.records import printable
-from tresnet_jax.variants import ARCHITECTURES
+from tresnet_jax.variants import ARCHITECTURES, family_of
 
 # ASL's bottleneck head, two linear layers with nothing between them: features -> 512 -> classes.
 BOTTLENECK_HEAD = re.compile(r'(.*\.)?(embedding_generator\.0|FC)\.(weight|bias)')
@@ -22,8 +23,9 @@ class Head(NamedTuple):
     """The classifier of a checkpoint.
 
     Attributes:
-        tensors: timm's key -> weight and bias, where the checkpoint keeps them elsewhere; empty otherwise.
-        foreign: the kind of a head that is not one linear layer; None for a linear one or no head.
+        tensors: timm's key -> tensor of a linear layer or an ML-Decoder, where the checkpoint keeps it elsewhere; empty
+            otherwise.
+        foreign: the kind of any other head; None for these two or no head.
         notes: what was taken, changed or left out, one line each.
     """
 
@@ -48,6 +50,14 @@ def find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], archi
         if behind:
             return Head({}, f'a further linear layer behind its {classes} classes ({shown(behind)})', ())
         return Head({}, None, (f'left out {parts(beside)}',) if beside else ())
+    decoder = find_decoder(beside, width)
+    if decoder is not None and decoder.problem:
+        return Head({}, str(decoder), ())
+    if decoder is not None:
+        place = family_of(architecture).head
+        rest = [key for key in beside if key not in decoder.keys]
+        notes = (f'left out {parts(rest)}',) if rest else ()
+        return Head({f'{place}.{name}': value for name, value in decoder.tensors.items()}, None, notes)
     folded, rest = _fold_bottleneck(beside, width)
     if folded is not None:
         notes = ["folded ASL's bottleneck head, two linear layers, into one"]
@@ -79,7 +89,8 @@ def classifiers_elsewhere(tree: Any, choice: Choice) -> Joined:
 
     As in `{'backbone': {...}, 'head': {'weight': ..., 'bias': ...}}`. Each dictionary that contains the network is
     searched, the innermost first, up to one that has a classifier. What has one name there, whether its parts are
-    joined by dots or nested, is a classifier if it is one linear layer of the right width, or ASL's bottleneck.
+    joined by dots or nested, is a classifier if it is one linear layer of the right width, ASL's bottleneck or an
+    ML-Decoder.
 
     Args:
         tree: the checkpoint.
@@ -123,7 +134,7 @@ def _takes(name: str, value: Tensor, width: int) -> bool:
 
 
 def foreign_classifier(tensors: Mapping[str, Any], architecture: str) -> str | None:
-    """Return the kind of a classifier in timm's place that is not timm's; None for timm's or no classifier.
+    """Return the kind of a head in timm's place that is not timm's; None for a linear layer, an ML-Decoder or no head.
 
     Args:
         tensors: timm's key -> anything with a `shape`.
@@ -132,7 +143,24 @@ def foreign_classifier(tensors: Mapping[str, Any], architecture: str) -> str | N
     weight, width = tensors.get(f'{head_key(architecture)}.weight'), ARCHITECTURES[architecture].num_features
     if weight is not None and len(weight.shape) == 2 and weight.shape[1] not in (width, 2 * width):
         return f'a classifier that takes {weight.shape[1]} features instead of {width}'
-    return None
+    decoder = decoder_of(tensors, architecture)
+    return str(decoder) if decoder is not None and decoder.problem else None
+
+
+def decoder_of(tensors: Mapping[str, Any], architecture: str) -> Decoder | None:
+    """Return the ML-Decoder in timm's place; None if there is none. The arguments are those of `foreign_classifier`."""
+    place = f'{family_of(architecture).head}.'
+    within = {key: value for key, value in tensors.items() if key.startswith(place)}
+    return find_decoder(within, ARCHITECTURES[architecture].num_features)
+
+
+def classes_of(tensors: Mapping[str, Any], architecture: str) -> int:
+    """Return the number of classes of the head in timm's place; 0 without one; arguments as `foreign_classifier`."""
+    decoder = decoder_of(tensors, architecture)
+    if decoder is not None:
+        return decoder.num_classes
+    found = (tensors.get(f'{head_key(architecture)}.{leaf}') for leaf in ('weight', 'bias'))
+    return next((t.shape[0] for t in found if t is not None and len(t.shape)), 0)
 
 
 def _layers(beside: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -9,8 +9,8 @@ from tresnet_jax.checkpoints import metadata
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Checkpoint
 from tresnet_jax.checkpoints.choose import choose
 from tresnet_jax.checkpoints.find import Network, State, clean, networks_of
-from tresnet_jax.checkpoints.heads import Head, find_head
-from tresnet_jax.checkpoints.identify import head_key, identify
+from tresnet_jax.checkpoints.heads import Head, classes_of, find_head
+from tresnet_jax.checkpoints.identify import identify
 from tresnet_jax.checkpoints.layout import as_tensor
 from tresnet_jax.checkpoints.names import flax_key_to_torch, flax_to_torch_layout
 from tresnet_jax.checkpoints.records import printable
@@ -38,7 +38,7 @@ class TimmState:
         label_names: one per class; None if unknown.
         task: what the outputs are, one of `variants.TASKS`; that of one class per image if it is unknown.
         beside: key -> shape of each tensor of the checkpoint that is neither in `tensors` nor a counter.
-        head: the kind of a head, among those, that is not one linear layer; None for a linear one or no head.
+        head: the kind of a head, among those, that is neither one linear layer nor an ML-Decoder; None otherwise.
     """
 
     layout: str
@@ -82,8 +82,7 @@ def to_timm(checkpoint: Checkpoint) -> TimmState:
     head = find_head(network.tensors, network.beside, architecture) if architecture else Head({}, None, ())
     tensors = {**network.tensors, **head.tensors}
     arrays = {key: value.numpy() for key, value in tensors.items()}
-    weight = arrays.get(f'{head_key(architecture)}.weight') if architecture else None
-    classes = weight.shape[0] if weight is not None and weight.ndim else 0
+    classes = classes_of(arrays, architecture) if architecture else 0
     names = [names for names in checkpoint.stated.label_names if len(names) == classes]
     if len(names) > 1:
         firsts = ' or '.join(printable(repr(part[0]), 40) for part in names[:3])

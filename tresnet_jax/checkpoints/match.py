@@ -5,15 +5,16 @@ Matching is strict: every leaf of the model is filled, and every tensor of the c
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
-from tresnet_jax.checkpoints.heads import foreign_classifier
+from tresnet_jax.checkpoints.heads import classes_of, decoder_of, foreign_classifier
 from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels, split_weights, stem_key
 from tresnet_jax.checkpoints.layouts import TimmState, to_timm
+from tresnet_jax.checkpoints.ml_decoder import Decoder
 from tresnet_jax.checkpoints.names import (
     FLOATS,
     flatten,
@@ -26,7 +27,7 @@ from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.stored import release
 from tresnet_jax.errors import ConversionError, listing
 from tresnet_jax.models.base import ImageModel, Tree
-from tresnet_jax.models.build import build_model
+from tresnet_jax.models.build import ANY_HEAD, HeadOptions, build_model
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.variants import ARCHITECTURES, PretrainedConfig, family_of, split_name
 
@@ -97,6 +98,7 @@ def match(
     num_classes: int | None = None,
     in_chans: int | None = None,
     abn_slope: float | None = None,
+    head: HeadOptions = ANY_HEAD,
     build: Callable[..., ImageModel] = build_model,
     consume: bool = False,
     progress: bool = False,
@@ -105,6 +107,7 @@ def match(
 
     Args:
         checkpoint, model, num_classes, in_chans, abn_slope: see `to_flax`.
+        head: drop the head of the checkpoint if it is another one.
         build: function with the arguments of `build_model` that makes the model.
         consume: free each tensor of the checkpoint once it is converted, so that memory never holds both sides whole.
         progress: show a progress bar for large files, on a terminal only.
@@ -121,20 +124,21 @@ def match(
     tensors = state.tensors
 
     channels, adapted = _adapt_stem(tensors, architecture, in_chans)
-    head = _match_head(checkpoint, state, architecture, config, num_classes)
+    kept = _match_head(checkpoint, state, architecture, config, num_classes, head)
     slope = state.abn_slope if abn_slope is None else abn_slope
     if slope is not None and family_of(architecture).default_slope is None:
         raise ConversionError(f'{checkpoint.path}: {architecture} has ReLUs; --abn-slope (abn_slope) is for TResNet')
-    pool = head.global_pool or state.global_pool
+    pool = kept.global_pool or (None if kept.options else state.global_pool)
     stride = state.output_stride if state.output_stride in family_of(architecture).output_strides else None
     shapes = build(
         architecture,
-        num_classes=head.num_classes,
+        num_classes=kept.num_classes,
         in_chans=channels,
         global_pool=pool,
         output_stride=stride or 32,
         abn_slope=slope,
         rngs=ShapesOnly(),
+        **kept.options,
     )
     leaves = {'.'.join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(shapes))}
     names = {flax_key_to_torch(key): key for key in leaves}
@@ -157,7 +161,9 @@ def match(
         layout=state.layout,
         architecture=architecture,
         tag=config.tag if config else None,
-        num_classes=head.num_classes,
+        num_classes=kept.num_classes,
+        head_options=kept.options,
+        head_in_file=kept.in_file,
         in_chans=shapes.in_chans,
         global_pool=pool,
         output_stride=stride,
@@ -168,7 +174,7 @@ def match(
         tensors=len(flat),
         parameters=sum(v.size for k, v in flat.items() if not k.endswith(('.mean', '.var'))),
         notes=state.notes,
-        dropped=head.dropped,
+        dropped=kept.dropped,
         adapted=adapted,
         warnings=tuple(warnings),
         source_dtypes={name: state.dtypes[name] for name in names},
@@ -217,11 +223,15 @@ class _Head(NamedTuple):
     Attributes:
         num_classes: 0 without a classifier.
         global_pool: 'catavgmax' if the classifier is twice as wide as the features, else None.
+        options: arguments of `build_model` for an ML-Decoder; empty for a linear layer.
+        in_file: the head of the checkpoint, 'linear' or 'ml_decoder', and its classes.
         dropped: (key, why) of each tensor of the checkpoint's head that is dropped.
     """
 
     num_classes: int
     global_pool: str | None
+    options: dict[str, Any]
+    in_file: tuple[str, int]
     dropped: tuple[tuple[str, str], ...] = ()
 
 
@@ -231,17 +241,21 @@ def _match_head(
     architecture: str,
     config: PretrainedConfig | None,
     num_classes: int | None,
+    wanted: HeadOptions,
 ) -> _Head:
     """Decide whether the checkpoint's classifier is kept; if not, remove it from the tensors of `state`.
 
     Raises:
         ConversionError: `num_classes` is None, and the head is not timm's or has another number of classes than the
-            tag.
+            tag; or the metadata state another head.
     """
-    head, tensors = head_key(architecture), state.tensors
-    weight, bias = tensors.get(f'{head}.weight'), tensors.get(f'{head}.bias')
-    rows = next((t for t in (weight, bias) if t is not None and t.ndim), None)
-    classes = 0 if rows is None else rows.shape[0]
+    tensors = state.tensors
+    weight, classes = tensors.get(f'{head_key(architecture)}.weight'), classes_of(tensors, architecture)
+    decoder = decoder_of(tensors, architecture)
+    kind = 'linear' if decoder is None else 'ml_decoder'
+    stated = state.metadata.get('head') or 'linear'
+    if state.layout == 'flax' and classes and stated != kind:
+        raise ConversionError(f'{checkpoint.path}: has the tensors of the head {kind!r}, but states {stated[:80]!r}')
     foreign = state.head or foreign_classifier(tensors, architecture)
     fits = identify(tensors) == (architecture, True)  # if the body does not fit, report that first
     if num_classes is None and fits and foreign:
@@ -255,16 +269,28 @@ def _match_head(
             f'classifier give --model {architecture} or --num-classes {classes} (num_classes={classes}), to drop it '
             f'--drop-head (num_classes=0)'
         )
-    if num_classes is not None and (foreign or not num_classes or num_classes != classes):
+    other = classes > 0 and not _is_wanted(decoder, wanted)
+    if other or (num_classes is not None and (foreign or not num_classes or num_classes != classes)):
         why = foreign or f'the file has {classes} classes, {num_classes} were requested'
-        prefix = head.partition('.')[0] + '.'
+        why = 'another head was requested' if other and num_classes in (None, classes) else why
+        prefix = f'{family_of(architecture).head}.'
         dropped = [key for key in tensors if key.startswith(prefix)]
         for key in dropped:
             del tensors[key]
         dropped += state.beside if state.head else ()
-        return _Head(0, None, tuple((key, why) for key in dropped))
+        return _Head(0, None, {}, (kind, classes), tuple((key, why) for key in dropped))
     wide = weight is not None and weight.shape[-1:] == (2 * ARCHITECTURES[architecture].num_features,)
-    return _Head(classes, 'catavgmax' if classes and wide else None)
+    options = {} if decoder is None or decoder.problem else decoder.options
+    return _Head(classes, 'catavgmax' if classes and wide else None, options, (kind, classes))
+
+
+def _is_wanted(decoder: Decoder | None, wanted: HeadOptions) -> bool:
+    """Return whether a head, an ML-Decoder or None for a linear layer, is the one that was requested."""
+    if wanted.head is None or decoder is None or wanted.head == 'linear':
+        return wanted.head in (None, 'linear' if decoder is None else 'ml_decoder')
+    groups = decoder.num_of_groups if wanted.num_of_groups is None else wanted.num_of_groups
+    same = min(groups, decoder.num_classes) == decoder.num_of_groups
+    return same and wanted.decoder_embedding in (None, decoder.decoder_embedding)
 
 
 def _check_fit(checkpoint: Checkpoint, state: TimmState, architecture: str, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -288,7 +314,7 @@ def _check_fit(checkpoint: Checkpoint, state: TimmState, architecture: str, shap
             listing('of another shape', misshapen),
         )
         split = split_weights([*tensors, *state.beside])
-        head = head_key(architecture).partition('.')[0] + '.'
+        head = f'{family_of(architecture).head}.'
         is_head = all(line.startswith(head) for line in (*missing, *unexpected, *misshapen))
         remedy = (
             f'It looks like {split}'

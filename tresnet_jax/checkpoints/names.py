@@ -8,7 +8,15 @@ import numpy as np
 from tresnet_jax.models.base import Tree
 
 # Paths are timm's; only the leaf's name differs.
-TO_TORCH = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+TO_TORCH = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'embedding': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
+    'in_proj_kernel': 'in_proj_weight',
+}
 STATISTICS = ('mean', 'var')
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')  # dtypes that parameters and statistics may have
 

@@ -26,6 +26,8 @@ class Report:
         layout: the name of the layout: 'timm', 'inplace_abn', 'PaddleClas', ...; 'flax' for a file of ours.
         architecture, tag: what the checkpoint is; the tag is None if neither the caller nor the file names one.
         num_classes, in_chans: numbers of the resulting trees.
+        head_options: arguments of `create_model` that describe an ML-Decoder head; empty for a linear layer.
+        head_in_file: the head of the file, 'linear' or 'ml_decoder', and its classes, whether it is kept or not.
         global_pool: 'catavgmax' if the classifier is twice as wide as the features, else the pooling with which the
             network was trained; None: timm's, or unknown.
         output_stride: the one with which the network was trained; None: 32, or unknown.
@@ -49,6 +51,8 @@ class Report:
     architecture: str
     tag: str | None
     num_classes: int
+    head_options: dict[str, Any]
+    head_in_file: tuple[str, int]
     in_chans: int
     global_pool: str | None
     output_stride: int | None
@@ -80,8 +84,10 @@ class Report:
 
     def __str__(self) -> str:
         dtypes = ', '.join(sorted(set(self.source_dtypes.values())))
+        head = ' (ML-Decoder)' if self.head_options else ''
         lines = [
-            f'{self.path}: {self.layout} layout of {self.name}, {self.num_classes} classes, {self.in_chans} channels',
+            f'{self.path}: {self.layout} layout of {self.name}, {self.num_classes} classes{head}, {self.in_chans} '
+            'channels',
             f'  {self.tensors} tensors ({dtypes}), {self.parameters:,} parameters, '
             f'{len(self.counters)} counters of batch norm, {self.seconds:.2f} s',
             *(f'  {note}' for note in self.notes),

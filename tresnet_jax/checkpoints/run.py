@@ -51,6 +51,7 @@ def save_description(
         'architecture': model.architecture,
         'tag': '',  # training changed the weights of the tag
         'num_classes': model.num_classes,
+        **model.head_options,
         'in_chans': model.in_chans,
         'global_pool': '' if model.global_pool == model.config.family.default_pool else model.global_pool,
         'output_stride': None if model.output_stride == 32 else model.output_stride,
@@ -83,7 +84,8 @@ def stored_network(workdir: Path) -> dict[str, Any]:
     name, pool, stride = (description.get(key) or None for key in ('architecture', 'global_pool', 'output_stride'))
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ConversionError(f'{file}: architecture is {name!r}; expected one of {", ".join(ARCHITECTURES)}')
-    return {'name': name, 'global_pool': pool, 'output_stride': stride}
+    head = {key: description[key] for key in ('head', 'num_of_groups', 'decoder_embedding') if key in description}
+    return {'name': name, 'global_pool': pool, 'output_stride': stride, **head}
 
 
 def stored_label_names(workdir: Path) -> tuple[str, ...] | None:

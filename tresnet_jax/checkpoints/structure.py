@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from tresnet_jax.checkpoints.ml_decoder import DECODER_NAMES
 from tresnet_jax.variants import ARCHITECTURES, BASIC, BOTTLENECK, EXPANSION, RESNETD, TRESNET, Family
 
 FAMILIES = (TRESNET, RESNETD)
@@ -84,7 +85,7 @@ def _out_channels(weight: Any) -> int:
 
 
 def expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Return timm's key -> shape of each tensor but the classifier and the counters; images have three channels."""
+    """Return timm's key -> shape of each tensor but the head and the counters; images have three channels."""
     return dict(_tresnet(shape) if shape.family == TRESNET.name else _resnetd(shape))
 
 
@@ -143,7 +144,7 @@ def _resnetd(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 class Differences(NamedTuple):
-    """How a state dict differs from an architecture, the classifier and the channels of the images aside; sorted keys.
+    """How a state dict differs from an architecture, the head and the channels of the images aside; sorted keys.
 
     Attributes:
         missing, unexpected: keys that only the architecture, or only the state dict, has.
@@ -165,6 +166,7 @@ def differences(tensors: Mapping[str, Any], shape: Shape) -> Differences:
     expected = expected_shapes(shape)
     family = next(family for family in FAMILIES if family.name == shape.family)
     head = {f'{family.classifier}.weight', f'{family.classifier}.bias'}
+    head |= {f'{family.head}.{name}' for name in DECODER_NAMES}
     stem = f'{family.first_conv}.weight'
 
     def fits(key: str) -> bool:

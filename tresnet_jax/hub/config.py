@@ -39,7 +39,8 @@ def save_pretrained(model: ImageModel, folder: str | Path) -> None:
     """Write a model as ``model.safetensors`` and ``config.json``, which timm and this package load.
 
     ``timm.create_model('local-dir:FOLDER', pretrained=True)`` loads the folder, and so does `create_model` here.
-    Uploaded unchanged, the folder is a repository for ``hf-hub:``. Each file is complete or absent.
+    Uploaded unchanged, the folder is a repository for ``hf-hub:``. Each file is complete or absent. timm's create_model
+    has no option for an ML-Decoder head: it refuses such a folder, and this package loads it.
 
     Args:
         model: a model with or without a classifier; its current weights, classes, channels and pooling are written.
@@ -86,7 +87,8 @@ def to_config(model: ImageModel) -> dict[str, Any]:
             'convert.save_flax'
         )
     data, row, channels = resolve_data_config(model), model.pretrained_cfg, model.in_chans
-    arguments = {'in_chans': channels, 'num_classes': model.num_classes, 'global_pool': model.global_pool}
+    arguments = {'in_chans': channels, 'num_classes': model.num_classes}
+    arguments |= model.head_options or {'global_pool': model.global_pool}
     if model.output_stride != 32:
         arguments['output_stride'] = model.output_stride
 
@@ -109,7 +111,7 @@ def to_config(model: ImageModel) -> dict[str, Any]:
         'num_classes': model.num_classes,
         'pool_size': [size // 32 for size in data['input_size'][1:]],
         'first_conv': family.first_conv,
-        'classifier': family.classifier,
+        'classifier': model.get_classifier(name_only=True),
         'license': row and row.license,
     }
     names = row.label_names if row else None

@@ -13,6 +13,7 @@ from tresnet_jax.models.features import FeatureInfo, take_indices
 from tresnet_jax.models.initializers import torch_uniform
 from tresnet_jax.models.layers import Dropout, DropPath, Identity, draw_key, linear
 from tresnet_jax.models.memory import PLAIN, memory_mode
+from tresnet_jax.models.ml_decoder import MLDecoder
 from tresnet_jax.models.pooling import check_pool_type, global_pool, pool_multiplier
 from tresnet_jax.variants import ArchitectureConfig, PretrainedConfig
 
@@ -192,9 +193,15 @@ class ImageModel(nnx.Module):
         return maps if intermediates_only else (last, maps)
 
     def forward_head(self, x: jax.Array, pre_logits: bool = False, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Return the logits of a feature map; with `pre_logits`, the pooled vector after dropout."""
+        """Return the logits of a feature map; with `pre_logits`, the input of the classifier.
+
+        That is the pooled vector after dropout or, for an ML-Decoder, the feature map itself.
+        """
         x = self.head_drop(global_pool(x, self.global_pool), rngs)
-        return x if pre_logits else self._classifier()(x)
+        if pre_logits:
+            return x
+        classifier = self._classifier()
+        return classifier(x, rngs) if isinstance(classifier, MLDecoder) else classifier(x)
 
     def _feature_maps(self, x: jax.Array, rngs: nnx.Rngs | None) -> Iterator[jax.Array]:
         """Yield the outputs of the stem and of each stage; each is computed when it is requested."""
@@ -230,9 +237,34 @@ class ImageModel(nnx.Module):
         """Number of features that the classifier takes."""
         return self.num_features * pool_multiplier(self.global_pool)
 
+    @property
+    def ml_decoder(self) -> MLDecoder | None:
+        """The ML-Decoder head; None for a model with another head or without classes."""
+        classifier = self._classifier()
+        return classifier if isinstance(classifier, MLDecoder) else None
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """The arguments of `create_model` that describe an ML-Decoder head; empty for any other model."""
+        head = self.ml_decoder
+        if head is None:
+            return {}
+        return {
+            'head': 'ml_decoder',
+            'num_of_groups': head.num_of_groups,
+            'decoder_embedding': head.decoder_embedding,
+        }
+
     def get_classifier(self, name_only: bool = False) -> Any:
-        """Return the last linear layer, an Identity if there are no classes; or its name, 'fc' or 'head.fc'."""
-        return self.config.family.classifier if name_only else self._classifier()
+        """Return the last linear layer, an Identity if there are no classes, or the ML-Decoder.
+
+        Args:
+            name_only: return its name: 'fc'; in TResNet 'head.fc' for a linear layer and 'head' for an ML-Decoder.
+        """
+        if not name_only:
+            return self._classifier()
+        family = self.config.family
+        return family.classifier if self.ml_decoder is None else family.head
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Return timm's regular expressions that group parameters by name into the stem and the blocks.
@@ -247,23 +279,55 @@ class ImageModel(nnx.Module):
     def reset_classifier(
         self, num_classes: int, global_pool: str | None = None, *, rngs: nnx.Rngs | None = None
     ) -> 'ImageModel':
-        """Replace the classifier by a new one, initialised as torch does. Return the model (timm returns None).
+        """Replace the head by a new linear layer, initialised as torch does. Return the model (timm returns None).
+
+        An ML-Decoder, too, is replaced by a linear layer, as in timm's ResNet.
 
         Args:
             num_classes: classes of the new classifier; 0 removes it.
-            global_pool: the new pooling. None: keep the present one.
+            global_pool: the new pooling. None: keep the present one; the family's default after an ML-Decoder.
             rngs: random numbers for the weights. None: ``nnx.Rngs(0)``.
 
         Raises:
             ValueError: an unknown pooling, or classes without a pooling.
         """
-        self.global_pool = self.global_pool if global_pool is None else check_pool_type(global_pool)
+        if global_pool is not None:
+            self.global_pool = check_pool_type(global_pool)
+        elif self.ml_decoder is not None:
+            self.global_pool = self.config.family.default_pool
         self._replace_classifier(num_classes, torch_uniform, rngs or nnx.Rngs(0))
         return self
 
     def start_classifier(self, num_classes: int, rngs: nnx.Rngs) -> None:
-        """Replace the classifier by a new one, initialised as in a new model of the family."""
-        self._replace_classifier(num_classes, self._classifier_init, rngs)
+        """Replace the head by a new one of the same kind, initialised as in a new model of the family."""
+        old = self.ml_decoder
+        if old is None:
+            self._replace_classifier(num_classes, self._classifier_init, rngs)
+        else:
+            self.start_ml_decoder(num_classes, rngs, old.num_of_groups, old.decoder_embedding)
+
+    def start_ml_decoder(
+        self, num_classes: int, rngs: nnx.Rngs, num_of_groups: int | None, decoder_embedding: int | None
+    ) -> None:
+        """Replace the pooling and the head by a new `MLDecoder`, without dropout before it.
+
+        Raises:
+            ValueError: as `MLDecoder`.
+        """
+        head = MLDecoder(
+            num_classes,
+            num_of_groups,
+            decoder_embedding,
+            num_features=self.num_features,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
+        if not self.head_drop.deterministic:
+            head.train()
+        self._set_classifier(head)
+        self.num_classes = num_classes
+        self.global_pool = ''
+        self.head_drop.rate = 0.0
 
     def _replace_classifier(self, num_classes: int, init: Callable[[int], nnx.Initializer], rngs: nnx.Rngs) -> None:
         fc: nnx.Module = Identity()

@@ -184,6 +184,7 @@ class ResNetD(ImageModel):
                 width, index, first_dilation = out, index + 1, dilation
             setattr(self, f'layer{stage + 1}', nnx.List(blocks))
 
+        self.fc: nnx.Module = Identity()
         self.start_classifier(num_classes, rngs)
 
     def _stem(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,8 @@ from flax import nnx
 from tresnet_jax.models.base import ImageModel, ResidualBlock
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.initializers import normal
-from tresnet_jax.models.layers import SqueezeExcite, Stack, conv, space_to_depth, stagewise_drop_path_rates
+from tresnet_jax.models.layers import Identity, SqueezeExcite, Stack, conv, space_to_depth, stagewise_drop_path_rates
+from tresnet_jax.models.ml_decoder import MLDecoder
 from tresnet_jax.models.pooling import AvgPool, BlurPool
 from tresnet_jax.variants import BASIC, EXPANSION, TRESNET, TResNetConfig
 
@@ -210,7 +211,7 @@ class TResNet(ImageModel):
             axis_name=axis_name,
             rngs=rngs,
         )
-        self.head = nnx.Dict()
+        self.head = nnx.Dict(fc=Identity())
         self.start_classifier(num_classes, rngs)
 
     def _check_input(self, height: int, width: int) -> None:
@@ -238,10 +239,11 @@ class TResNet(ImageModel):
         return info
 
     def _classifier(self) -> nnx.Module:
-        return self.head.fc
+        return self.head if isinstance(self.head, MLDecoder) else self.head.fc
 
     def _set_classifier(self, fc: nnx.Module) -> None:
-        self.head.fc = fc
+        # timm's ML-Decoder takes the place of the whole head.
+        self.head = fc if isinstance(fc, MLDecoder) else nnx.Dict(fc=fc)
 
     def _classifier_init(self, in_features: int) -> nnx.Initializer:
         del in_features

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from tresnet_jax.models.base import PARTS, Tree, part_of
+from tresnet_jax.models.ml_decoder import QUERIES
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.update_rules import RULES, settings_of
 
@@ -21,9 +22,13 @@ def keys_of(path: Sequence[Any]) -> tuple[str, ...]:
 
 
 def is_frozen(path: Sequence[Any], frozen: Sequence[str]) -> bool:
-    """Return whether a parameter belongs to one of the `frozen` parts; 'backbone' is every part but the head."""
-    part = part_of(keys_of(path))
-    return part in frozen or ('backbone' in frozen and part != 'head')
+    """Return whether a parameter belongs to one of the `frozen` parts; 'backbone' is every part but the head.
+
+    The queries of an ML-Decoder, which are random constants, are always frozen.
+    """
+    names = keys_of(path)
+    part = part_of(names)
+    return QUERIES in names or part in frozen or ('backbone' in frozen and part != 'head')
 
 
 def layer_scales(params: Tree, decay: float) -> Tree:
@@ -124,9 +129,9 @@ def create_optimizer(
     if config.layer_decay is not None:
         chain.append(scale_each(layer_scales(params, config.layer_decay)))
     optimizer = optax.chain(*chain)
-    if not config.freeze:
-        return optimizer
     labels = jax.tree_util.tree_map_with_path(
         lambda path, _: 'frozen' if is_frozen(path, config.freeze) else 'trained', params
     )
+    if 'frozen' not in jax.tree.leaves(labels):
+        return optimizer
     return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
