@@ -305,7 +305,7 @@ def test_class_names_that_are_not_utf8(tmp_path):
     config = SimpleNamespace(family=RESNETD)
     model = SimpleNamespace(
         architecture='test_resnet', num_classes=2, in_chans=3, abn_slope=None, global_pool='avg', output_stride=32,
-        config=config,
+        config=config, head_options={},
     )  # fmt: skip
     save_description(tmp_path, model, DATA_CONFIG, names)
     assert 'caf\u00e9' in (tmp_path / MODEL_FILE).read_text(encoding='utf-8')

@@ -380,3 +380,17 @@ def test_learning_rate_by_batch_size():
     assert TrainConfig(batch_size=1024, lr=0.7).peak_lr == 0.7
     assert TrainConfig(batch_size=1024, lr_base_size=512).peak_lr == pytest.approx(0.2)
     assert TrainConfig(batch_size=1024, lr_base_scale='sqrt').peak_lr == pytest.approx(0.2)
+
+
+def test_a_run_that_resumes_keeps_its_head():
+    """Its sizes come from model.json, whatever weights it began with."""
+    stored = {'name': 'test_resnet', 'head': 'ml_decoder', 'num_of_groups': 3, 'decoder_embedding': 8}
+    for head, network, expected in (
+        (None, None, {}),
+        ('linear', {'name': 'test_resnet'}, {}),
+        ('ml_decoder', None, {**stored, 'num_of_groups': 5, 'decoder_embedding': 768}),
+        (None, stored, stored),
+    ):
+        config = dataclasses.replace(TINY, head=head, num_of_groups=5 if head == 'ml_decoder' else None)
+        options = loop._create_model(config, 10, network).head_options
+        assert options == {key: value for key, value in expected.items() if key != 'name'}

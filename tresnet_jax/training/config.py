@@ -41,6 +41,10 @@ class TrainConfig:
     """Number of classes of the model."""
     new_head: bool = False
     """Draw a new classifier even if the weights have one with the right number of classes."""
+    head: Annotated[Literal['linear', 'ml_decoder'] | None, flag('{linear,ml_decoder}', 'that of the weights')] = None
+    """Head of the model. A head that differs from that of the weights is drawn."""
+    num_of_groups: Annotated[int | None, POSITIVE, flag('N', 'that of the weights; 100 for a new head')] = None
+    """Queries of the ML-Decoder head; at most one for each class."""
     abn_slope: Annotated[float | None, NOT_NEGATIVE, flag('SLOPE', "that of the weights, or timm's 1e-3")] = None
     """Slope of TResNet's leaky ReLUs."""
     drop: Annotated[float, BELOW_1] = 0.0

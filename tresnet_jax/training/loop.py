@@ -262,8 +262,9 @@ def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any
         ConversionError, HubError, ValueError: as `create_model`.
     """
     weights = {'pretrained': config.pretrained, 'checkpoint': config.checkpoint} if network is None else {}
+    head = {'head': config.head, 'num_of_groups': config.num_of_groups}
     model = create_model(
-        **{'name': config.model, **weights, **(network or {})},
+        **{'name': config.model, **head, **weights, **(network or {})},
         num_classes=data_classes if config.num_classes is None else config.num_classes,
         abn_slope=config.abn_slope,
         drop_rate=config.drop,
