@@ -3,9 +3,9 @@
     python scripts/compare_training.py RUN --seeds 0 1 2 --out comparison
 
 Requires torch and timm (``pip install 'tresnet_jax[test]'``). Batches come from our pipeline: for the same seed, the
-same images in the same order with the same augmentation. timm initialises the weights. Only runs with SGD and the
-one-cycle schedule, without mixing, erasing and a moving average, can be compared (the recipes `imagenette` and
-`fashion_mnist`). RUN may be several runs with different seeds.
+same images in the same order with the same augmentation. Weights, loss, updates and metrics are timm's. Only runs with
+SGD or AdamW and the one-cycle schedule, without mixing, erasing and a moving average, can be compared (the recipes
+`imagenette`, `fashion_mnist` and `fashion_mosaics`). RUN may be several runs with different seeds.
 """
 
 import dataclasses
@@ -19,8 +19,12 @@ import numpy as np
 import timm.optim
 import torch
 import tyro
+from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel
+from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 
 from convert.golden import timm_model
+from tresnet_jax.checkpoints.checkpoint import METRICS
 from tresnet_jax.cli.common import Progress, fail, program_name
 from tresnet_jax.data.pipeline import eval_dataset, train_dataset
 from tresnet_jax.data.sources import Source, open_source
@@ -30,18 +34,21 @@ from tresnet_jax.plotting import new_figure, save_figure
 from tresnet_jax.training.batches import eval_transform, train_transform
 from tresnet_jax.training.config import TrainConfig, load_config
 from tresnet_jax.training.metrics import read_records
+from tresnet_jax.training.run_data import source_options
 
-Points = list[tuple[int, float]]  # (step, top-1 as a fraction) of each evaluation
+Points = list[tuple[int, float]]  # (step, metric as a fraction) of each evaluation
 
 
 def check_config(config: TrainConfig) -> None:
     """Raise TrainingError for a configuration with options that this script does not support."""
     plain = TrainConfig(model='test_resnet')
-    names = ('mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze', 'accumulate', 'clip_grad', 'layer_decay')
+    names = ('loss_pos_weight', 'loss_class_weight', 'mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze')
+    names += ('accumulate', 'clip_grad', 'layer_decay')
     other = [name for name in names if getattr(config, name) != getattr(plain, name)]
-    if other or config.sched != 'one_cycle' or config.opt not in ('sgd', 'momentum'):
+    if other or config.sched != 'one_cycle' or config.opt not in ('sgd', 'momentum', 'adamw'):
         what = ', '.join(other) or 'another schedule or optimiser'
-        raise TrainingError(f'a run with {what} cannot be compared; use SGD, one_cycle and none of {", ".join(names)}')
+        wanted = f'SGD or AdamW, one_cycle and none of {", ".join(names)}'
+        raise TrainingError(f'a run with {what} cannot be compared; use {wanted}')
 
 
 def normalise(images: np.ndarray, config: TrainConfig) -> torch.Tensor:
@@ -53,20 +60,41 @@ def normalise(images: np.ndarray, config: TrainConfig) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(model: torch.nn.Module, config: TrainConfig, source: Source) -> float:
-    """Return the top-1 accuracy as a fraction."""
+    """Return the metric that rates checkpoints, measured by timm, as a fraction."""
     model.eval()
-    hits = count = 0
+    evaluator = ClassificationEvaluator()
+    if config.multilabel:
+        evaluator = MultiLabelClassificationEvaluator(threshold=config.multilabel_threshold)
     batches = eval_dataset(source, eval_transform(config), batch_size=config.batch_size, threads=config.threads)
     for batch in batches:
-        right = model(normalise(batch['image'], config)).argmax(1).numpy() == batch['label']
-        hits, count = hits + int(right[batch['mask'] > 0].sum()), count + int(batch['mask'].sum())
+        kept = batch['mask'] > 0
+        evaluator.update(model(normalise(batch['image'][kept], config)), torch.from_numpy(targets(batch)[kept]))
     model.train()
-    return hits / count
+    return evaluator.compute()[config.rating] / 100
+
+
+def targets(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the labels of a batch as torch's losses take them."""
+    return batch['target'] if 'target' in batch else batch['label'].astype(np.int64)
+
+
+def loss_of_timm(config: TrainConfig) -> torch.nn.Module:
+    """Return timm's loss of a configuration."""
+    if config.loss_name == 'ce':
+        return torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    if config.loss_name == 'bce':
+        return BinaryCrossEntropy(
+            config.label_smoothing, config.bce_target_thresh, sum_classes=config.bce_sum, smooth_dense=config.multilabel
+        )
+    return AsymmetricLossMultiLabel(
+        config.asl_gamma_neg, config.asl_gamma_pos, config.asl_clip, reduction=config.asl_reduction,
+        smoothing=config.label_smoothing, disable_torch_grad_focal_loss=not config.asl_focal_gradient,
+    )  # fmt: skip
 
 
 def train_timm(config: TrainConfig) -> Points:
-    """Train timm's model and return its accuracy at each evaluation."""
-    options = {'data_dir': config.data_dir, 'val_fraction': config.val_fraction}
+    """Train timm's model and return its metric at each evaluation."""
+    options = source_options(config)
     source = open_source(config.data, config.train_split, **options)
     val_source = open_source(config.data, config.val_split, **options)
     per_epoch = len(source) / config.batch_size
@@ -82,7 +110,7 @@ def train_timm(config: TrainConfig) -> Points:
         optimizer, config.peak_lr, total_steps=steps, pct_start=config.pct_start, div_factor=config.div_factor,
         final_div_factor=config.final_div_factor, cycle_momentum=False,
     )  # fmt: skip
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    loss_of = loss_of_timm(config)
     batches = iter(
         train_dataset(
             source, train_transform(config), batch_size=config.batch_size, seed=config.seed, threads=config.threads
@@ -92,7 +120,7 @@ def train_timm(config: TrainConfig) -> Points:
     with Progress(steps, f'steps of timm, seed {config.seed}') as progress:
         for step in range(1, steps + 1):
             batch = next(batches)
-            loss = loss_of(model(normalise(batch['image'], config)), torch.from_numpy(batch['label']).long())
+            loss = loss_of(model(normalise(batch['image'], config)), torch.from_numpy(targets(batch)))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -100,20 +128,21 @@ def train_timm(config: TrainConfig) -> Points:
             progress.update(step)
             if step % eval_steps == 0 or step == steps:
                 found.append((step, accuracy(model, config, val_source)))
-                progress.write(f'timm, seed {config.seed}, step {step}: top-1 {100 * found[-1][1]:.2f} %')
+                metric = f'{METRICS[config.rating]} {100 * found[-1][1]:.2f} %'
+                progress.write(f'timm, seed {config.seed}, step {step}: {metric}')
     return found
 
 
-def plot_accuracy(ours: dict[str, Points], theirs: dict[str, Points], out: Path) -> None:
+def plot_accuracy(ours: dict[str, Points], theirs: dict[str, Points], metric: str, out: Path) -> None:
     """Write a PNG with one line per run."""
     figure = new_figure(6, 4)
     axis = figure.subplots()
     for curves, colour, what in ((ours, 'C0', 'tresnet_jax'), (theirs, 'C1', 'timm in PyTorch')):
         for i, points in enumerate(curves.values()):
-            steps, top1 = zip(*points, strict=True)
-            axis.plot(steps, 100 * np.asarray(top1), '.-', color=colour, alpha=0.7, label=what if i == 0 else None)
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, 100 * np.asarray(values), '.-', color=colour, alpha=0.7, label=what if i == 0 else None)
     axis.set_xlabel('step')
-    axis.set_ylabel('top-1 accuracy on the validation images, percent')
+    axis.set_ylabel(f'{METRICS[metric]} on the validation images, percent')
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, out.with_suffix('.png'), dpi=120)
@@ -138,12 +167,12 @@ def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], ou
     except ValueError as error:
         return fail(error)
     ours = {
-        str(config.seed): [(r['step'], r['top1']) for r in read_records(run) if r['kind'] == 'eval']
+        str(config.seed): [(r['step'], r[config.rating]) for r in read_records(run) if r['kind'] == 'eval']
         for run, config in zip(runs, configs, strict=True)
     }
     document = {'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}
     save_text(out.with_suffix('.json'), json.dumps(document, indent=1))
-    plot_accuracy(ours, theirs, out)
+    plot_accuracy(ours, theirs, configs[0].rating, out)
     for what, curves in (('tresnet_jax', ours), ('timm', theirs)):
         last = [100 * points[-1][1] for points in curves.values()]
         print(f'{what}: {", ".join(f"{value:.2f}" for value in last)} %, mean {np.mean(last):.2f} %')

@@ -22,7 +22,7 @@ from tresnet_jax.hub.config import read_config
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import HeadOptions, build_model, check_head, fill
 from tresnet_jax.models.initializers import ShapesOnly
-from tresnet_jax.variants import PretrainedConfig, pretrained_config, split_name
+from tresnet_jax.variants import CLASSIFICATION, PretrainedConfig, pretrained_config, split_name
 
 
 def create_model(
@@ -224,8 +224,8 @@ def _stated_config(config: PretrainedConfig, own: bool, model: ImageModel, repor
         images = {**report.data_config, 'label_names': report.label_names, 'task': report.task}
         return PretrainedConfig(config.architecture, '', num_classes=model.num_classes, license='', **images)
     if report.label_names is not None and config.label_names is None:
-        return dataclasses.replace(config, num_classes=model.num_classes, label_names=report.label_names)
-    return config
+        config = dataclasses.replace(config, num_classes=model.num_classes, label_names=report.label_names)
+    return config if report.task == CLASSIFICATION else dataclasses.replace(config, task=report.task)
 
 
 def _check_saved(

@@ -98,6 +98,21 @@ def test_names_of_classes(fields, names, notes):
     assert (row.label_names, row.notes) == (names, notes)
 
 
+@pytest.mark.parametrize(
+    'fields, task',
+    [
+        ({}, 'classification'),
+        ({'task': None, 'problem_type': 'single_label_classification'}, 'classification'),
+        ({'task': 'multilabel'}, 'multilabel'),
+        ({'problem_type': 'multi_label_classification'}, 'multilabel'),
+    ],
+)
+def test_tasks(fields, task):
+    assert parsed({'architecture': 'resnet50d', 'num_classes': 3, **fields}).task == task
+    with pytest.raises(ConversionError, match="config.json: task cannot be 'detection'"):
+        parsed({'architecture': 'resnet50d', 'task': 'detection'})
+
+
 @pytest.mark.parametrize('value', [{'0': 'a', '999999999': 'b'}, {'0': 'a', str(2**70): 'b'}, {}, [], 3, None])
 def test_names_with_impossible_indices(value):
     assert listed_names(value) is None and listed_names(value, 10**9) is None

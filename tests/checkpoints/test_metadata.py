@@ -67,6 +67,7 @@ WRONG = [
     ('label_names', {'0': 'cat'}, 'is not a list of names'),
     ('label_names', [1, 2], 'is not a list of names'),
     ('label_names', 'cat', 'is not JSON'),
+    ('task', 'detection', "must be one of classification, multilabel, got 'detection'"),
 ]
 
 
@@ -87,7 +88,9 @@ def test_metadata_that_lies(command, field, value, message, ours, tmp_path, caps
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize('field', ['source_dtypes', 'num_batches_tracked', 'abn_slope', 'data_config', 'label_names'])
+@pytest.mark.parametrize(
+    'field', ['source_dtypes', 'num_batches_tracked', 'abn_slope', 'data_config', 'label_names', 'task']
+)
 @pytest.mark.parametrize('content', ['missing', 'empty'])
 def test_fields_may_be_missing_or_empty(field, content, ours, tmp_path):
     tensors, metadata = ours

@@ -52,6 +52,16 @@ def test_class_names_reach_the_model(stored, state, name, tmp_path):
     assert tresnet_jax.class_names(tresnet_jax.create_model(name, checkpoint=file, num_classes=3)) is None
 
 
+@pytest.mark.parametrize('others', [{}, {'idx_to_class': BY_INDEX}, {'label_names': NAMES[:3]}])
+@pytest.mark.parametrize('arguments', [TIMM, {**TIMM, 'crop_pct': 0.9}])
+@pytest.mark.parametrize('task', ['multilabel', 'classification', 'other', None, 3])
+def test_the_task_reaches_the_model(task, arguments, others, tmp_path):
+    file = saved(tmp_path, {'state_dict': RESNET, 'args': argparse.Namespace(**arguments, task=task), **others})
+    model = tresnet_jax.create_model('test_resnet', checkpoint=file)
+    assert model.pretrained_cfg is not None
+    assert model.pretrained_cfg.task == ('multilabel' if task == 'multilabel' else 'classification')
+
+
 @pytest.mark.parametrize(
     'stored',
     [{'idx_to_class': {0: 'a', 2: 'b'}}, {'label_names': []}, {'label_names': ['a', 3]}, {'classes': 10},

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from scripts import compare_training
@@ -48,8 +49,21 @@ def test_timm_learns(tmp_path):
     assert first == second == [(60, 1.0)]
 
 
-@pytest.mark.parametrize('changes', [{'mixup': 0.2}, {'sched': 'cosine'}, {'opt': 'adamw'}, {'model_ema': True}])
+@pytest.mark.parametrize('changes', [{'loss': 'asl', 'asl_focal_gradient': False}, {'eval_metric': 'macro_f1'}])
+def test_any_number_of_labels(changes, tmp_path):
+    """timm learns two colours, each of which is a label."""
+    labels = np.array([[a, b] for a in (0, 1) for b in (0, 1)] * 4, np.uint8)
+    colours = np.concatenate([200 * labels, 0 * labels[:, :1]], 1)[:, None, None].repeat(32, 1).repeat(32, 2)
+    np.savez(tmp_path / 'a.npz', x_train=colours, y_train=labels, x_test=colours, y_test=labels)
+    config = dataclasses.replace(
+        CONFIG, data=f'npz:{tmp_path}/a.npz', train_split='train', val_split='test', task='multilabel', num_classes=2,
+        target_format='multihot', steps=40, eval_every=40.0, opt='adamw', lr=3e-3, padding=0, hflip=0.0, **changes,
+    )  # fmt: skip
+    assert compare_training.train_timm(config) == [(40, 1.0)]
+
+
+@pytest.mark.parametrize('changes', [{'mixup': 0.2}, {'sched': 'cosine'}, {'opt': 'lion'}, {'model_ema': True}])
 def test_unsupported_configurations(changes, tmp_path, capsys):
     assert compare_training.main([run_folder(tmp_path / 'run', **changes)], seeds=[0], out=tmp_path / 'comparison') == 2
-    assert 'cannot be compared; use SGD, one_cycle and none of mixup' in capsys.readouterr().err
+    assert 'cannot be compared; use SGD or AdamW, one_cycle and none of loss_pos_weight' in capsys.readouterr().err
     assert not (tmp_path / 'comparison.json').exists()

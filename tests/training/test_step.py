@@ -11,9 +11,16 @@ import tresnet_jax
 from tests.helpers.closeness import assert_close, assert_identical
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.losses import create_loss
 from tresnet_jax.training.optim import create_optimizer
 from tresnet_jax.training.schedules import create_schedule, one_cycle
-from tresnet_jax.training.step import create_state, make_eval_step, make_train_step, over_devices
+from tresnet_jax.training.step import (
+    create_state,
+    make_eval_step,
+    make_multilabel_eval_step,
+    make_train_step,
+    over_devices,
+)
 
 BATCH, CLASSES = 16, 3
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -112,6 +119,48 @@ def test_mixing_ends(monkeypatch):
     assert unmixed == pytest.approx(float(mean_loss(params, batch(1))), rel=1e-9)
     _, metrics = run(dataclasses.replace(config, accumulate=2), devices=1, steps=2, mixing_steps=1)
     assert [float(values['loss']) for values in metrics] == pytest.approx([mixed, unmixed], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    'changes', [{'loss': 'bce'}, {'loss': 'asl', 'asl_reduction': 'sum'}, {'loss': 'asl', 'accumulate': 2}]
+)
+def test_gradient_of_targets(changes):
+    """The loss of soft targets, of fewer classes than the model's, is that of the whole batch, smoothed towards 0.5."""
+    params, _ = toy_trees()
+    values = with_targets()
+    config = dataclasses.replace(PLAIN, task='multilabel', weight_decay=0.0, smoothing=0.2, batch_size=BATCH, **changes)
+    state, (metrics,) = run(config, devices=4, steps=1, batches=lambda i: values)
+    targets = 0.8 * np.pad(values['target'].astype(float), ((0, 0), (0, 1))) + 0.1
+    whole = create_loss(dataclasses.replace(config, accumulate=1))
+
+    def loss(params):
+        return whole(toy(params, None, (values['image'] / 255 - 0.5) / 0.25), targets)
+
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+    assert_close(state.params, expected, 1e-13)
+    assert float(metrics['loss']) == pytest.approx(float(loss(params)), rel=1e-12)
+    assert set(metrics) == {'loss', 'grad_norm', 'finite'}
+
+
+def test_outputs_for_whole_data_sets():
+    """The evaluation step returns what every device has, without the classes that the data lacks."""
+    variables = toy_trees()
+    values = with_targets() | {'mask': (np.arange(BATCH) < 13).astype(np.float32)}
+    step = over_devices(make_multilabel_eval_step(toy, mean=MEAN, std=STD, dtype=jnp.float64))
+    found = step(variables, shares(values, 4))
+    logits = toy(*variables, (values['image'] / 255 - 0.5) / 0.25)[:, : CLASSES - 1]
+    assert_close(found['logits'], logits, 1e-13)
+    np.testing.assert_array_equal(found['targets'], values['target'])
+    np.testing.assert_array_equal(found['mask'], values['mask'])
+    y = values['target'].astype(np.float64)
+    loss = -y * np.log(jax.nn.sigmoid(logits)) - (1 - y) * np.log(jax.nn.sigmoid(-logits))
+    assert_close(found['loss'], loss.mean(1), 1e-12)
+
+
+def with_targets() -> dict[str, np.ndarray]:
+    """Return a batch with soft targets of all classes but one."""
+    targets = np.random.default_rng(3).random((BATCH, CLASSES - 1)).astype(np.float32)
+    return {'image': batch()['image'], 'target': targets}
 
 
 def fails_on_white(params, batch_stats, x, **mode):

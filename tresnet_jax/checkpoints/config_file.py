@@ -23,6 +23,7 @@ from tresnet_jax.variants import (
     ARCHITECTURES,
     CLASSIFICATION,
     IMAGENET,
+    MULTILABEL,
     RESNETD,
     TASKS,
     TRESNET,
@@ -59,6 +60,7 @@ OWN_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
+TRANSFORMERS_MULTILABEL = 'multi_label_classification'  # transformers' problem_type
 RT_DETR = 'rt_detr_resnet'
 RT_DETR_NAMES = ('resnet50d', 'resnet101d', 'resnet152d')  # its networks of basic blocks are not timm's
 
@@ -188,6 +190,7 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
     classes = take(pretrained, 'num_classes', _is_count)
     classes = take(arguments, 'num_classes', _is_count, take(config, 'num_classes', _is_count, classes))
     names, notes = _label_names(config, pretrained, classes)
+    task = MULTILABEL if config.get('problem_type') == TRANSFORMERS_MULTILABEL else CLASSIFICATION
     size = take(pretrained, 'input_size', _is_size, (3, 224, 224))
     test_size = take(pretrained, 'test_input_size', _is_size)
     channels = take(arguments, 'in_chans', _is_positive, size[0])
@@ -217,7 +220,7 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
         features_only=take(arguments, 'features_only', lambda value: isinstance(value, bool), False),
         out_indices=take(arguments, 'out_indices', _are_indices),
         label_names=names,
-        task=take(config, 'task', lambda value: value in TASKS, CLASSIFICATION),
+        task=take(config, 'task', lambda value: value in TASKS, task),
         states_classes=classes is not None,
         states_images=any(pretrained.get(field) is not None for field in IMAGE_FIELDS),
         notes=notes,

@@ -38,11 +38,6 @@ class TargetKeys(NamedTuple):
         """Whether each field is one class."""
         return len(self.fields) > 1
 
-    @property
-    def field(self) -> str | None:
-        """The name of the only field; None: the source's default."""
-        return self.fields[0] if self.fields else None
-
     def value(self, fields: Any, name: str, where: str) -> Any:
         """Return the labels of an example.
 

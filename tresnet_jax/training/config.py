@@ -370,7 +370,6 @@ METRICS = {'classification': ('top1', 'top5'), 'multilabel': ('map', 'micro_f1',
 # Options that only some losses have.
 LOSS_OPTIONS = {
     ('bce_target_thresh', 'bce_sum'): ('bce',),
-    ('asl_gamma_pos', 'asl_gamma_neg', 'asl_clip', 'asl_reduction', 'asl_focal_gradient'): ('asl',),
     ('loss_pos_weight', 'loss_class_weight'): ('bce', 'asl'),
 }
 _DEFAULTS = TrainConfig()
