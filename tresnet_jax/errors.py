@@ -35,6 +35,7 @@ EXTRAS = {
     'datasets': 'hfds',
     'grain': 'train',
     'matplotlib': 'plot',
+    'onnx': 'onnx',
     'optax': 'train',
     'orbax': 'train',
     'tensorboardX': 'train',

@@ -1,7 +1,7 @@
-"""Export of a model to one file that needs only JAX: a StableHLO program with its weights, and metadata.
+"""Export of a model to one file with its weights and metadata: a StableHLO program, which needs only JAX, or ONNX.
 
-The file is what ``jax.export`` serialises, a newline, and one line of JSON. ``jax.export.deserialize`` ignores
-everything after the program, so both parts can be read without this package::
+`onnx_export` writes ONNX. A StableHLO file is what ``jax.export`` serialises, a newline, and one line of JSON.
+``jax.export.deserialize`` ignores everything after the program, so both parts can be read without this package::
 
     import json, jax.export
     exported = jax.export.deserialize(bytearray(open(path, 'rb').read()))
@@ -19,7 +19,7 @@ import jax.export
 import jax.numpy as jnp
 
 from tresnet_jax.data.transforms import height_width, resolve_data_config
-from tresnet_jax.errors import reason
+from tresnet_jax.errors import missing_extra, reason
 from tresnet_jax.files import written_beside
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_names
@@ -31,6 +31,8 @@ from tresnet_jax.profiling import input_size
 
 FORMAT = 'tresnet_jax.export'
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+DEFAULT_PLATFORMS = ('cpu', 'cuda', 'tpu')
+ONNX_SUFFIX = '.onnx'
 
 
 def _metadata(model: ImageModel, height: int, width: int) -> dict[str, Any]:
@@ -47,32 +49,49 @@ def _metadata(model: ImageModel, height: int, width: int) -> dict[str, Any]:
     }
 
 
+def _json(value: Any) -> str:
+    """Return JSON that can be encoded in UTF-8; class names may hold surrogates, which JSON escapes as Python does."""
+    return json.dumps(value, ensure_ascii=False).encode('utf-8', 'backslashreplace').decode()
+
+
+def _is_onnx(path: str | Path) -> bool:
+    return Path(path).suffix.lower() == ONNX_SUFFIX
+
+
 def export(
     model: ImageModel,
     path: str | Path,
     *,
     image_size: int | tuple[int, int] | None = None,
-    platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'),
+    platforms: Sequence[str] | None = None,
     batch: int | None = None,
 ) -> None:
-    """Write a model in evaluation mode to one file, which runs with `load_exported` or with JAX alone.
+    """Write a model to one file, which computes what the model computes in evaluation mode.
 
-    Batch norm is folded into the convolutions, and weights have the compute dtype: the file of a float16 or bfloat16
-    model has half the size. The program takes float32 images (float64 for a float64 model) and returns what the model
-    returns, in the model's dtype: logits, pooled features without classes, or the list of a backbone's feature maps.
+    The suffix of `path` selects the format: ONNX for '.onnx', StableHLO for any other. Batch norm is folded into the
+    convolutions. The output is what the model returns: logits, pooled features without classes, or the list of a
+    backbone's feature maps.
 
-    JAX releases read such a file for at least six months. The program cannot be differentiated.
+    A StableHLO file runs with `load_exported` or with JAX alone. It takes float32 images (float64 for a float64 model)
+    and returns the model's dtype. Weights have the compute dtype: the file of a float16 or bfloat16 model has half the
+    size. JAX releases read such a file for at least six months. The program cannot be differentiated.
+
+    An ONNX file has opset 17 and is for a float32 model. Images and feature maps are (B, C, H, W). The input is named
+    'images', the output 'logits', or 'features' without classes; a backbone's outputs have the names of its
+    `feature_info`. The `metadata_props` hold the metadata of `load_exported`, each value as JSON.
 
     Args:
-        model: a model of `create_model`; it is not changed.
+        model: a model of `create_model` or `fold_batchnorm`; it is not changed.
         path: the file to write; it appears only when it is complete.
         image_size: height and width of the images in pixels, or one number for both. None: the input size of the
-            model's tag.
-        platforms: platforms to run on, out of 'cpu', 'cuda', 'rocm' and 'tpu'; this machine need not have them.
+            model's tag for StableHLO, any size that the model takes for ONNX.
+        platforms: StableHLO only: platforms to run on, out of 'cpu', 'cuda', 'rocm' and 'tpu'; this machine need not
+            have them. None: 'cpu', 'cuda' and 'tpu'.
         batch: images per call. None: any number.
 
     Raises:
-        ValueError: an unknown platform, or an unsupported image size.
+        ValueError: an unknown platform, an unsupported image size, or a model that cannot be written as ONNX.
+        MissingExtraError: (a ValueError) ONNX is not installed.
         convert.ConversionError: (a ValueError) the file cannot be written.
 
     Example:
@@ -85,11 +104,40 @@ def export(
         ['T-shirt/top', 'Trouser', 'Pullover']
     """
     height, width = input_size(model) if image_size is None else height_width(image_size, 'image_size')
-    if not platforms or not set(platforms) <= set(PLATFORMS):
-        raise ValueError(f'platforms must be some of {", ".join(PLATFORMS)}, got {platforms!r}')
     if batch is not None and batch < 1:
         raise ValueError(f'batch must be positive, or None for any, got {batch}')
+    metadata = _metadata(model, height, width)
+    if _is_onnx(path):
+        if platforms is not None:
+            raise ValueError(f'{path}: platforms is for StableHLO; an ONNX file runs on any platform, so leave it out')
+        content = _onnx(model, metadata, None if image_size is None else (height, width), batch)
+    else:
+        content = _stablehlo(
+            model, metadata, (height, width), DEFAULT_PLATFORMS if platforms is None else platforms, batch
+        )
+    with written_beside(Path(path)) as temporary:
+        temporary.write_bytes(content)
 
+
+def _onnx(model: ImageModel, metadata: dict[str, Any], image_size: tuple[int, int] | None, batch: int | None) -> bytes:
+    try:
+        from tresnet_jax.onnx_export import onnx_model
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) or error from None
+    properties = {key: _json(value) for key, value in metadata.items()}
+    folded = fold_batchnorm(model)
+    return onnx_model(folded, batch=batch, image_size=image_size, metadata=properties).SerializeToString()
+
+
+def _stablehlo(
+    model: ImageModel,
+    metadata: dict[str, Any],
+    image_size: tuple[int, int],
+    platforms: Sequence[str],
+    batch: int | None,
+) -> bytes:
+    if not platforms or not set(platforms) <= set(PLATFORMS):
+        raise ValueError(f'platforms must be some of {", ".join(PLATFORMS)}, got {platforms!r}')
     apply, params, batch_stats = functional(fold_batchnorm(model))
     # Otherwise the convolutions would cast them at each call. Winograd's method needs its kernels in float32.
     params = jax.tree.map_with_path(
@@ -97,12 +145,9 @@ def export(
     )
     batch_shape = jax.export.symbolic_shape('batch') if batch is None else (batch,)
     exported = jax.export.export(jax.jit(lambda x: apply(params, batch_stats, x)), platforms=tuple(platforms))(
-        jax.ShapeDtypeStruct((*batch_shape, height, width, model.in_chans), param_dtype(model.dtype))
+        jax.ShapeDtypeStruct((*batch_shape, *image_size, model.in_chans), param_dtype(model.dtype))
     )
-    metadata = json.dumps(_metadata(model, height, width), ensure_ascii=False)
-    with written_beside(Path(path)) as temporary, temporary.open('wb') as file:
-        file.write(exported.serialize())
-        file.write(f'\n{metadata}'.encode('utf-8', 'backslashreplace'))  # class names may hold surrogates
+    return bytes(exported.serialize()) + f'\n{_json(metadata)}'.encode()
 
 
 class ExportedModel:
@@ -161,6 +206,8 @@ def load_exported(path: str | Path) -> ExportedModel:
         (2, 5)
     """
     data = bytearray(Path(path).read_bytes())
+    if _is_onnx(path):
+        raise ValueError(f'{path}: an ONNX file: run it with onnxruntime.InferenceSession')
     try:
         metadata = json.loads(data[data.rfind(b'\n') + 1 :])
         if metadata['format'] != FORMAT:

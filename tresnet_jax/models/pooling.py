@@ -144,12 +144,17 @@ def pool_multiplier(pool_type: str) -> int:
     return 2 if pool_type.endswith('catavgmax') else 1
 
 
-def global_pool(x: jax.Array, pool_type: str) -> jax.Array:
-    """Pool over H and W: (B, H, W, C) -> (B, C); (B, 2 C) for 'catavgmax', x itself for ''.
+def pool_kind(pool_type: str) -> str:
+    """Return what a pooling does: 'avg', 'max', 'avgmax', 'catavgmax', or '' for nothing.
 
     The names that begin with 'fast' are timm's and pool in the same way; 'fast' alone is 'avg'.
     """
-    kind = pool_type.removeprefix('fast') or ('avg' if pool_type else '')
+    return pool_type.removeprefix('fast') or ('avg' if pool_type else '')
+
+
+def global_pool(x: jax.Array, pool_type: str) -> jax.Array:
+    """Pool over H and W: (B, H, W, C) -> (B, C); (B, 2 C) for 'catavgmax', x itself for ''."""
+    kind = pool_kind(pool_type)
     if not kind:
         return x
     if kind == 'avg':
