@@ -24,7 +24,7 @@ from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.config import TrainConfig, load_config, save_config
 from tresnet_jax.training.metrics import Interval, RunLog, read_records
 from tresnet_jax.training.provenance import PROVENANCE_FILE
-from tresnet_jax.training.recipes import RECIPES, recipe
+from tresnet_jax.training.recipes import recipe
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -361,16 +361,6 @@ def test_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main([*new, '--no-such-flag'])
     assert stop.value.code == 2
-
-
-@pytest.mark.parametrize('name', RECIPES)
-def test_recipes(name):
-    """Each holds together, and says its command and where it is from or what came of it."""
-    config = recipe(name)
-    config.check()
-    text = RECIPES[name].__doc__
-    assert f'--recipe {name}' in text
-    assert 'not reproduced here' in text or name in ('finetune', 'finetune_448', 'imagenette', 'fashion_mnist')
 
 
 def test_learning_rate_by_batch_size():

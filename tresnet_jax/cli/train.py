@@ -19,7 +19,7 @@ from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, CONFIG_FILE, Tra
 from tresnet_jax.training.devices import set_up
 from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.provenance import load_provenance
-from tresnet_jax.training.recipes import RECIPES, recipe
+from tresnet_jax.training.recipes import OTHER_NAMES, RECIPES, find_recipe, recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,11 @@ class TrainArguments:
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
     recipe: Annotated[str | None, flag('NAME', 'none')] = None
-    """Recipe that sets the defaults of the other flags."""
+    """Recipe that sets the defaults of the other flags: the tag of published weights, or one of ours."""
     accept_changes: bool = False
     """Resume even if the data, its classes or its splits have changed, and record the changes in provenance.json."""
     print_config: bool = False
-    """Print the resulting configuration as JSON and exit."""
+    """Print the resulting configuration as JSON and exit; with --recipe also which values are published, and where."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = arguments.config
         check_options(arguments, TrainingError)
         if arguments.print_config:
-            print(json.dumps(dataclasses.asdict(config), indent=2, default=str))
+            origin = {'recipe': find_recipe(arguments.recipe).describe(config)} if arguments.recipe else {}
+            print(json.dumps(dataclasses.asdict(config) | origin, indent=2, default=str))
             return 0
         x64 = config.dtype == 'float64'
         set_up(arguments.hosts, devices=config.devices, deterministic=config.deterministic, x64=x64)
@@ -87,7 +88,7 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
         TrainArguments,
         argv,
         default=TrainArguments(workdir=tyro.MISSING, config=base),
-        description=f'{inspect.getdoc(TrainArguments)}\n\nRecipes: {", ".join(RECIPES)}.',
+        description=f'{inspect.getdoc(TrainArguments)}\n\nRecipes: {", ".join([*RECIPES, *OTHER_NAMES])}.',
         pairs=True,
     )
     return dataclasses.replace(arguments, config=_resumed_config(arguments, saved)) if saved and begun else arguments
