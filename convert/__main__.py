@@ -3,6 +3,7 @@
 python -m convert SOURCE TARGET [--verify]
 python -m convert RUN TARGET --to torch [--step N]
 python -m convert inspect FILE
+python -m convert average RUN --output TARGET
 python -m convert golden NAME TARGET
 """
 
@@ -19,6 +20,7 @@ import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16'
 import numpy as np
 import tyro
 
+from convert.average import average, choose
 from convert.golden import write_golden
 from convert.inspect import inspect
 from convert.reading import read
@@ -34,7 +36,7 @@ from tresnet_jax.factory import embedded_path
 from tresnet_jax.files import sha256
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import fill
-from tresnet_jax.options import NOT_NEGATIVE, check_options, flag
+from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, check_options, flag
 from tresnet_jax.variants import PRETRAINED, pretrained_config
 
 
@@ -115,9 +117,36 @@ class GoldenArguments:
     """Seed of the image and of seeded weights."""
 
 
+@dataclasses.dataclass(frozen=True)
+class AverageArguments:
+    """Average the weights of several checkpoints: files, and the best checkpoints of training runs."""
+
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional, flag('SOURCE ...')]
+    """Checkpoint files, and folders of training runs."""
+
+    output: Annotated[Path, flag('TARGET')]
+    """The file to write: .safetensors, or also .pth, .pt or .bin with --to torch."""
+
+    n: Annotated[int, POSITIVE, flag('N')] = 10
+    """Number of checkpoints with the best metric, of all runs together."""
+
+    steps: Annotated[tuple[int, ...], NOT_NEGATIVE, flag('STEP ...', 'the best')] = ()
+    """Take these checkpoints of each run."""
+
+    model: Annotated[str | None, flag('NAME', 'found from the shapes')] = None
+    """Architecture, with or without a tag."""
+
+    to: Literal['flax', 'torch'] = 'flax'
+    """Layout to write."""
+
+    ema: bool = True
+    """Take the averaged weights of a training checkpoint if it has them, as timm does."""
+
+
 SUBCOMMANDS: Any = (
     Annotated[ConvertArguments, tyro.conf.subcommand('convert')]
     | Annotated[InspectArguments, tyro.conf.subcommand('inspect'), tyro.conf.FlagCreatePairsOff]
+    | Annotated[AverageArguments, tyro.conf.subcommand('average')]
     | Annotated[GoldenArguments, tyro.conf.subcommand('golden')]
 )
 DESCRIPTION = """Convert checkpoints of TResNet and ResNet-D between PyTorch (timm) and Flax.
@@ -165,6 +194,23 @@ def convert(arguments: ConvertArguments) -> None:
         print(f'warning: {source}: {warning}', file=sys.stderr)
     size = target.stat().st_size / 1e6
     print(f'{target}: {to} layout, {size:.1f} MB, {time.monotonic() - start:.2f} s in total')
+
+
+def _average(arguments: AverageArguments) -> None:
+    """Write the mean of checkpoints and print which they are.
+
+    Raises:
+        ConversionError: the checkpoints do not fit together; nothing is written.
+    """
+    parts = choose(arguments.sources, count=arguments.n, steps=arguments.steps)
+    params, batch_stats, report = average(parts, model=arguments.model, ema=arguments.ema)
+    if arguments.to == 'flax':
+        save_flax(arguments.output, params, batch_stats, report)
+    else:
+        save_torch(arguments.output, to_torch(params, batch_stats, num_batches_tracked=report.counters))
+    for part in parts:
+        print(part)
+    print(f'{arguments.output}: {arguments.to} layout, {report.name}, mean of {len(parts)} checkpoints')
 
 
 def _inspect(arguments: InspectArguments) -> None:
@@ -219,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success; 2 on a failure, which standard error explains; 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] not in ('convert', 'inspect', 'golden', '-h', '--help'):
+    if argv and argv[0] not in ('convert', 'inspect', 'average', 'golden', '-h', '--help'):
         argv.insert(0, 'convert')
     arguments = parse(SUBCOMMANDS, argv, description=DESCRIPTION, pairs=True)
     quiet_libraries()
@@ -227,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_options(arguments, ConversionError)
         if isinstance(arguments, InspectArguments):
             _inspect(arguments)
+        elif isinstance(arguments, AverageArguments):
+            _average(arguments)
         elif isinstance(arguments, GoldenArguments):
             target = arguments.target
             write_golden(

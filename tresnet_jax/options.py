@@ -160,7 +160,7 @@ def _text(kind: Any) -> str:
     if origin is Literal:
         return f'one of {", ".join(arguments)}'
     if origin is tuple:
-        what = {float: 'numbers', str: 'texts'}[arguments[0]]
+        what = {float: 'numbers', int: 'whole numbers', str: 'texts'}[arguments[0]]
         return f'a list of {what}' if arguments[1:] == (...,) else f'{len(arguments)} {what}'
     return {
         bool: 'true or false',

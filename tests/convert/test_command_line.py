@@ -29,15 +29,17 @@ def help_of(capsys, *arguments: str) -> str:
 def test_help_shows_the_subcommands(started, name, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [started, '--help'])
     text = help_of(capsys)
-    assert text.startswith(f'usage: {name} [-h] {{convert,inspect,golden}}\n')
+    assert text.startswith(f'usage: {name} [-h] {{convert,inspect,average,golden}}\n')
     assert 'SOURCE TARGET alone means: convert SOURCE TARGET' in text
-    for kind in (command_line.ConvertArguments, command_line.InspectArguments, command_line.GoldenArguments):
+    for kind in ('Convert', 'Inspect', 'Average', 'Golden'):
+        kind = getattr(command_line, f'{kind}Arguments')
         assert str(kind.__doc__).split(':')[0][:30] in text
 
 
 @pytest.mark.parametrize('started, name', PROGRAMS)
 @pytest.mark.parametrize(
-    'subcommand, arguments', [('convert', 'SOURCE TARGET'), ('inspect', 'FILE'), ('golden', 'NAME TARGET')]
+    'subcommand, arguments',
+    [('convert', 'SOURCE TARGET'), ('inspect', 'FILE'), ('average', 'SOURCE ...'), ('golden', 'NAME TARGET')],
 )
 def test_help_of_a_subcommand(started, name, subcommand, arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', [started])

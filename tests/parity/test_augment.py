@@ -168,6 +168,10 @@ def test_a_policy_gives_the_same_images(config, interpolation, drawn_from):
         {'auto_augment': 'original', 'force_color_jitter': True, 'color_jitter': (0.1, 0.7, 1.5), 'vflip': 0.1},
         {'auto_augment': '3a', 'vflip': 0.1, 'mean': (0.0, 1.0, 0.5)},
         {'auto_augment': 'rand-t3aw-n1', 'vflip': 0.1},
+        {'crop': 'rkrc', 'interpolation': 'bicubic', 'vflip': 0.1},
+        {'crop': 'rkrc', 'scale': (0.1, 0.2), 'ratio': (0.3, 3.0), 'color_jitter': None},
+        {'crop': 'rkrr', 'interpolation': 'bilinear', 'vflip': 0.1},
+        {'crop': 'rkrr', 'scale': (0.3, 1.0), 'ratio': (0.3, 3.0), 'color_jitter': None},
     ],
     ids=str,
 )
@@ -175,7 +179,9 @@ def test_the_whole_transform_equals_timms(options, drawn_from):
     """With boxes, flips and jitter."""
     for size in (48, (40, 56)):
         ours = create_train_transform(size, **options)
-        theirs: Any = transforms_imagenet_train(size, **options, use_prefetcher=True)
+        others = {name: value for name, value in options.items() if name != 'crop'}
+        mode = options.get('crop')
+        theirs: Any = transforms_imagenet_train(size, train_crop_mode=mode, **others, use_prefetcher=True)
         for seed, image in enumerate(list(images().values()) * 4):
             drawn_from(np.random.default_rng(seed))
             expected = theirs(image).numpy().transpose(1, 2, 0)
@@ -255,6 +261,41 @@ class TestMixing:
         result = batch_augment.cutmix(jax.numpy.asarray(images), jax.numpy.asarray(smoothed(labels)), box)
         assert np.array_equal(result[0], expected)
         assert_close(result[1], targets, 1e-7)
+
+    @pytest.mark.parametrize('minmax', [None, (0.2, 0.8)])
+    @pytest.mark.parametrize('mode', ['pair', 'elem'])
+    def test_for_each(self, mode, minmax, monkeypatch):
+        """Each pair or image with its own method, share and box; images 0 and 1, 2 and 3 are partners."""
+        images, labels = batch()
+        lam, cuts = np.array([0.3, 0.3, 0.71, 0.71]), np.array([False, False, True, True])
+        if mode == 'elem':
+            lam, cuts = np.array([0.3, 0.5, 0.71, 0.9]), np.array([False, True, True, False])
+        draws = np.random.default_rng(0).random((4, 4))  # row, column, height, width of the box for each image
+        if mode == 'pair':
+            draws[:, 1::2] = draws[:, ::2]
+        monkeypatch.setattr(
+            batch_augment, '_uniform',
+            lambda keys, count: jax.numpy.asarray([np.zeros(4), 1.0 - cuts, *draws[: count - 2]], jax.numpy.float32),
+        )  # fmt: skip
+        monkeypatch.setattr(batch_augment, '_beta', lambda keys, alpha: jax.numpy.asarray(lam, jax.numpy.float32))
+        keys = jax.random.split(jax.random.key(0), 4)
+        targets = jax.numpy.asarray(smoothed(labels))
+        options: Any = {'mixup_alpha': 1.0, 'cutmix_alpha': 1.0, 'cutmix_minmax': minmax, 'mode': mode}
+        result = batch_augment.mix(keys, jax.numpy.asarray(images), targets, **options)
+
+        place = np.array([0, 3, 1, 2])  # timm mixes the first and the last
+        order = np.argsort(place)
+        drawn = [i for i in order[: 2 if mode == 'pair' else 4] if cuts[i]]
+        # timm draws the box between limits before its place, and otherwise only its centre.
+        numbers = iter([draws[k, i] for i in drawn for k in ((2, 3, 0, 1) if minmax else (0, 1))])
+        monkeypatch.setattr(np.random, 'randint', lambda a, b, size=None: a + int((b - a) * np.float32(next(numbers))))
+        theirs = timm_mixup.Mixup(1.0, 1.0, minmax, mode=mode, label_smoothing=0.1, num_classes=5)
+        monkeypatch.setattr(theirs, '_params_per_elem', lambda n: (lam[order[:n]], cuts[order[:n]]))
+        tensor = torch.from_numpy(images[order]).permute(0, 3, 1, 2).clone()
+        expected, mixed = theirs(tensor, torch.from_numpy(labels[order]))
+        assert next(numbers, None) is None
+        assert_close(result[0], expected.permute(0, 2, 3, 1).numpy()[place], 1e-7)  # shares are float32
+        assert_close(result[1], mixed.numpy()[place], 1e-7)
 
 
 @pytest.mark.parametrize('options', [{}, {'max_area': 0.9, 'min_aspect': 0.1}], ids=str)

@@ -42,6 +42,17 @@ def test_the_opening_line_names_both_splits_and_their_sizes(photos):
     assert f'evaluates on 3 of {config.data} test' in run_data.opening(config, named, 0, 1)
 
 
+def test_the_length_of_an_epoch(photos):
+    """From the images, from timm's multiple of 256 with repeated augmentation, or as asked."""
+    config = TrainConfig(data=f'folder:{photos}', batch_size=4, epochs=2, mixup=0.2, mixup_off_epoch=1)
+    data = run_data.open_data(config, None)
+    assert (data.steps_per_epoch, data.steps, data.mixing_steps) == (3, 6, 3)
+    data = run_data.open_data(dataclasses.replace(config, num_samples=40, mixup_off_epoch=0), None)
+    assert (data.steps_per_epoch, data.steps, data.mixing_steps) == (10, 20, None) and len(data.train) == 12
+    embedded = TrainConfig(data='embedded:fashion_mnist', batch_size=64, aug_repeats=3)
+    assert run_data.open_data(embedded, None).steps_per_epoch == 1792 / 64
+
+
 def test_a_run_keeps_the_order_of_its_classes(photos, tmp_path):
     """Those of runs that began before the natural order, in training and in evaluation."""
     config = TrainConfig(data=f'folder:{photos}', batch_size=4)

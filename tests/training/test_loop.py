@@ -313,6 +313,10 @@ def test_readable_errors(uninterrupted, tmp_path, capsys):
         (('--aa', 'rand-w0'), "training images: auto_augment 'rand-w0': 'w0' is unknown"),
         (('--scale', '0.5', '0.1'), 'training images: scale must be two increasing numbers in (0, 1]'),
         (('--ratio', '2', '1'), 'training images: ratio must be'),
+        (('--train-crop-mode', 'rkrc', '--crop', 'none'), '--train-crop-mode rkrc and --crop none: give one of them'),
+        (('--cutmix-minmax', '0.5', '0.5'), 'cutmix_minmax must be two shares that leave a range of edges'),
+        (('--aug-repeats', '0.5'), '--aug-repeats must be 0 or at least 1, got 0.5'),
+        (('--image-size', '0', '32'), '--image-size must be positive, got [0, 32]'),
         (('--train-interpolation', 'cubic'), 'training images: interpolation must be one of random'),
         (('--interpolation', 'cubic'), 'evaluation images: interpolation must be one of nearest'),
     ):
@@ -347,16 +351,18 @@ def test_command_line(tmp_path, capsys):
     )
     shown = json.loads(capsys.readouterr().out)
     assert (shown['lr'], shown['weight_decay'], shown['freeze']) == (0.3, 5e-4, ['stem', 'layer1'])
+    assert (command.resolve_arguments([*new, '--image-size', '48', '32']).config.height_width) == (48, 32)
     saved = dataclasses.replace(
-        recipe('fashion_mnist'), lr=0.3, num_classes=10, mean=(0.1, 0.2, 0.3), checkpoint=tmp_path
+        recipe('fashion_mnist'), image_size=(48, 32), lr=0.3, num_classes=10, mean=(0.1, 0.2, 0.3), checkpoint=tmp_path
     )
     save_config(saved, tmp_path)
     assert load_config(tmp_path) == saved
     assert command.resolve_arguments(new).config == saved
     (tmp_path / CHECKPOINTS / '3').mkdir(parents=True)
     resumed = command.resolve_arguments(
-        [*new, '--recipe', 'fashion_mnist', '--lr', '0.3', '--checkpoint', str(tmp_path), '--log-every', '7']
-    )
+        [*new, '--recipe', 'fashion_mnist', '--image-size', '48', '32', '--lr', '0.3', '--checkpoint', str(tmp_path),
+         '--log-every', '7']
+    )  # fmt: skip
     assert resumed.config == dataclasses.replace(saved, log_every=7)
     with pytest.raises(SystemExit) as stop:
         command.main([*new, '--no-such-flag'])

@@ -211,6 +211,38 @@ class Weights:
     has_ema: bool
 
 
+def rated_steps(workdir: Path) -> tuple[str, dict[int, float | None]]:
+    """Return the metric of a run, and its value for each checkpoint by step; None if the step was not evaluated.
+
+    Raises:
+        ConversionError: Orbax is not installed, or the folder holds no checkpoint or cannot be read.
+    """
+    ocp = _orbax(workdir)
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        raise ConversionError(f'{workdir}: has no {CHECKPOINTS}/; give the folder of a training run')
+    try:
+        with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+            metrics = {c.step: c.metrics or {} for c in checkpointer.checkpoints}
+    except Exception as error:  # Orbax wraps the file system's errors in many classes
+        raise ConversionError(f'{folder}: cannot be read: {reason(error)}') from error
+    if not metrics:
+        raise ConversionError(f'{folder}: holds no checkpoint yet')
+    metric = next((name for name in METRICS if any(name in values for values in metrics.values())), 'top1')
+    return metric, {step: values.get(metric) for step, values in metrics.items()}
+
+
+def _orbax(workdir: Path) -> Any:
+    """Return Orbax. Raises ConversionError if it is not installed."""
+    try:
+        from orbax.checkpoint import v1 as ocp
+    except ImportError as error:
+        raise ConversionError(
+            f"{workdir}: reading a training run needs pip install 'tresnet_jax[train]' ({reason(error)})"
+        ) from None
+    return ocp
+
+
 def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best', *, ema: bool = True) -> Weights:
     """Load the weights of a run, whatever devices it trained on.
 
@@ -224,24 +256,9 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
     Raises:
         ConversionError: Orbax is not installed, or the checkpoint does not exist or cannot be read.
     """
-    try:
-        from orbax.checkpoint import v1 as ocp
-    except ImportError as error:
-        raise ConversionError(
-            f"{workdir}: reading a training run needs pip install 'tresnet_jax[train]' ({reason(error)})"
-        ) from None
+    metric, found = rated_steps(workdir)
+    ocp = _orbax(workdir)
     folder = workdir / CHECKPOINTS
-    if not folder.is_dir():
-        raise ConversionError(f'{workdir}: has no {CHECKPOINTS}/; give the folder of a training run')
-    try:
-        with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
-            metrics = {c.step: c.metrics or {} for c in checkpointer.checkpoints}
-    except Exception as error:  # Orbax wraps the file system's errors in many classes
-        raise ConversionError(f'{folder}: cannot be read: {reason(error)}') from error
-    if not metrics:
-        raise ConversionError(f'{folder}: holds no checkpoint yet')
-    metric = next((name for name in METRICS if any(name in values for values in metrics.values())), 'top1')
-    found = {step: values.get(metric) for step, values in metrics.items()}
     step = _choose(found, which)
     if step not in found:
         steps = ', '.join(map(str, sorted(found)))

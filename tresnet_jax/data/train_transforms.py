@@ -15,7 +15,9 @@ from tresnet_jax.data.images import finish_decoding
 from tresnet_jax.data.transforms import INTERPOLATIONS, draw_interpolation, height_width
 from tresnet_jax.variants import IMAGENET
 
-CROPS = ('resized', 'pad', 'none')
+CROPS = ('resized', 'rkrc', 'rkrr', 'pad', 'none')
+_SCALES = (0.08, 1.0), (3 / 4, 4 / 3)  # defaults of scale and ratio
+_KEEPING_SCALES = (0.8, 1.0), (0.9, 1 / 0.9)  # of rkrc and rkrr, as in timm
 PADDINGS = ('reflect', 'constant')
 
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
@@ -49,6 +51,51 @@ def middle_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
     elif width / height > ratio[1]:
         box_width = max(round(height * ratio[1]), 1)
     return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+
+
+def keeping_size(
+    width: int,
+    height: int,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int]:
+    """Draw the size (width, height) to which timm's ``ResizeKeepRatio`` resizes an image in training.
+
+    The image covers `size` (width, height) in its proportions. With probability 1/2 each, the area of what is visible
+    then becomes a share in `scale`, and height and width change against each other by a factor in `ratio`.
+    """
+    fit = min(height / size[1], width / size[0])
+    high = wide = 1.0
+    if rng.random() < 0.5:
+        high = wide = 1 / math.sqrt(rng.uniform(*scale))
+    if rng.random() < 0.5:
+        aspect = math.sqrt(math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]))))
+        high, wide = high / aspect, wide * aspect
+    return max(round(width * wide / fit), 1), max(round(height * high / fit), 1)
+
+
+def reflected_crop(image: Image.Image, left: int, top: int, size: tuple[int, int]) -> Image.Image:
+    """Return the box at (left, top) of `size` (width, height); outside the image it is filled by reflection."""
+    before = max(-top, 0), max(-left, 0)
+    after = max(top + size[1] - image.height, 0), max(left + size[0] - image.width, 0)
+    if any(before) or any(after):
+        borders = (before[0], after[0]), (before[1], after[1]), (0, 0)
+        image = Image.fromarray(np.pad(np.asarray(image), borders, 'reflect'))
+    left, top = max(left, 0), max(top, 0)
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def _middle(length: int, wanted: int) -> int:
+    """Return where `wanted` pixels in the middle of `length` pixels begin, as in timm; negative if they are more."""
+    return -((wanted - length) // 2) if wanted > length else round((length - wanted) / 2)
+
+
+def _anywhere(length: int, wanted: int, rng: np.random.Generator) -> int:
+    """Draw where `wanted` pixels of `length` pixels begin; negative if they are more."""
+    offset = int(rng.integers(abs(length - wanted) + 1))
+    return offset if length > wanted else -offset
 
 
 def resized_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
@@ -117,8 +164,15 @@ class TrainTransform:
             box = middle_box(*image.size, (self.width / self.height, self.width / self.height))
         else:
             box = (0, 0, *image.size)
+        keeps_ratio = self.crop in ('rkrc', 'rkrr')
+        resized = keeping_size(*image.size, size, self.scale, self.ratio, rng) if keeps_ratio else size
         resample = draw_interpolation(self.interpolation, rng)
-        image = draft_crop(image, box, size, resample) if self.draft else resized_crop(image, box, size, resample)
+        image = draft_crop(image, box, resized, resample) if self.draft else resized_crop(image, box, resized, resample)
+        if self.crop == 'rkrc':
+            image = reflected_crop(image, _middle(image.width, size[0]), _middle(image.height, size[1]), size)
+        elif self.crop == 'rkrr':
+            top = _anywhere(image.height, size[1], rng)
+            image = reflected_crop(image, _anywhere(image.width, size[0], rng), top, size)
         if self.crop == 'pad':
             top, left = rng.integers(2 * self.padding + 1, size=2).tolist()
             image = pad_crop(image, self.padding, self.padding_mode, left, top)
@@ -146,8 +200,8 @@ def create_train_transform(
     input_size: int | Sequence[int] = 224,
     *,
     crop: str = 'resized',
-    scale: Sequence[float] = (0.08, 1.0),
-    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    scale: Sequence[float] | None = None,
+    ratio: Sequence[float] | None = None,
     padding: int = 4,
     padding_mode: str = 'reflect',
     interpolation: str = 'random',
@@ -163,10 +217,14 @@ def create_train_transform(
 
     Args:
         input_size: pixels of a square's edge, (height, width), or (3, height, width).
-        crop: 'resized': a random part of the image. 'pad', for small images: the whole image is resized to
-            `input_size`, gets a border, and is cropped to the size at random. 'none': always the middle.
-        scale: for 'resized', range of the part's share of the area.
-        ratio: for 'resized', range of the part's width / height.
+        crop: 'resized' (timm's ``rrc``): a random part of the image. 'rkrc', 'rkrr' (timm's ``train_crop_mode``): the
+            image keeps its proportions or nearly, and its middle or a random part is cut out; see `keeping_size`.
+            'pad', for small images: the whole image is resized to `input_size`, gets a border, and is cropped to the
+            size at random. 'none': always the middle.
+        scale: for 'resized', range of the part's share of the area, by default (0.08, 1); for 'rkrc' and 'rkrr' of what
+            is visible, by default (0.8, 1).
+        ratio: for 'resized', range of the part's width / height, by default (3/4, 4/3); for 'rkrc' and 'rkrr' of the
+            change of the proportions, by default (0.9, 1/0.9).
         padding: for 'pad', pixels of border on each side.
         padding_mode: for 'pad', 'reflect' or (black) 'constant'.
         interpolation: Pillow's filter as in `create_transform`, or 'random': bilinear or bicubic, drawn for each image.
@@ -187,6 +245,8 @@ def create_train_transform(
         ValueError: an argument is out of range.
     """
     height, width = height_width(input_size, 'input_size', channels=True)
+    scales = _KEEPING_SCALES if crop in ('rkrc', 'rkrr') else _SCALES
+    scale, ratio = scale or scales[0], ratio or scales[1]
     jitter = [*color_jitter] if isinstance(color_jitter, Sequence) else [color_jitter or 0.0] * 3
     allowed = ('random', *INTERPOLATIONS)
     for name, value, good, expected in (

@@ -23,7 +23,7 @@ def train_transform(config: TrainConfig) -> TrainTransform:
     assert config.mean is not None
     return create_train_transform(
         config.image_size,
-        crop=config.crop,
+        crop=config.crop if config.train_crop_mode == 'rrc' else config.train_crop_mode,
         scale=config.scale,
         ratio=config.ratio,
         padding=config.padding,
@@ -44,7 +44,7 @@ def eval_data_config(config: TrainConfig) -> dict[str, Any]:
     """
     assert config.mean is not None and config.std is not None
     return {
-        'input_size': (3, config.image_size, config.image_size),
+        'input_size': (3, *config.height_width),
         'interpolation': config.interpolation,
         'mean': config.mean,
         'std': config.std,
@@ -66,9 +66,12 @@ def check_transforms(config: TrainConfig) -> None:
             create(resolved)
         except ValueError as error:
             raise TrainingError(f'{what} images: {error}') from None
+    if config.train_crop_mode != 'rrc' and config.crop != 'resized':
+        raise TrainingError(f'--train-crop-mode {config.train_crop_mode} and --crop {config.crop}: give one of them')
     if config.cutmix_minmax is not None:
         try:
-            minmax_edges(config.image_size, config.cutmix_minmax)
+            for length in config.height_width:
+                minmax_edges(length, config.cutmix_minmax)
         except ValueError as error:
             raise TrainingError(f'training images: {error}') from None
     if 0 < config.aug_repeats < 1:

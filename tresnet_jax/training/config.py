@@ -87,8 +87,10 @@ class TrainConfig:
     """Names of the classes in the order of their labels, one per line."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', '65535 in 16 bits')] = None
     """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
-    image_size: Annotated[int, POSITIVE] = 224
-    """Edge of the square images in pixels."""
+    image_size: Annotated[int | tuple[int, int], POSITIVE, flag('PIXELS | HEIGHT WIDTH')] = 224
+    """Edge of the square images in pixels, or height and width."""
+    num_samples: Annotated[int | None, POSITIVE, flag('N', 'the images of the training split')] = None
+    """Images that count as an epoch in all lengths in epochs. The order still has every image of the split."""
     mean: Annotated[tuple[float, float, float] | None, flag('R G B', 'that of the model')] = None
     """Mean of each channel, for values in [0, 1]."""
     std: Annotated[tuple[float, float, float] | None, POSITIVE, flag('R G B', 'that of the model')] = None
@@ -103,6 +105,9 @@ class TrainConfig:
     # Augmentation
     crop: Literal['resized', 'pad', 'none'] = 'resized'
     """resized: resize a random part; pad: shift by up to `padding` pixels; none: the centre."""
+    train_crop_mode: Literal['rrc', 'rkrc', 'rkrr'] = 'rrc'
+    """How 'resized' crops: rrc, a random part; rkrc and rkrr, the middle or a random part of the image in its
+    proportions, for which --scale 0.8 1 --ratio 0.9 1.11 are usual."""
     scale: Annotated[tuple[float, float], POSITIVE] = (0.08, 1.0)
     """Range of the area of the random part, as a share of the image."""
     ratio: Annotated[tuple[float, float], POSITIVE] = (3 / 4, 4 / 3)
@@ -312,6 +317,11 @@ class TrainConfig:
     """Return the same bits on every run on GPUs too, where the compiler might choose faster programs."""
     skip_nonfinite: Annotated[int, NOT_NEGATIVE] = 0
     """Number of steps with a non-finite loss or gradient to skip before the run stops."""
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
     @property
     def mixes(self) -> bool:

@@ -73,7 +73,8 @@ def open_data(config: TrainConfig, names: tuple[str, ...] | None) -> RunData:
     val_source = open_source(config.data, config.val_split, class_names=train_source.class_names, **options)
     if config.max_value is None and jax.process_index() == 0:
         warn_narrow_range(lambda index: train_source[index]['image'], len(train_source), train_source.name)
-    steps_per_epoch = epoch_size(len(train_source), config.aug_repeats) / config.batch_size
+    images = config.num_samples or epoch_size(len(train_source), config.aug_repeats)
+    steps_per_epoch = images / config.batch_size
     steps = run_steps(config, steps_per_epoch)
     eval_steps = max(1, round(config.eval_every * steps_per_epoch))
     end = _step_of(config.stop_epoch, 'stop_epoch', steps, steps_per_epoch) if config.stop_epoch else steps
