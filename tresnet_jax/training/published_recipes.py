@@ -354,7 +354,7 @@ _COCO_LEFT_OUT = ("Adam's beta1 from 0.95 to 0.85 and back, as torch's one-cycle
 _COCO_ROWS = (
     Recipe(
         'coco_asl',
-        'TResNet-L on MS-COCO 2014 at 448 pixels from ImageNet-21k (--checkpoint FILE): asymmetric loss, stopped half-way',
+        'TResNet-L on MS-COCO 2014 at 448 pixels, from ImageNet-21k (--checkpoint FILE): asymmetric loss',
         '86.6 % mAP (TResNet-M at 224 pixels: 81.8 %) published, not reproduced here',
         {
             'Ridnik et al., arXiv:2009.14119, and train.py of github.com/Alibaba-MIIL/ASL': {
