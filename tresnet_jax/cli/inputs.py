@@ -51,9 +51,10 @@ class InputFlags:
         Literal['classification', 'multilabel'] | None, flag('{classification,multilabel}', 'that of the weights')
     ] = None
     """One class per image, or any number of classes."""
-    target_format: Annotated[Literal['indices', 'multihot'] | None, flag('{indices,multihot}', 'indices')] = None
-    """For --task multilabel: the labels of an image are a list of classes, or a vector with a number from 0 to 1 per
-    class. Default: that of the run, or indices."""
+    target_format: Annotated[
+        Literal['indices', 'multihot'] | None, flag('{indices,multihot}', 'that of the run, or indices')
+    ] = None
+    """For --task multilabel: a list of the classes of an image, or one number from 0 to 1 for each class."""
     keep_unlabelled: bool = False
     """For coco:DIR, keep the images without annotations."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None

@@ -79,8 +79,7 @@ class TrainConfig:
     task: Literal['classification', 'multilabel'] = 'classification'
     """One class per image, or any number of classes."""
     target_format: Literal['indices', 'multihot'] = 'indices'
-    """For --task multilabel: the labels of an image are a list of classes, or a vector with a number from 0 to 1 per
-    class."""
+    """For --task multilabel: a list of the classes of an image, or one number from 0 to 1 for each class."""
     keep_unlabelled: bool = False
     """For coco:DIR, keep the images without annotations."""
     class_map: Annotated[Path | None, flag('FILE.txt', 'the classes of the data')] = None
