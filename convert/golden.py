@@ -145,6 +145,8 @@ def write_golden(
         options = {'global_pool': report.global_pool, 'output_stride': report.output_stride}
         options = {key: value for key, value in options.items() if value is not None}
         model = timm_model(architecture, num_classes=report.num_classes, in_chans=in_chans, **options)
+        if report.head_options:
+            add_timm_ml_decoder(model, report.head_options['num_of_groups'], report.head_options['decoder_embedding'])
         state = to_torch(params, batch_stats, num_batches_tracked=report.counters)
         weights = sha256(checkpoint)
     import timm

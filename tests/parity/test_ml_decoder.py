@@ -10,8 +10,8 @@ from flax import nnx
 
 import convert
 import tresnet_jax
-from convert.golden import add_timm_ml_decoder, timm_model
-from convert.verify import compare_with_timm, reference_state
+from convert.golden import add_timm_ml_decoder, timm_model, write_golden
+from convert.verify import compare_with_stored, compare_with_timm, reference_state
 from tests.helpers import tolerances
 from tests.helpers.closeness import assert_close, assert_identical
 from tests.helpers.models import SMALL
@@ -115,7 +115,9 @@ def test_files_of_timm_load_and_return_strictly(name, tmp_path):
     again.load_state_dict(returned, strict=True)
     counted = {key: value for key, value in theirs.state_dict().items() if 'num_batches' not in key}
     assert_identical({key: returned[key].numpy() for key in counted}, {k: v.numpy() for k, v in counted.items()})
-    # `--verify` builds the same model of timm.
+    # `golden` and `--verify` build the same model of timm.
+    write_golden(tmp_path / 'golden.safetensors', name, checkpoint=file, image_size=32)
+    assert all(row.agrees for row in compare_with_stored(model, tmp_path / 'golden.safetensors'))
     model.pretrained_cfg = None
     checkpoint = convert.read(file)
     rows = compare_with_timm(model, reference_state(checkpoint, convert.to_flax(checkpoint)[2]))

@@ -46,25 +46,32 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Model(torch.nn.Module):
-    """A convolution; layers that Muon orthogonalises, tall, wide, and two that it does not; a classifier last."""
+    """A convolution; layers that Muon orthogonalises, tall, wide, and two that it does not; a classifier last.
 
-    def __init__(self):
+    Args:
+        groups: also have kernels of three axes, as an ML-Decoder, of which Muon orthogonalises all but one.
+    """
+
+    def __init__(self, groups: bool = False):
         super().__init__()
         self.conv1 = torch.nn.Conv2d(5, 7, 3, dtype=torch.float64)
         self.layer1 = torch.nn.Linear(4, 9, dtype=torch.float64)
         self.layer2 = torch.nn.Linear(12, 6, dtype=torch.float64)
         self.layer3 = torch.nn.Linear(600, 4, bias=False, dtype=torch.float64)
         self.layer4 = torch.nn.Linear(3, 5, bias=False, dtype=torch.float64)
+        for shape in ((6, 5, 2), (8, 5, 1), (3, 5, 4)) if groups else ():
+            value = torch.nn.Parameter(torch.randn(shape, dtype=torch.float64))
+            self.layer4.register_parameter(f'pooling{shape[0]}', value)
         self.fc = torch.nn.Linear(6, 4, dtype=torch.float64)
 
 
 def as_tree(values: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Return torch's tensors as our parameters: HWIO and (in, out)."""
+    """Return torch's tensors as our parameters: HWIO and (in, out); three axes stay."""
     tree: dict[str, dict[str, np.ndarray]] = {}
     for key, value in values.items():
         layer, _, name = key.partition('.')
         tree.setdefault(layer, {})['kernel' if name == 'weight' else name] = (
-            value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+            value.transpose(2, 3, 1, 0) if value.ndim == 4 else value if value.ndim == 3 else value.T
         )
     return tree
 
@@ -91,7 +98,7 @@ def test_optimizer(case, monkeypatch, record_error):
     monkeypatch.setattr(timm.optim.muon, 'zeropower_via_newtonschulz', iteration)
     config = dataclasses.replace(PLAIN, **CASES[case])
     torch.manual_seed(0)
-    model = Model()
+    model = Model(groups=config.clip_mode != 'agc')  # the head is not clipped adaptively
     theirs = theirs_for(config, model)
     clipped = list(model_parameters(model, exclude_head=config.clip_mode == 'agc'))
     schedule = create_schedule(config, STEPS, 1)

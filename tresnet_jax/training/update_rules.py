@@ -5,6 +5,7 @@ Where optax has the same rule, the row uses it; the rest of this file has what o
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -174,8 +175,8 @@ QUINTIC = (
 
 
 def _orthogonalised(kernel: jax.Array, steps: int, eps: float) -> jax.Array:
-    """Return the nearest semi-orthogonal matrix to a kernel (..., in, out), times 0.2 sqrt(its longer side)."""
-    x = kernel.reshape(-1, kernel.shape[-1])
+    """Return the nearest semi-orthogonal matrix to a kernel, times 0.2 sqrt(its longer side)."""
+    x = kernel.reshape(_matrix_shape(kernel.shape))
     longer = max(x.shape)
     is_tall = x.shape[0] > x.shape[1]
     x = x.T if is_tall else x
@@ -186,14 +187,21 @@ def _orthogonalised(kernel: jax.Array, steps: int, eps: float) -> jax.Array:
     return 0.2 * longer**0.5 * (x.T if is_tall else x).reshape(kernel.shape)
 
 
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the shape of the matrix that Muon makes of a kernel (..., in, out), or (groups, in, out) of an ML-Decoder.
+
+    That is (inputs, outputs) or, as in timm for three axes, (groups, all others).
+    """
+    if len(shape) == 3:
+        return shape[0], math.prod(shape[1:])
+    return math.prod(shape[:-1]), shape[-1]
+
+
 def suits_muon(shape: tuple[int, ...]) -> bool:
-    """Return whether timm's Muon orthogonalises a kernel (..., in, out); AdamW updates the others."""
-    if len(shape) < 2 or shape[-1] == 1 or shape[-2] == 1:
+    """Return whether timm's Muon orthogonalises a kernel; AdamW updates the others."""
+    if len(shape) < 2 or 1 in (shape[:2] if len(shape) == 3 else shape[-2:]):
         return False
-    rows, columns = shape[-1], 1
-    for size in shape[:-1]:
-        columns *= size
-    shorter, longer = sorted((rows, columns))
+    shorter, longer = sorted(_matrix_shape(shape))
     return shorter >= 4 and longer <= 128 * shorter
 
 
