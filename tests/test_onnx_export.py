@@ -103,6 +103,21 @@ def test_every_pooling(exported):
         assert_close(run(session, x), [model.forward_head(features)], TOLERANCE)
 
 
+@pytest.mark.parametrize('name, groups', [('test_resnet', 3), ('test_tresnet', 7)])
+def test_an_ml_decoder(name, groups, exported):
+    """With 3 groups, the last classes of the last group do not exist."""
+    options = {'head': 'ml_decoder', 'num_classes': 7, 'num_of_groups': groups, 'decoder_embedding': 16}
+    model = as_trained(name, **options)
+    rng = np.random.default_rng(0)
+    for path, parameter in nnx.to_flat_state(nnx.state(model.get_classifier(), nnx.Param)):
+        if 'bias' in path[-1] or 'norm' in str(path):  # a new one is zero, a new scale is one
+            parameter[...] += rng.normal(size=parameter.shape)
+    session = exported(model)
+    assert shapes(session.get_outputs()) == {'logits': ['batch', 7]}
+    x = normal_images(3, 64, 96)
+    assert_close(run(session, x), [call(model, x)], TOLERANCE)
+
+
 def test_the_metadata_are_those_of_the_other_format(exported, tmp_path):
     model = tresnet_jax.create_model('test_tresnet.fashion_mnist', pretrained=True)
     session = exported(model)

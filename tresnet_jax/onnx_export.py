@@ -16,6 +16,7 @@ from tresnet_jax.folding import Activation
 from tresnet_jax.models import resnetd, tresnet
 from tresnet_jax.models.base import ImageModel, ResidualBlock
 from tresnet_jax.models.layers import Identity, SqueezeExcite, Stack
+from tresnet_jax.models.ml_decoder import EPSILON, NUM_HEADS, LayerNorm, MLDecoder
 from tresnet_jax.models.pooling import AvgPool, pool_kind
 from tresnet_jax.models.winograd import WinogradConv
 from tresnet_jax.version import __version__
@@ -144,10 +145,77 @@ def _block(graph: Graph, path: str, block: ResidualBlock, x: str) -> str:
     return graph.node(path, 'Relu', graph.node(path, 'Add', x, shortcut))
 
 
+def _layer_norm(graph: Graph, path: str, norm: LayerNorm, x: str) -> str:
+    weights = _weights(graph, path, _float32(norm.scale), norm.bias)
+    return graph.node(path, 'LayerNormalization', x, *weights, axis=-1, epsilon=EPSILON)
+
+
+def _dense(graph: Graph, path: str, kernel: np.ndarray, bias: np.ndarray, x: str) -> str:
+    """Add a linear layer over the last of any number of axes; the kernel is (in, out)."""
+    product = graph.node(path, 'MatMul', x, graph.weight(f'{path}.kernel', kernel))
+    return graph.node(path, 'Add', product, graph.weight(f'{path}.bias', bias))
+
+
+def _reshape(graph: Graph, path: str, x: str, *shape: int) -> str:
+    """Reshape a tensor; 0 keeps the length of an axis."""
+    return graph.node(path, 'Reshape', x, graph.weight(f'{path}.shape', np.array(shape)))
+
+
+def _ml_decoder(graph: Graph, path: str, head: MLDecoder, x: str) -> str:
+    def dense(name: str, linear: nnx.Linear, x: str) -> str:
+        return _dense(graph, f'{path}.{name}', _float32(linear.kernel), _float32(linear.bias), x)
+
+    # (B, channels, h, w) -> (B, pixels, width)
+    pixels = _reshape(graph, path, x, 0, head.embed_standart.in_features, -1)
+    pixels = graph.node(path, 'Transpose', pixels, perm=[0, 2, 1])
+    memory = graph.node(path, 'Relu', dense('embed_standart', head.embed_standart, pixels))
+
+    name, layer, width = 'decoder.layers.0', head.decoder.layers[0], head.decoder_embedding
+    attention = layer.multihead_attn
+    kernels = np.split(_float32(attention.in_proj_kernel), 3, 1)
+    biases = np.split(_float32(attention.in_proj_bias), 3)
+
+    # The queries depend on the weights alone.
+    queries = np.asarray(layer.norm1(2 * head.query_embed.embedding[...]), np.float32)
+    query = (queries @ kernels[0] + biases[0]).reshape(-1, NUM_HEADS, width // NUM_HEADS)
+    query = query.transpose(1, 0, 2) / np.float32(width // NUM_HEADS) ** 0.5  # (heads, groups, width of a head)
+
+    def of_heads(number: int, part: str, axes: list[int]) -> str:
+        at = f'{path}.{name}.multihead_attn.{part}'
+        projected = _dense(graph, at, kernels[number], biases[number], memory)
+        return graph.node(at, 'Transpose', _reshape(graph, at, projected, 0, 0, NUM_HEADS, -1), perm=axes)
+
+    at = f'{path}.{name}.multihead_attn'
+    scores = graph.node(f'{at}.scores', 'MatMul', graph.weight(f'{at}.query', query), of_heads(1, 'key', [0, 2, 3, 1]))
+    weights = graph.node(at, 'Softmax', scores, axis=-1)
+    mixed = graph.node(f'{at}.mixed', 'MatMul', weights, of_heads(2, 'value', [0, 2, 1, 3]))
+    mixed = _reshape(graph, at, graph.node(at, 'Transpose', mixed, perm=[0, 2, 1, 3]), 0, 0, width)
+    attended = dense(f'{name}.multihead_attn.out_proj', attention.out_proj, mixed)
+
+    x = graph.node(at, 'Add', graph.weight(f'{path}.{name}.queries', queries), attended)
+    x = graph.layer(f'{path}.{name}.norm2', layer.norm2, x)
+    hidden = graph.node(f'{path}.{name}', 'Relu', dense(f'{name}.linear1', layer.linear1, x))
+    x = graph.node(f'{path}.{name}', 'Add', x, dense(f'{name}.linear2', layer.linear2, hidden))
+    x = graph.layer(f'{path}.{name}.norm3', layer.norm3, x)
+
+    # A linear layer for each group: (B, groups, 1, width) @ (groups, width, classes of a group)
+    at = f'{path}.duplicate_pooling'
+    kernel = graph.weight(f'{at}.kernel', _float32(head.duplicate_pooling))
+    logits = graph.node(at, 'MatMul', _reshape(graph, at, x, 0, 0, 1, width), kernel)
+    start, end, axis = (
+        graph.weight(f'{at}.{name}', np.array([value]))
+        for name, value in (('start', 0), ('end', head.num_classes), ('axis', 1))
+    )
+    logits = graph.node(at, 'Slice', graph.node(at, 'Flatten', logits), start, end, axis)
+    return graph.node(at, 'Add', logits, graph.weight(f'{at}.bias', _float32(head.duplicate_pooling_bias)))
+
+
 WRITERS: dict[type, Callable[[Graph, str, Any, str], str]] = {
     Activation: _activation,
     AvgPool: _avg_pool,
     Identity: _identity,
+    LayerNorm: _layer_norm,
+    MLDecoder: _ml_decoder,
     nnx.Conv: _conv,
     nnx.Linear: _linear,
     SqueezeExcite: _squeeze_excite,
