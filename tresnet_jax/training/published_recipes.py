@@ -226,7 +226,7 @@ def _rsb(name: str, summary: str, note: str = '', left_out: tuple[str, ...] = ()
         'train_interpolation': 'bicubic',
     }  # fmt: skip
     published: dict[str, Values] = {_RSB: shared | values}
-    note += '; cooldown epochs, which timm added by default then, are not in the count'
+    left_out += ('10 epochs at min_lr, which timm then added by default; whether RSB counts them is unknown',)
     return _tag(name, summary, published, {**_TIMM, **_AMP}, note=note, left_out=left_out)
 
 
