@@ -12,7 +12,7 @@ from tresnet_jax.checkpoints.identify import describe, identify, image_channels
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.files import sha256
-from tresnet_jax.variants import PRETRAINED
+from tresnet_jax.variants import CLASSIFICATION, PRETRAINED
 
 # The names of timm's releases before the hub end with the first eight digits of their SHA-256, so the digest of a
 # renamed file still tells which release it is.
@@ -69,6 +69,7 @@ class Inspection:
         abn_slope: slope of the leaky ReLUs, if the file states one.
         data_config: how images are prepared, if the file states it.
         label_names: names of the classes, if the file states them.
+        task: 'classification', one class per image, or if the file states it 'multilabel', any number.
         networks: 'PATH:PREFIX, architecture, parameters' of each network in the file; `key` takes the first part.
         notes: how the network was found, and what its tensors cannot tell.
     """
@@ -94,6 +95,7 @@ class Inspection:
     abn_slope: float | None
     data_config: dict[str, Any] | None
     label_names: tuple[str, ...] | None
+    task: str
     networks: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -117,6 +119,7 @@ class Inspection:
             *([('slope', f'{self.abn_slope:g}')] if self.abn_slope is not None else []),
             *([('images', describe_images(self.data_config))] if self.data_config else []),
             *([('names', shown(self.label_names))] if self.label_names else []),
+            *([('task', self.task)] if self.task != CLASSIFICATION else []),
             *(('network', network) for network in (self.networks if len(self.networks) > 1 else ())),
             *(('note', note) for note in self.notes),
         ]
@@ -179,6 +182,7 @@ def inspect(path: str | Path, *, key: str | None = None) -> Inspection:
         abn_slope=state.abn_slope,
         data_config=state.data_config,
         label_names=state.label_names,
+        task=state.task,
         networks=checkpoint.networks,
         notes=state.notes,
     )

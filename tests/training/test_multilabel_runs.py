@@ -130,10 +130,12 @@ def test_embedded(run, tmp_path):
     np.testing.assert_array_equal(found['labels'], [source[i]['target'] for i in found['indices']])
 
 
-def test_the_task_travels(run, tmp_path):
+def test_the_task_travels(run, tmp_path, capsys):
     """To a Flax file, to config.json, and back."""
     file = tmp_path / 'flax.safetensors'
     assert converter([str(run), str(file), '--to', 'flax']) == 0
+    assert '  any number of classes per image\n' in capsys.readouterr().out
+    assert converter(['inspect', str(file)]) == 0 and 'task        multilabel' in capsys.readouterr().out
     assert convert.read(file).metadata['task'] == 'multilabel'
     tresnet_jax.save_pretrained(tresnet_jax.create_model('test_resnet', checkpoint=file), tmp_path / 'hub')
     assert json.loads((tmp_path / 'hub' / 'config.json').read_text())['task'] == 'multilabel'

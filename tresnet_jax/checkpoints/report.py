@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from tresnet_jax.variants import MULTILABEL
+
 MOST_DROPPED_LINES = 12
 
 
@@ -92,6 +94,7 @@ class Report:
             f'{len(self.counters)} counters of batch norm, {self.seconds:.2f} s',
             *(f'  {note}' for note in self.notes),
             *([f'  images: {describe_images(self.data_config)}'] if self.data_config else []),
+            *(['  any number of classes per image'] if self.task == MULTILABEL else []),
             *self._dropped_lines(),
             *(f'  adapted {key}: {how}' for key, how in self.adapted),
         ]
