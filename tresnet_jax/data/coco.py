@@ -19,7 +19,7 @@ import numpy as np
 
 from tresnet_jax.data.class_matching import normal_name
 from tresnet_jax.data.file_source import FileSource
-from tresnet_jax.data.splits import Split, choose_split, split_kind
+from tresnet_jax.data.splits import Split, choose_drawn, choose_split, split_kind
 from tresnet_jax.data.target_values import TargetKeys, target_source
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, reason, shown
@@ -178,8 +178,7 @@ def _one_file(
     """Return the split of FILE.json:IMAGES, the file and the folder of the images."""
     if images is None:
         raise DataError(f'{where}: where are its images? give coco:FILE.json:IMAGES')
-    available = ['train'] if for_evaluation else ['train', 'validation']
-    chosen = choose_split((split or 'train') if for_evaluation else split, available, where)
+    chosen = choose_drawn(split, where, for_evaluation=for_evaluation)
     folder = file.parent / Path(images).expanduser()
     if not folder.is_dir():
         raise DataError(f'{where}: the folder {shown(folder)} does not exist')

@@ -11,7 +11,7 @@ import numpy as np
 
 from tresnet_jax.data.class_matching import normal_name
 from tresnet_jax.data.file_source import FileSource, class_order, labels_of, make_source, share
-from tresnet_jax.data.splits import Split, choose_split, split_kind
+from tresnet_jax.data.splits import Split, choose_drawn, choose_split, split_kind
 from tresnet_jax.data.target_values import TargetFormat, TargetKeys, parse_target_keys, target_source
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, reason, shown
@@ -72,8 +72,7 @@ def open_csv(
     rows = read_rows(file, where, keys)
     splits = list(dict.fromkeys(row.split for row in rows if row.split))
     if not splits:
-        text = split or ('train' if for_evaluation else None)
-        chosen = choose_split(text, ['train'] if for_evaluation else ['train', 'validation'], where)
+        chosen = choose_drawn(split, where, for_evaluation=for_evaluation)
     else:
         chosen = choose_split(split, splits, where)
     if keys is not None:

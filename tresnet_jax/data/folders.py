@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tresnet_jax.data.class_matching import normal_name
 from tresnet_jax.data.file_source import FileSource, class_order, labels_of, make_source, share
-from tresnet_jax.data.splits import Split, choose_split, split_kind
+from tresnet_jax.data.splits import Split, choose_drawn, choose_split, split_kind
 from tresnet_jax.data.walk import (
     describe_passed_over,
     folder_identity,
@@ -182,9 +182,7 @@ def _choose(
             return splits, choose_split(split, splits, where)
         except DataError as error:
             raise DataError(f'{error}{_without_classes(root, splits)}') from None
-    if for_evaluation:
-        return (), choose_split(split or 'train', ['train'], where)
-    return (), choose_split(split, ['train', 'validation'], where)
+    return (), choose_drawn(split, where, for_evaluation=for_evaluation)
 
 
 def _without_classes(root: Path, splits: Sequence[str]) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from tresnet_jax.data.class_matching import normal_name
 from tresnet_jax.data.fingerprint import labels_digest, names_digest
 from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
-from tresnet_jax.data.splits import choose_split, split_kind
-from tresnet_jax.data.target_values import TargetFormat, TargetKeys, parse_target_keys, target_source
+from tresnet_jax.data.splits import choose_drawn, choose_split, split_kind
+from tresnet_jax.data.target_values import TargetFormat, TargetKeys, feature_inside, parse_target_keys, target_source
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, ImageError, reason, shown
 
@@ -135,8 +135,7 @@ def open_hfds(
         raise DataError(f'{where}: datasets cannot read it: {reason(error)}') from error
     drawn = [*splits] == ['']
     if drawn:
-        available = ['train'] if for_evaluation else ['train', 'validation']
-        chosen = choose_split(split or 'train' if for_evaluation else split, available, where)
+        chosen = choose_drawn(split, where, for_evaluation=for_evaluation)
     else:
         chosen = choose_split(split, [*splits], where)
     rows = splits['' if drawn else chosen.name]
@@ -271,24 +270,17 @@ def _values(rows: Any, label: str, split: str, where: str) -> list[int | str]:
 def _labels_column(datasets: Any, features: Any, image: str, where: str) -> str:
     """Return the column with any number of labels."""
     found = [name for name in (LABELS, LABEL) if name in features and name != image]
-    lists = [name for name, kind in features.items() if isinstance(_inside(kind), datasets.ClassLabel)]
+    lists = [name for name, kind in features.items() if isinstance(feature_inside(kind), datasets.ClassLabel)]
     return _only(found or lists, 'labels', '--target-key', features, where)
-
-
-def _inside(kind: Any) -> Any:
-    """Return what a column of lists has in its lists, or the column itself."""
-    while hasattr(kind, 'feature'):
-        kind = kind.feature
-    return kind
 
 
 def _feature(features: Any, path: str) -> Any:
     """Return the kind of a field; raises KeyError or TypeError if there is none."""
     if path in features:
-        return _inside(features[path])
+        return feature_inside(features[path])
     for part in path.split('/'):
-        features = _inside(features)[part]
-    return _inside(features)
+        features = feature_inside(features)[part]
+    return feature_inside(features)
 
 
 def _target_names(features: Any, keys: TargetKeys) -> tuple[str, ...] | None:

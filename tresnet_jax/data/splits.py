@@ -78,6 +78,21 @@ def choose_split(text: str | None, available: Sequence[str], where: str) -> Spli
     return Split(where, name, name + text[len(asked) :], match['start'], match['stop'])
 
 
+def choose_drawn(text: str | None, where: str, *, for_evaluation: bool) -> Split:
+    """Find the requested split of data without splits, of which a share is drawn for validation.
+
+    Args:
+        text, where: as for `choose_split`.
+        for_evaluation: nothing is drawn: all of the data is the split 'train', the default.
+
+    Raises:
+        DataError: as `choose_split`.
+    """
+    if for_evaluation:
+        return choose_split(text or 'train', ['train'], where)
+    return choose_split(text, ['train', 'validation'], where)
+
+
 def _only(names: Sequence[str], where: str) -> str:
     """Return the only name. Raises DataError if there are several."""
     if len(names) > 1:

@@ -102,6 +102,13 @@ def get_field(container: Any, path: str) -> Any:
     return container[path] if path in container else _descend(container, path.split('/'))
 
 
+def feature_inside(kind: Any) -> Any:
+    """Return the feature that lists hold, at any depth, or the feature itself; of `datasets` or TFDS."""
+    while hasattr(kind, 'feature'):
+        kind = kind.feature
+    return kind
+
+
 def _descend(value: Any, path: Sequence[str]) -> Any:
     for place, part in enumerate(path):
         if isinstance(value, list | tuple):

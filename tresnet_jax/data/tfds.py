@@ -8,7 +8,7 @@ import numpy as np
 
 from tresnet_jax.data.fingerprint import array_digest, names_digest, sizes_digest
 from tresnet_jax.data.splits import Split, choose_split
-from tresnet_jax.data.target_values import TargetFormat, TargetKeys, number_targets, parse_target_keys
+from tresnet_jax.data.target_values import TargetFormat, TargetKeys, feature_inside, number_targets, parse_target_keys
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.data.tfrecord import FilePart, open_tfrecords
 from tresnet_jax.errors import DataError, reason, shown
@@ -203,7 +203,7 @@ def _targets(
         kinds[key] = features[key] if key in features else _inner(features, key.split('/'))
         if kinds[key] is None:
             raise DataError(f'{where}: --target-key {shown(key)}: no such feature; it has {", ".join(features)}')
-    kind = _inside(kinds[keys.fields[0]])
+    kind = feature_inside(kinds[keys.fields[0]])
     if keys.several:
         own = keys.fields
     elif keys.form == 'multihot':
@@ -218,17 +218,10 @@ def _targets(
     return RecordTargets(where, keys, tuple(names)), {name: features[name] for name in top}
 
 
-def _inside(kind: Any) -> Any:
-    """Return what a sequence has in it, or the feature itself."""
-    while hasattr(kind, 'feature'):
-        kind = kind.feature
-    return kind
-
-
 def _inner(kind: Any, path: list[str]) -> Any:
     """Return the feature at a path of names; None if there is none."""
     for part in path:
-        kind = _inside(kind)
+        kind = feature_inside(kind)
         if not hasattr(kind, 'keys') or part not in kind:
             return None
         kind = kind[part]

@@ -14,7 +14,7 @@ import numpy as np
 
 from tresnet_jax.data.fingerprint import array_digest, labels_digest, names_digest
 from tresnet_jax.data.label_values import UNLABELLED, check_label, label_examples
-from tresnet_jax.data.splits import Split, choose_split, split_kind
+from tresnet_jax.data.splits import Split, choose_drawn, choose_split, split_kind
 from tresnet_jax.data.tar_index import TarExample, index_shard, is_indexed
 from tresnet_jax.data.tar_shards import Shards, find_shards, find_splits
 from tresnet_jax.data.target_values import TargetFormat, TargetKeys, has_field, parse_target_keys, target_source
@@ -188,9 +188,7 @@ def _choose(
     splits = find_splits(name, base, where)
     if [*splits] != ['']:
         return splits, choose_split(split, [*splits], where)
-    if for_evaluation:
-        return splits, choose_split(split or 'train', ['train'], where)
-    return splits, choose_split(split, ['train', 'validation'], where)
+    return splits, choose_drawn(split, where, for_evaluation=for_evaluation)
 
 
 def _read_index(shards: Shards, split: str, where: str, input_key: str | None) -> list[_Record]:
