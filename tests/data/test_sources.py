@@ -26,6 +26,12 @@ def test_unknown_kinds():
         assert 'expected tfds:NAME, folder:DIR' in refuse(data)
 
 
+@pytest.mark.parametrize('kind', ['folder', 'csv', 'wds', 'hfds', 'npz'])
+def test_unknown_home_folders(kind):
+    message = refuse(f'{kind}:~nobody-of-this-name/x')
+    assert 'does not exist' in message or 'no such shard' in message
+
+
 # Arrays
 
 
@@ -191,6 +197,8 @@ def test_tfds_with_any_number_of_labels(array_record):
     assert 'name the labels with --target-key' in refuse('tfds:tiny', **options)
     for key in ('objects/size', 'tail'):
         assert 'no such feature; it has' in refuse('tfds:tiny', target_key=key, **options)
+    other = {'target_key': 'kind', 'class_names': ('dog', 'cat', 'elk')}
+    assert 'class 0 is cat; expected dog' in refuse('tfds:tiny', **other, **options)
     unknown = open_source('tfds:tiny', 'train', target_key='objects/name', class_names=('ear', 'nose'), **options)
     with pytest.raises(DataError, match='not among the class names: tail|have different classes'):
         [unknown[i] for i in range(23)]

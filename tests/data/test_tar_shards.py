@@ -1,6 +1,7 @@
 """Patterns of tar shards, and the splits that their names have."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,13 @@ def test_splits_in_folders(folder):
     root = folder('test/Train/0.tar', 'test/Valid/0.tar', 'test/Valid/.hidden.tar', 'test/notes.txt')
     assert splits('test', root) == {'train': ['test/Train/0.tar'], 'validation': ['test/Valid/0.tar']}
     assert splits('test/Train', root) == {'': ['test/Train/0.tar']}
+
+
+def test_absolute_and_relative_paths(folder, monkeypatch):
+    root = folder('a-train-0.tar', 'sub/b-val-0.tar')
+    monkeypatch.chdir(root)
+    found = find_splits(f'a-train-0.tar::{root}/sub/b-val-0.tar', Path(), 'w')
+    assert {split: len(shards.files) for split, shards in found.items()} == {'train': 1, 'validation': 1}
 
 
 def test_unclear_splits(folder):

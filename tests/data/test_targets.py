@@ -83,7 +83,7 @@ def test_multihot():
         ([10**7], 'indices', 'has the label 10000000'),
         (None, 'indices', 'has the label None'),
         ([[1]], 'indices', r'has the label \[1\]'),
-        ([''], 'indices', 'has the label ;'),
+        ([''], 'indices', "has the label ''; expected"),
         ([1, 'a'], 'indices', 'some labels are numbers, such as 1, others names, such as a'),
         ([], 'indices', 'no image of train has a label'),
         ([1.5], 'multihot', r'the labels of image 0 are \[1.5\]; expected a list of numbers from 0 to 1'),
@@ -204,6 +204,8 @@ def test_fields_of_tar_shards(tmp_path):
     assert rows(source) == [[1, 0], [0, 0]] and source.class_names == ('cat', 'dog')
     path = write_tar(tmp_path / 'cls.tar', image_members([1, 0]))
     assert rows(open_source(f'wds:{path}', None, **options, **INDICES)) == [[0, 1], [1, 0]]
+    path = write_tar(tmp_path / 'cls.tar', image_members(['1 0']))
+    assert 'the member cls of 0000.png is 1 0; expected' in refuse(f'wds:{path}', None, **options, **INDICES)
 
 
 def test_npz(tmp_path):
@@ -253,6 +255,11 @@ def test_hugging_face(tmp_path, monkeypatch):
     assert rows(open_source(data, 'train', target_key='vector', **MULTIHOT)) == [[0.5, 1], [0, 0], [1, 0]]
     source = open_source(data, 'train', target_key='dry,wet', **INDICES)
     assert rows(source) == [[0, 1], [0, 0], [1, 0]] and source.class_names == ('dry', 'wet')
+    part = table.select_columns(['image', 'labels'])
+    fewer = datasets.Features(image=columns['image'], labels=datasets.List(datasets.ClassLabel(names=['zebra', 'ant'])))
+    wrong = part.data.table.cast(fewer.arrow_schema)
+    datasets.DatasetDict(train=datasets.Dataset(wrong)).save_to_disk(str(tmp_path / 'wrong'))
+    assert 'row 0 has the label 2; labels has 2 class names' in refuse(f'hfds:{tmp_path}/wrong', **INDICES)
     message = refuse(data, target_key='objects/size', **INDICES)
     assert '--target-key objects/size: no such column; the columns are image, labels' in message
 
@@ -287,7 +294,10 @@ def test_coco(tmp_path):
     assert train.describe(0) == f'{tmp_path}/train2017/b.png' and train[1]['image'] == encode(noise_image(5, 4, seed=0))
     assert rows(open_source(data, 'train2017', keep_unlabelled=True, **INDICES)) == [[0, 1], [1, 1], [0, 0]]
     assert len(open_source(data, None, **INDICES)) == 2 and len(open_source(data, 'val[:1]', **INDICES)) == 1
-    assert 'expected person, toothbrush' in refuse(data, class_names=('person', 'toothbrush'), **INDICES)
+    assert 'json: class 0 is toothbrush; expected person' in refuse(
+        data, class_names=('person', 'toothbrush'), **INDICES
+    )
+    assert 'json: has 2 classes; expected 3' in refuse(data, class_names=('toothbrush', 'person', 'x'), **INDICES)
     write_coco(tmp_path, 'train2014')
     assert 'train2014 and train2017 are splits of the same kind' in refuse(data, **INDICES)
     assert len(open_source(data, 'train2014', **INDICES)) == 2
@@ -309,6 +319,7 @@ def test_one_file_of_coco(tmp_path):
         ({'categories': None}, "is not a file of COCO's instances"),
         ({'images': [{'id': 1}]}, "is not a file of COCO's instances"),
         ({'annotations': [{'image_id': 8, 'category_id': 1}]}, 'an annotation is of image 8 and category 1'),
+        ({'annotations': [{'image_id': [7], 'category_id': 1}]}, "is not a file of COCO's instances"),
         ({'images': [*COCO['images'], {'id': 9, 'file_name': 'd.png'}]}, 'different ids'),
         ({'images': [{'id': 7, 'file_name': '../b.png'}], 'annotations': []}, 'leaves the folder of the images'),
         ({'images': [{'id': 7, 'file_name': '/b.png'}], 'annotations': []}, 'is not a path below the folder'),
@@ -323,7 +334,9 @@ def test_wrong_files_of_coco(tmp_path, changes, message):
 def test_kinds_with_one_label(tmp_path):
     for data in ('embedded:fashion_mnist', f'folder:{tmp_path}'):
         assert 'has one label per image, not --task multilabel' in refuse(data, **INDICES)
-    assert '--target-key are for csv' in refuse(f'npz:{tmp_path}/a.npz', target_key='a', **MULTIHOT)
+    npz = f'npz:{tmp_path}/a.npz'
+    assert 'only csv, wds, hfds, tfds data takes --target-key' in refuse(npz, target_key='a', **MULTIHOT)
+    assert 'only coco data takes --keep-unlabelled' in refuse(npz, keep_unlabelled=True, **MULTIHOT)
 
 
 def test_batches(tmp_path):

@@ -99,7 +99,8 @@ def test_several_images_of_an_example(tmp_path):
     assert source.members == ('a.png', 'b.webp') and source[0]['image'] == one + b'x'
     message = refuse(f'wds:{path}', None, input_key='png', for_evaluation=True)
     assert 's.tar: b has no image (--input-key png); it has webp, cls' in message
-    assert '--input-key and --target-key are for wds' in refuse('folder:x', input_key='png', target_key='y')
+    message = refuse('folder:x', input_key='png', target_key='y')
+    assert 'only wds, hfds data takes --input-key and --target-key' in message
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,8 @@ def test_several_images_of_an_example(tmp_path):
         (image_members([{'label': True}]), "the label of 0000.png is 'True'; expected a name, or a number"),
         (image_members([{'label': 1.5}]), "the label of 0000.png is '1.5'"),
         (image_members([-1, -1]), 'all labels of train are -1: it has no labels'),
+        (image_members(['1,2', 0]), 'the member cls of 0000.png is 1,2; expected the number or the name of one class'),
+        (image_members(['a\nb']), r'the member cls of 0000.png is a\nb; expected'),
         (image_members([10**8]), 'expected a name, or a number from 0'),
         (image_members([0, 0]), 'only one class, 0; expected at least two'),
         ([('a.png', b'x'), ('a.json', b'{')], 'a.json is not JSON'),

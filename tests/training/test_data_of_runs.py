@@ -154,7 +154,7 @@ def test_class_maps(photos, tmp_path, monkeypatch):
     """They name the classes of numbers, and order those of folders."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     path = tmp_path / 'names.txt'
-    path.write_text('b10\na\n é \nb9\n', encoding='utf-8')
+    path.write_text('b10\na\n é \nb9\n', encoding='utf-8-sig')  # with a byte-order mark, as Windows writes it
     config = TrainConfig(data=f'folder:{photos}', batch_size=4, class_map=path)
     data = run_data.open_data(config, None)
     assert data.train.class_names == data.val.class_names == ('b10', 'a', 'é', 'b9')

@@ -93,7 +93,7 @@ def open_npz(
             class_names=class_names,
             train=None,
             drawn=None,
-            describe=lambda index: f'number {index} of y_{chosen.name}',
+            describe=lambda index: f'number {taken.start + index} of y_{chosen.name}',
             make=lambda part: ArraySource(
                 f'{where} {chosen.text}', (), images[part], np.zeros(len(part), np.int32), ()
             ),

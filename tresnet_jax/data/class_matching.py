@@ -33,6 +33,15 @@ def normal_name(name: str) -> str:
     return unicodedata.normalize('NFC', name)
 
 
+def check_order(names: Sequence[str], expected: Sequence[str], where: str) -> None:
+    """Raise DataError if the classes of data whose labels are numbers are not the expected ones, in their order."""
+    if len(names) != len(expected):
+        raise DataError(f'{where}: has {len(names)} classes; expected {len(expected)}')
+    for place, (name, other) in enumerate(zip(names, expected, strict=True)):
+        if normal_name(name) != normal_name(other):
+            raise DataError(f'{where}: class {place} is {shown(name)}; expected {shown(other)}')
+
+
 def match_classes(
     names: Sequence[str],
     model_names: Sequence[str] | None,

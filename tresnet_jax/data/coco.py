@@ -10,6 +10,7 @@ pycocotools is not needed.
 import collections
 import json
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tresnet_jax.data.class_matching import normal_name
+from tresnet_jax.data.class_matching import check_order, normal_name
 from tresnet_jax.data.file_source import FileSource
 from tresnet_jax.data.splits import Split, choose_drawn, choose_split, split_kind
 from tresnet_jax.data.target_values import TargetKeys, target_source
@@ -73,9 +74,8 @@ def open_coco(
     else:
         chosen, file, images = _choose(path, split, where)
     found = read_instances(file, where)
-    if class_names is not None and tuple(map(normal_name, class_names)) != found.class_names:
-        both = (', '.join(map(shown, names[:5])) for names in (found.class_names, class_names))
-        raise DataError('{}: {} has the classes {}, ...; expected {}, ...'.format(where, shown(file), *both))
+    if class_names is not None:
+        check_order(found.class_names, class_names, f'{where}: {shown(file)}')
     kept = [index for index, labels in enumerate(found.labels) if labels or keep_unlabelled]
     if len(kept) < len(found.files):
         logging.getLogger(__name__).warning(
@@ -115,6 +115,7 @@ def read_instances(file: Path, where: str) -> Instances:
         names = {each['id']: normal_name(each['name']) for each in document['categories']}
         files = {each['id']: each['file_name'] for each in document['images']}
         pairs = [(each['image_id'], each['category_id']) for each in document['annotations']]
+        unknown = next((pair for pair in pairs if pair[0] not in files or pair[1] not in names), None)
         counts = [len(document[key]) for key in ('categories', 'images')]
     except OSError as error:
         raise DataError(f'{where}: {shown(file)} cannot be read: {reason(error)}') from error
@@ -126,7 +127,6 @@ def read_instances(file: Path, where: str) -> Instances:
     what = f'{where}: {shown(file)}'
     if counts != [len(names), len(files)] or not names or len({*names.values()}) < len(names):
         raise DataError(f'{what}: expected categories with different ids and names, and images with different ids')
-    unknown = next((pair for pair in pairs if pair[0] not in files or pair[1] not in names), None)
     if unknown is not None:
         raise DataError(
             f'{what}: an annotation is of image {unknown[0]} and category {unknown[1]}, which are not in it'
@@ -179,7 +179,7 @@ def _one_file(
     if images is None:
         raise DataError(f'{where}: where are its images? give coco:FILE.json:IMAGES')
     chosen = choose_drawn(split, where, for_evaluation=for_evaluation)
-    folder = file.parent / Path(images).expanduser()
+    folder = file.parent / os.path.expanduser(images)
     if not folder.is_dir():
         raise DataError(f'{where}: the folder {shown(folder)} does not exist')
     return chosen, file, folder

@@ -3,6 +3,7 @@
 import collections
 import csv
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,7 +199,7 @@ def read_rows(file: Path, where: str, keys: TargetKeys | None = None) -> list[Ro
 
 def _find(name: str, data_dir: Path | None, where: str) -> Path:
     """Return the CSV file, relative to `data_dir` or to the current folder."""
-    here = Path(name).expanduser()
+    here = Path(os.path.expanduser(name))
     below = here if data_dir is None else data_dir / here
     if below != here and below.is_file() and here.is_file() and not below.samefile(here):
         raise DataError(f'{where}: may be {shown(below)} or {shown(here.absolute())}; give an absolute path')

@@ -126,7 +126,7 @@ def open_hfds(
         from huggingface_hub import constants
     except ImportError as error:
         raise DataError(f"{where}: needs Hugging Face's datasets: pip install 'tresnet_jax[hfds]' ({error})") from error
-    folder = (data_dir or Path()) / Path(name).expanduser()
+    folder = (data_dir or Path()) / os.path.expanduser(name)
     try:
         splits = _load(datasets, name, folder, data_dir, where)
     except DataError:
@@ -303,12 +303,11 @@ def _target_values(rows: Any, keys: TargetKeys, where: str) -> list[Any]:
     names = _target_names(rows.features, keys)
     if names is None or keys.form == 'multihot':
         return values
-    # A label outside the names is refused with its row.
-    return [
-        [names[label] if type(label) is int and 0 <= label < len(names) else label for label in _listed(value)]
-        for value in values
-    ]
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    for number, labels in enumerate(lists):
+        largest = max((label for label in labels if type(label) is int), default=0)
+        if largest >= len(names):
+            what = f'{where}: row {number} has the label {largest}'
+            raise DataError(f'{what}; {shown(keys.fields[0])} has {len(names)} class names')
+    # Other labels that are not among the names are refused with their row where they are numbered.
+    return [[names[label] if type(label) is int and label >= 0 else label for label in labels] for labels in lists]

@@ -24,7 +24,7 @@ def read_class_map(path: Path) -> tuple[str, ...]:
     """
     try:
         # Names of folders need not be UTF-8: their bytes are kept.
-        lines = path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
+        lines = path.read_text(encoding='utf-8-sig', errors='surrogateescape').splitlines()
     except OSError as error:
         raise DataError(f'{shown(path)}: cannot be read as a class map: {reason(error)}') from error
     names = tuple(normal_name(line.strip()) for line in lines)

@@ -27,7 +27,7 @@ def read_real_labels(path: Path, num_classes: int) -> list[list[int]]:
         raise DataError(f'{shown(path)}: cannot be read as JSON: {reason(error)}') from error
     what = f'{shown(path)}: expected a list of lists of class indices from 0 to {num_classes - 1}'
     if not isinstance(labels, list) or not labels:
-        raise DataError(f'{what}, got {type(labels).__name__}')
+        raise DataError(f'{what}, got {"an empty list" if labels == [] else type(labels).__name__}')
     for number, each in enumerate(labels, 1):
         if not isinstance(each, list) or not all(type(label) is int and 0 <= label < num_classes for label in each):
             raise DataError(f'{what}; number {number} is {str(each)[:100]}')

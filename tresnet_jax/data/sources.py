@@ -1,6 +1,7 @@
 """Sources of labelled images, each a kind and a name: 'folder:DIR', 'csv:FILE', 'tfds:NAME' and others."""
 
 import importlib.resources
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,8 +99,9 @@ def open_source(
             folder that relative paths start from; None: the current one. For csv, the folder that the paths of the
             images start from; None: that of the CSV file.
         val_fraction: the share of data without splits that is for validation.
-        class_names: for folder, csv, wds and hfds, the names of the labels, as a run has stored them. None: those of
-            the data, or else those of the training split in timm's order.
+        class_names: for folder, csv, wds and hfds, and with any number of labels also for npz and tfds, the names of
+            the labels, as a run has stored them; for coco and for tfds with class names, they must be those of the
+            data. None: those of the data, or else those of the training split in timm's order.
         for_evaluation: the data set is evaluated or embedded, not trained on. Data without splits is
             opened whole, and may have a single class.
         unlabelled: also accept a folder of images without class folders, and wds and hfds without labels; their label
@@ -116,14 +118,16 @@ def open_source(
     kind, _, name = data.partition(':')
     if not 0 <= val_fraction < 1:
         raise DataError(f'val_fraction must be at least 0 and less than 1, got {val_fraction}')
-    data_dir = None if data_dir is None else Path(data_dir).expanduser()
-    path = (data_dir or Path()) / Path(name).expanduser()
+    data_dir = None if data_dir is None else Path(os.path.expanduser(data_dir))
+    path = (data_dir or Path()) / os.path.expanduser(name)
     options: dict[str, Any] = {'class_names': class_names, 'for_evaluation': for_evaluation}
     keys: dict[str, Any] = {'input_key': input_key, 'target_key': target_key}
     given = [f'--{key.replace("_", "-")}' for key, value in keys.items() if value]
     allowed = WITH_KEYS if target_format is None or input_key else WITH_TARGETS
     if given and kind not in allowed:
-        raise DataError(f'{data}: {" and ".join(given)} are for {" and ".join(allowed)} only')
+        raise DataError(f'{data}: only {", ".join(allowed)} data takes {" and ".join(given)}')
+    if keep_unlabelled and kind != 'coco':
+        raise DataError(f'{data}: only coco data takes --keep-unlabelled')
     if target_format is None:
         if target_key and ',' in target_key:
             raise DataError(f'{data}: --target-key {target_key}: for several labels per image give --task multilabel')

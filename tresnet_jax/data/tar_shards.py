@@ -52,8 +52,8 @@ def find_shards(pattern: str, base: Path, where: str) -> Shards:
     for part in pattern.split('::'):
         if re.match(r'[a-z][a-z0-9+.-]+:', part):
             raise DataError(f'{where}: {shown(part)} is not a path; download the shards first')
-        whole = base / Path(part).expanduser()
-        for path in [whole] if whole.exists() else [base / Path(p).expanduser() for p in expand_braces(part, where)]:
+        whole = base / os.path.expanduser(part)
+        for path in [whole] if whole.exists() else [base / os.path.expanduser(p) for p in expand_braces(part, where)]:
             files += [path] if path.exists() else map(Path, sorted(glob.glob(str(path))) or [path])
     missing = [path for path in files if not path.is_file()]
     if missing:
@@ -79,7 +79,7 @@ def find_splits(name: str, base: Path, where: str) -> dict[str, Shards]:
         DataError: as `find_shards`; there are no shards, `_info.json` cannot be read, or it is unclear to which split
             a shard belongs.
     """
-    folder = base / Path(name).expanduser()
+    folder = base / os.path.expanduser(name)
     if folder.is_dir():
         for info in INFO_FILES:
             if (folder / info).is_file():
@@ -87,7 +87,7 @@ def find_splits(name: str, base: Path, where: str) -> dict[str, Shards]:
         found = Shards(_in_folder(folder, where))
     else:
         found = find_shards(name, base, where)
-    common = os.path.commonpath([path.parent for path in found.files])
+    common = os.path.commonpath([path.parent.absolute() for path in found.files])
     kinds = [_kind(os.path.relpath(path, common), where) for path in found.files]
     if None not in kinds and found.count is not None and len({*kinds}) > 1:
         raise DataError(f'{where}: |{found.count} counts the examples of several splits; leave it out')

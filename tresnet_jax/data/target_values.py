@@ -164,7 +164,9 @@ def number_targets(
         return Numbered(targets_of([dict(enumerate(vector)) for vector in vectors], len(names)), tuple(names))
     lists = [_indices(value, describe(place), where) for place, value in enumerate(values)]
     if class_names is None and train is not None:
-        learned = [_indices(value, f'{place} of the training split', where) for place, value in enumerate(train())]
+        learned = [
+            _indices(value, f'number {place} of the training split', where) for place, value in enumerate(train())
+        ]
     else:
         learned = lists
     every = {label for each in lists for label in each}
@@ -274,4 +276,4 @@ def _is_number(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     """Return a value for people."""
-    return str(dict(value) if isinstance(value, Mapping) else value)[:100]
+    return str(dict(value) if isinstance(value, Mapping) else value)[:100] or "''"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tresnet_jax.data.class_matching import check_order
 from tresnet_jax.data.fingerprint import array_digest, names_digest, sizes_digest
 from tresnet_jax.data.splits import Split, choose_split
 from tresnet_jax.data.target_values import TargetFormat, TargetKeys, feature_inside, number_targets, parse_target_keys
@@ -122,7 +123,8 @@ def open_tfds(
         split: as in TFDS, 'train[:10%]+test' for example; None: that of `choose_split`.
         data_dir: the folder of TFDS's prepared data; None: TFDS's default.
         where: the data set, for errors.
-        class_names: with any number of labels, the name of each class. None: those of the data set.
+        class_names: with any number of labels, the name of each class; if the data set has names, the same. None:
+            those of the data set.
         target_key: with any number of labels, the feature of the labels, perhaps a path of names, or several, each of
             which is one class. None: labels or label.
         target_format: images have any number of labels, in this form. None: one label.
@@ -191,7 +193,7 @@ def _targets(
     """Return what reads the labels of a record, and the features it reads.
 
     Raises:
-        DataError: a feature does not exist, or the number of classes is unknown.
+        DataError: a feature does not exist, the data set has other classes, or their number is unknown.
     """
     if not keys.fields:
         found = [name for name in ('labels', 'label') if name in features]
@@ -212,6 +214,8 @@ def _targets(
     else:
         own = tuple(kind.names) if getattr(kind, 'names', None) else None
     names = class_names or own
+    if class_names and own and keys.form == 'indices':  # the vectors of multihot have no names of their own
+        check_order(own, class_names, where)
     if names is None:
         raise DataError(f'{where}: {shown(keys.fields[0])} has no class names; give them with --class-map FILE.txt')
     top = [key if key in features else key.split('/')[0] for key in keys.fields]

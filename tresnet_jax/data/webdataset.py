@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,7 +152,7 @@ def open_webdataset(
 
         def read_targets(split: str, shards: Shards) -> tuple[list[_Record], list[Any]]:
             records = _read_index(shards, split, where, input_key)
-            return records, _each(records, shards, lambda file, record: _target(file, record, keys, where))
+            return records, _each(records, shards, where, lambda file, record: _target(file, record, keys, where))
 
         records, targets = read_targets(chosen.name, shards)
         return target_source(
@@ -181,7 +182,7 @@ def _choose(
 ) -> tuple[dict[str, Shards], Split]:
     """Return the shards of each split, '' if there are no splits, and the chosen split."""
     if match := _PATTERN.fullmatch(split or ''):
-        folder = base / Path(name).expanduser()
+        folder = base / os.path.expanduser(name)
         found = find_shards(match[1], folder if folder.is_dir() else base, where)
         part = choose_split(f'train{match[2] or ""}', ['train'], where)
         return {match[1]: found}, dataclasses.replace(part, name=match[1], text=match[0])
@@ -258,7 +259,7 @@ def _labels(
 ) -> list[int | str] | None:
     """Return the label of each example; None if none has one, which only `unlabelled` allows."""
     field = target_key or shards.label
-    values = _each(records, shards, lambda file, record: _label(file, record, field, where))
+    values = _each(records, shards, where, lambda file, record: _label(file, record, field, where))
     missing = [record for record, value in zip(records, values, strict=True) if value is None]
     if unlabelled and {*values} <= {None, UNLABELLED}:
         return None
@@ -275,9 +276,8 @@ def _labels(
 
 def _label(file: BinaryIO, record: _Record, field: str, where: str) -> int | str | None:
     """Return the label of an example; None if it has none."""
-    cls = record.example.cls
-    if not field and cls is not None:
-        return check_label(_number_or_name(cls), record.name, where)
+    if not field and record.example.cls is not None:
+        return check_label(_number_or_name(record, where), record.name, where)
     fields = _fields(file, record, where)
     value = fields.get(field or LABEL) if isinstance(fields, dict) else None
     return None if value is None else check_label(value, record.name, where)
@@ -290,7 +290,7 @@ def _target(file: BinaryIO, record: _Record, keys: TargetKeys, where: str) -> An
         DataError: it has none, or two fields that may be the labels.
     """
     if not keys.fields and record.example.cls is not None:
-        return _number_or_name(record.example.cls)
+        return _number_or_name(record, where)
     fields = _fields(file, record, where)
     fields = fields if isinstance(fields, dict) else {}
     if not keys.fields:
@@ -307,16 +307,32 @@ def _target(file: BinaryIO, record: _Record, keys: TargetKeys, where: str) -> An
     return keys.value(fields, record.name, where)
 
 
-def _number_or_name(cls: str) -> int | str:
+def _number_or_name(record: _Record, where: str) -> int | str:
+    """Return the class that the member cls names. Raises DataError if it has several numbers or lines."""
+    cls = record.example.cls or ''
+    if re.fullmatch(r'[0-9]+([\s,;|]+[0-9]+)+', cls) or '\n' in cls:
+        raise DataError(
+            f'{where}: the member cls of {shown(record.name)} is {shown(cls)[:100]}; expected the number or the name '
+            'of one class. Several labels are a list in the member json, read with --task multilabel'
+        )
     return int(cls) if re.fullmatch(r'-?[0-9]{1,9}', cls) else cls
 
 
-def _each(records: Sequence[_Record], shards: Shards, read: Callable[[BinaryIO, _Record], Any]) -> list[Any]:
-    """Return what a function reads of each example in its shard, which is open."""
+def _each(
+    records: Sequence[_Record], shards: Shards, where: str, read: Callable[[BinaryIO, _Record], Any]
+) -> list[Any]:
+    """Return what a function reads of each example in its shard, which is open.
+
+    Raises:
+        DataError: a shard cannot be read, or as the function.
+    """
     values: list[Any] = []
     for shard, group in itertools.groupby(records, lambda record: record.shard):
-        with shards.files[shard].open('rb') as file:
-            values += [read(file, record) for record in group]
+        try:
+            with shards.files[shard].open('rb') as file:
+                values += [read(file, record) for record in group]
+        except OSError as error:
+            raise DataError(f'{where}: {shown(shards.files[shard])}: cannot be read: {reason(error)}') from error
     return values
 
 
