@@ -135,7 +135,7 @@ def test_columns(saved):
     ('labels', 'options', 'message'),
     [
         ([0, None], {}, '1 of 2 rows of test have no label'),
-        ([[0, 1], [1]], {}, 'row 0 of test has several labels, which are not supported'),
+        ([[0, 1], [1]], {}, 'row 0 of test has several labels, [0, 1]; for several labels per image give'),
         ([0.5, 1.0], {}, "the label of row 0 of test is '0.5'"),
         ([True, False], {}, "the label of row 0 of test is 'True'"),
         ([-1, -1], {}, 'all labels of test are -1: it has no labels'),

@@ -109,7 +109,10 @@ def test_several_images_of_an_example(tmp_path):
         (image_members([0, None]), '1 of 2 images have no label; expected the member cls, or the field'),
         (image_members([0, 'dog']), 'some labels are numbers, such as 0, others names, such as dog'),
         (image_members([0, 1, '']), "the label of 0002.png is ''"),
-        (image_members([{'label': [1, 2]}]), '0000.png has several labels, which are not supported'),
+        (
+            image_members([{'label': [1, 2]}]),
+            '0000.png has several labels, [1, 2]; for several labels per image give --task multilabel',
+        ),
         (image_members([{'label': True}]), "the label of 0000.png is 'True'; expected a name, or a number"),
         (image_members([{'label': 1.5}]), "the label of 0000.png is '1.5'"),
         (image_members([-1, -1]), 'all labels of train are -1: it has no labels'),

@@ -40,13 +40,14 @@ class InputFlags:
     data: Annotated[str | None, flag('DATA', 'the data of the run')] = None
     """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE, coco:DIR or embedded:fashion_mnist."""
     data_dir: Annotated[Path | None, flag('DIR', "that of the run, or TFDS's own")] = None
-    """Folder of TensorFlow Datasets, or that relative paths start from."""
+    """Folder of TensorFlow Datasets, or from which relative paths start."""
     split: Annotated[str | None, flag('SPLIT', 'validation, or else test')] = None
     """Split, or a part of one: 'validation[:1000]'. For folder:DIR, also the name of a folder in DIR."""
     input_key: Annotated[str | None, flag('KEY', 'that of the run, or the only image')] = None
     """For wds:PATTERN, the extensions of the images: 'jpg;png'. For hfds:NAME, their column."""
     target_key: Annotated[str | None, flag('KEY', 'that of the run, or cls or label')] = None
-    """For wds:PATTERN, the field of json that is the label. For hfds:NAME, the column of the labels."""
+    """For wds:PATTERN, the field of json that is the label. For hfds:NAME, the column of the labels. With --task
+    multilabel also for csv:FILE and tfds:NAME; a path of names, or several, separated by commas, one per class."""
     task: Annotated[
         Literal['classification', 'multilabel'] | None, flag('{classification,multilabel}', 'that of the weights')
     ] = None
@@ -122,7 +123,8 @@ def load_inputs(
         flags, hosts: from the command line.
         split: the split if neither the flags nor the run name one; None: validation, or test.
         num_classes: None: keep the classifier; 0: remove it.
-        unlabelled: also accept a folder of images without class folders; all labels are 0 then.
+        unlabelled: also accept images without labels: a folder without class folders, wds and hfds without labels;
+            all labels are 0 then.
 
     Raises:
         TrainingError: a flag is missing or contradicts another.
@@ -146,7 +148,7 @@ def load_inputs(
         name, pretrained=flags.pretrained, checkpoint=flags.checkpoint, num_classes=num_classes, dtype=jnp.dtype(dtype)
     )
     assert model.pretrained_cfg is not None
-    # The labels of images to embed are of no matter to the model.
+    # Embedding does not use the labels, so they need not be those of the model's task.
     source = _open(flags, run, split, unlabelled, CLASSIFICATION if unlabelled else model.pretrained_cfg.task)
     max_value = flags.max_value if flags.max_value is not None or run is None else run.max_value
     if max_value is None and jax.process_index() == 0:

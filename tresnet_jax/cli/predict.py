@@ -184,7 +184,10 @@ def _predict_all(arguments: PredictArguments, model: Any, paths: list[Path]) -> 
     data_config = resolve_data_config(model, use_test_size=arguments.test_size)
     multilabel = (arguments.task or model.pretrained_cfg.task) == MULTILABEL
     if arguments.threshold is not None and not multilabel:
-        raise ValueError(f'--threshold is for any number of classes per image; {arguments.model} has one (--task)')
+        raise ValueError(
+            f'--threshold is for any number of classes per image, and {arguments.model} predicts one; leave out '
+            f'--threshold, or give --task {MULTILABEL}'
+        )
     threshold = 0.5 if arguments.threshold is None else arguments.threshold
     count = arguments.topk or (model.num_classes if multilabel else 5)
     names, synsets = class_names(model), class_synsets(model)

@@ -51,7 +51,8 @@ def check_label(value: Any, name: str, where: str) -> int | str:
         DataError: it is none of them.
     """
     if isinstance(value, list | tuple | dict):
-        raise DataError(f'{where}: {shown(name)} has several labels, which are not supported: {str(value)[:100]}')
+        what = f'{where}: {shown(name)} has several labels, {str(value)[:100]}'
+        raise DataError(f'{what}; for several labels per image give --task multilabel')
     if isinstance(value, str) and value:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and UNLABELLED <= value < MOST_CLASSES:
