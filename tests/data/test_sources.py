@@ -195,6 +195,8 @@ def test_tfds_with_any_number_of_labels(array_record):
     assert tails.fingerprint() == kinds.fingerprint() and pickle.loads(pickle.dumps(tails))[0]['target'].sum() < 2
     assert 'has no class names; give them with --class-map' in refuse('tfds:tiny', target_key='objects/name', **options)
     assert 'name the labels with --target-key' in refuse('tfds:tiny', **options)
+    vectors = options | {'target_format': 'multihot'}
+    assert 'has no class names' in refuse('tfds:tiny', target_key='objects', **vectors)
     for key in ('objects/size', 'tail'):
         assert 'no such feature; it has' in refuse('tfds:tiny', target_key=key, **options)
     other = {'target_key': 'kind', 'class_names': ('dog', 'cat', 'elk')}

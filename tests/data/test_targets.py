@@ -104,7 +104,7 @@ def test_labels_beyond_the_classes():
         number([[4]], train=[[0, 1]])
     with pytest.raises(DataError, match='image 1 has 3 numbers; expected one for each of 2 classes'):
         number([[0, 1], [0, 1, 0]], form='multihot')
-    with pytest.raises(DataError, match='train and val have different classes|not among the class names: c'):
+    with pytest.raises(DataError, match='1 classes of train are not among the class names: c; these are a, b'):
         number([['c']], names=('a', 'b'))
 
 
@@ -168,6 +168,8 @@ def test_csv_columns(tmp_path):
     source = open_source(data, None, target_key='vector', **options, **MULTIHOT)
     assert rows(source) == [[0, 0.5, 1], [1, 1, 1], [0, 0, 0]] and source.class_names == ('0', '1', '2')
     assert 'expected the columns path, bird' in refuse(data, None, target_key='bird', **options, **INDICES)
+    for key, column in (('path', 'path'), ('Cat,split', 'split')):
+        assert f'{key}: the column {column} has no labels' in refuse(data, target_key=key, **options, **INDICES)
     data = write_csv(tmp_path, 'path,label,labels', '0.png,a,b')
     assert 'has the columns labels and label; name one' in refuse(data, None, **INDICES)
 
@@ -333,7 +335,7 @@ def test_wrong_files_of_coco(tmp_path, changes, message):
 
 def test_kinds_with_one_label(tmp_path):
     for data in ('embedded:fashion_mnist', f'folder:{tmp_path}'):
-        assert 'has one label per image, not --task multilabel' in refuse(data, **INDICES)
+        assert 'has one label per image; give --task classification' in refuse(data, **INDICES)
     npz = f'npz:{tmp_path}/a.npz'
     assert 'only csv, wds, hfds, tfds data takes --target-key' in refuse(npz, target_key='a', **MULTIHOT)
     assert 'only coco data takes --keep-unlabelled' in refuse(npz, keep_unlabelled=True, **MULTIHOT)

@@ -219,6 +219,9 @@ def _columns(header: list[str], where: str, keys: TargetKeys | None) -> dict[str
             raise DataError(f'{where}: has a column labels; for several labels per image give --task multilabel')
         labels = ('label',)
     elif keys.fields:
+        taken = [name for name in ('path', 'split') if name in keys.fields]
+        if taken:
+            raise DataError(f'{where}: --target-key {",".join(keys.fields)}: the column {taken[0]} has no labels')
         names = [name if name in ('path', 'split') else own.strip() for name, own in zip(names, header, strict=True)]
         labels = keys.fields
     else:

@@ -134,7 +134,7 @@ def open_source(
         if kind == 'coco' and name:
             raise DataError(f'{data}: has any number of labels per image; give --task multilabel')
     elif kind in ONE_LABEL:
-        raise DataError(f'{data}: has one label per image, not --task multilabel')
+        raise DataError(f'{data}: has one label per image; give --task classification')
     targets: dict[str, Any] = {'target_format': target_format}
     names = None if class_names is None else tuple(class_names)
     if kind == 'tfds' and name:

@@ -210,7 +210,8 @@ def _targets(
         own = keys.fields
     elif keys.form == 'multihot':
         shape = kinds[keys.fields[0]].shape
-        own = tuple(map(str, range(shape[0]))) if len(shape) == 1 and shape[0] else None
+        # The shape of nested features is a dict.
+        own = tuple(map(str, range(shape[0]))) if isinstance(shape, tuple) and len(shape) == 1 and shape[0] else None
     else:
         own = tuple(kind.names) if getattr(kind, 'names', None) else None
     names = class_names or own
