@@ -319,6 +319,7 @@ def test_real_labels_and_results(evaluate, real, tmp_path):
         ('[1]', (), 'real.json: expected a list of lists of class indices from 0 to 999; number 1 is 1'),
         ('[[], [1000]]', (), 'number 2 is [1000]'),
         ('[[true]]', (), 'number 1 is [True]'),
+        ('["a\\n"]', (), r'number 1 is a\n'),
         ('{}', (), 'expected a list of lists of class indices from 0 to 999, got dict'),
         ('[', (), 'real.json: cannot be read as JSON'),
         ('[[1]]', ('--valid-labels',), '--real-labels are of all classes; leave out --valid-labels'),

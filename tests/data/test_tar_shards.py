@@ -136,6 +136,7 @@ def test_info_file(folder):
         ('[' * 100_000, 'does not describe splits'),
         ('{"splits": {}}', 'names no shards'),
         (info(num_samples='many'), 'does not describe splits'),
+        (info(num_samples=float('inf')), 'does not describe splits'),
         (info(filenames=['../x.tar']), 'the shard ../x.tar is outside its folder'),
         (info(filenames=['/x.tar']), 'is outside its folder'),
     ):

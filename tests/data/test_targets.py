@@ -227,6 +227,8 @@ def test_npz(tmp_path):
     np.testing.assert_array_equal(rows(open_source(data, 'train[1:3]', **MULTIHOT)), y[1:3])
     assert 'y_train: float32 (6, 3) cannot be lists of labels' in refuse(data, **INDICES)
     assert 'expected (N,) integers' in refuse(data)
+    np.savez(tmp_path / 'a.npz', x_train=arrays['x_train'], y_train=np.array(1))
+    assert '6 images but 1 labels' in refuse(data)
 
 
 def test_hugging_face(tmp_path, monkeypatch):
@@ -321,6 +323,7 @@ def test_one_file_of_coco(tmp_path):
         ({'categories': None}, "is not a file of COCO's instances"),
         ({'images': [{'id': 1}]}, "is not a file of COCO's instances"),
         ({'annotations': [{'image_id': 8, 'category_id': 1}]}, 'an annotation is of image 8 and category 1'),
+        ({'annotations': [{'image_id': 'a\n', 'category_id': 1}]}, r'image a\n and category 1, which are not in it'),
         ({'annotations': [{'image_id': [7], 'category_id': 1}]}, "is not a file of COCO's instances"),
         ({'images': [*COCO['images'], {'id': 9, 'file_name': 'd.png'}]}, 'different ids'),
         ({'images': [{'id': 7, 'file_name': '../b.png'}], 'annotations': []}, 'leaves the folder of the images'),

@@ -81,7 +81,7 @@ def open_npz(
         raise DataError(f'{where}: the file {path} does not exist') from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f'{where}: cannot be read as a .npz file of plain arrays ({reason(error)})') from error
-    _check_images(images, len(labels[chosen.name]), f'{where} x_{chosen.name}')
+    _check_images(images, len(np.atleast_1d(labels[chosen.name])), f'{where} x_{chosen.name}')
     if target_format is not None:
         vectors = _vectors(labels[chosen.name], target_format, f'{where} y_{chosen.name}')
         taken = chosen.part(len(images))

@@ -128,9 +128,8 @@ def read_instances(file: Path, where: str) -> Instances:
     if counts != [len(names), len(files)] or not names or len({*names.values()}) < len(names):
         raise DataError(f'{what}: expected categories with different ids and names, and images with different ids')
     if unknown is not None:
-        raise DataError(
-            f'{what}: an annotation is of image {unknown[0]} and category {unknown[1]}, which are not in it'
-        )
+        image, category = (shown(str(each)) for each in unknown)
+        raise DataError(f'{what}: an annotation is of image {image} and category {category}, which are not in it')
     for name in files.values():
         if not isinstance(name, str) or not name or '\0' in name or PurePosixPath(name).is_absolute():
             raise DataError(f'{what}: {shown(str(name))} is not a path below the folder of the images')

@@ -30,7 +30,7 @@ def read_real_labels(path: Path, num_classes: int) -> list[list[int]]:
         raise DataError(f'{what}, got {"an empty list" if labels == [] else type(labels).__name__}')
     for number, each in enumerate(labels, 1):
         if not isinstance(each, list) or not all(type(label) is int and 0 <= label < num_classes for label in each):
-            raise DataError(f'{what}; number {number} is {str(each)[:100]}')
+            raise DataError(f'{what}; number {number} is {shown(str(each)[:100])}')
     return labels
 
 

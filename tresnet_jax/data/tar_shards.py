@@ -191,7 +191,7 @@ def _read_info(path: Path, where: str) -> dict[str, Shards]:
             )
             for name, split in splits.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f'{where}: {shown(path)} does not describe splits as timm does: {reason(error)}') from error
     if not found or not all(shards.files for shards in found.values()):
         raise DataError(f'{where}: {shown(path)} names no shards')
