@@ -154,8 +154,8 @@ class _Kept:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        rated = sorted((self._ratings[step], step) for step in steps if step in self._ratings)
-        kept = {*sorted(steps)[-self._latest :], *(step for _, step in rated[len(rated) - self._best :])}
+        rated = sorted(((self._ratings[step], step) for step in steps if step in self._ratings), reverse=True)
+        kept = {*sorted(steps)[-self._latest :], *(step for _, step in rated[: self._best])}
         return [step in kept or step in self._always for step in steps]
 
 

@@ -1,0 +1,29 @@
+"""Which checkpoints of a run are kept."""
+
+import grain
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tresnet_jax.training.checkpoint import Checkpoints
+from tresnet_jax.training.devices import replicate
+from tresnet_jax.training.step import create_state
+
+RATINGS = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.9, 5: 0.7, 6: 0.2, 7: 0.3}
+
+
+@pytest.mark.parametrize(
+    'keep_last, keep_best, expected',
+    [(1, 0, [7]), (1, 1, [4, 7]), (2, 3, [2, 4, 5, 6, 7]), (1, 5, [1, 2, 4, 5, 6, 7]), (1, 9, [*RATINGS])],
+)
+def test_the_latest_and_the_best_are_kept(keep_last, keep_best, expected, tmp_path):
+    """Of equal ones, the later; all, while no more than `keep_best` are rated. A checkpoint is deleted at the next save."""
+    state = create_state({'w': np.zeros(2, np.float32)}, {}, optax.sgd(0.1), False)
+    data = iter(grain.MapDataset.source([0]).to_iter_dataset())
+    checkpoints = Checkpoints(tmp_path, keep_last=keep_last, keep_best=keep_best)
+    for step, rating in RATINGS.items():
+        checkpoints.save(step, replicate(jax.tree.map(np.asarray, state), jax.devices()[:1]), data)
+        checkpoints.rate(step, rating)
+    checkpoints.close()
+    assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == expected
