@@ -27,28 +27,43 @@ from convert.golden import timm_model
 from tresnet_jax.checkpoints.checkpoint import METRICS
 from tresnet_jax.cli.common import Progress, fail, program_name
 from tresnet_jax.data.pipeline import eval_dataset, train_dataset
-from tresnet_jax.data.sources import Source, open_source
+from tresnet_jax.data.sources import Source
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.files import save_text
 from tresnet_jax.plotting import new_figure, save_figure
 from tresnet_jax.training.batches import eval_transform, train_transform
-from tresnet_jax.training.config import TrainConfig, load_config
-from tresnet_jax.training.metrics import read_records
-from tresnet_jax.training.run_data import source_options
+from tresnet_jax.training.config import CHANGEABLE, TrainConfig, changed_options, load_config
+from tresnet_jax.training.metrics import METRICS_FILE, read_records
+from tresnet_jax.training.run_data import open_data
 
 Points = list[tuple[int, float]]  # (step, metric as a fraction) of each evaluation
 
+# Options that must have their defaults, because PyTorch's side does not have them.
+NEEDS_DEFAULT = ('loss_pos_weight', 'loss_class_weight', 'mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze')
+NEEDS_DEFAULT += ('accumulate', 'clip_grad', 'layer_decay', 'opt_eps', 'opt_betas', 'opt_kwargs', 'drop', 'drop_path')
+NEEDS_DEFAULT += ('pretrained', 'checkpoint', 'head', 'aug_repeats')
 
-def check_config(config: TrainConfig) -> None:
-    """Raise TrainingError for a configuration with options that this script does not support."""
-    plain = TrainConfig(model='test_resnet')
-    names = ('loss_pos_weight', 'loss_class_weight', 'mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze')
-    names += ('accumulate', 'clip_grad', 'layer_decay')
-    other = [name for name in names if getattr(config, name) != getattr(plain, name)]
-    if other or config.sched != 'one_cycle' or config.opt not in ('sgd', 'momentum', 'adamw'):
+
+def check_configs(configs: list[TrainConfig]) -> None:
+    """Raise TrainingError for options that this script does not support, or that differ between the runs."""
+    first, plain = configs[0], TrainConfig(model='test_resnet')
+    other = [name for name in NEEDS_DEFAULT if getattr(first, name) != getattr(plain, name)]
+    if other or first.sched != 'one_cycle' or first.opt not in ('sgd', 'momentum', 'adamw'):
         what = ', '.join(other) or 'another schedule or optimiser'
-        wanted = f'SGD or AdamW, one_cycle and none of {", ".join(names)}'
+        wanted = f'SGD or AdamW, one_cycle and none of {", ".join(NEEDS_DEFAULT)}'
         raise TrainingError(f'a run with {what} cannot be compared; use {wanted}')
+    for config in configs[1:]:
+        differing = changed_options(first, config, (*CHANGEABLE, 'seed'))
+        if differing:
+            raise TrainingError(f'the runs differ in {", ".join(differing)}; give runs that differ in the seed alone')
+
+
+def our_points(run: Path, metric: str) -> Points:
+    """Return the metric of a run at each evaluation. Raises TrainingError if there is none."""
+    found = [(r['step'], r[metric]) for r in read_records(run) if r['kind'] == 'eval' and r.get(metric) is not None]
+    if not found:
+        raise TrainingError(f'{run / METRICS_FILE}: no evaluation with {metric}; let the run finish first')
+    return found
 
 
 def normalise(images: np.ndarray, config: TrainConfig) -> torch.Tensor:
@@ -65,7 +80,13 @@ def accuracy(model: torch.nn.Module, config: TrainConfig, source: Source) -> flo
     evaluator = ClassificationEvaluator()
     if config.multilabel:
         evaluator = MultiLabelClassificationEvaluator(threshold=config.multilabel_threshold)
-    batches = eval_dataset(source, eval_transform(config), batch_size=config.batch_size, threads=config.threads)
+    batches = eval_dataset(
+        source,
+        eval_transform(config),
+        batch_size=config.batch_size,
+        threads=config.threads,
+        max_value=config.max_value,
+    )
     for batch in batches:
         kept = batch['mask'] > 0
         evaluator.update(model(normalise(batch['image'][kept], config)), torch.from_numpy(targets(batch)[kept]))
@@ -94,31 +115,30 @@ def loss_of_timm(config: TrainConfig) -> torch.nn.Module:
 
 def train_timm(config: TrainConfig) -> Points:
     """Train timm's model and return its metric at each evaluation."""
-    options = source_options(config)
-    source = open_source(config.data, config.train_split, **options)
-    val_source = open_source(config.data, config.val_split, **options)
-    per_epoch = len(source) / config.batch_size
-    steps = config.steps or max(1, round(config.epochs * per_epoch))
-    eval_steps = max(1, round(config.eval_every * per_epoch))
-
+    data = open_data(config, None)
     torch.manual_seed(config.seed)
     model = timm_model(config.model, num_classes=config.num_classes).to(memory_format=torch.channels_last).train()
     optimizer = timm.optim.create_optimizer_v2(  # pyright: ignore[reportPrivateImportUsage]
         model, opt=config.opt, lr=config.peak_lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.peak_lr, total_steps=steps, pct_start=config.pct_start, div_factor=config.div_factor,
+        optimizer, config.peak_lr, total_steps=data.steps, pct_start=config.pct_start, div_factor=config.div_factor,
         final_div_factor=config.final_div_factor, cycle_momentum=False,
     )  # fmt: skip
     loss_of = loss_of_timm(config)
     batches = iter(
         train_dataset(
-            source, train_transform(config), batch_size=config.batch_size, seed=config.seed, threads=config.threads
+            data.train,
+            train_transform(config),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            threads=config.threads,
+            max_value=config.max_value,
         )
     )
     found = []
-    with Progress(steps, f'steps of timm, seed {config.seed}') as progress:
-        for step in range(1, steps + 1):
+    with Progress(data.end, f'steps of timm, seed {config.seed}') as progress:
+        for step in range(1, data.end + 1):
             batch = next(batches)
             loss = loss_of(model(normalise(batch['image'], config)), torch.from_numpy(targets(batch)))
             optimizer.zero_grad()
@@ -126,8 +146,8 @@ def train_timm(config: TrainConfig) -> Points:
             optimizer.step()
             cycle.step()
             progress.update(step)
-            if step % eval_steps == 0 or step == steps:
-                found.append((step, accuracy(model, config, val_source)))
+            if data.evaluates_at(step):
+                found.append((step, accuracy(model, config, data.val)))
                 metric = f'{METRICS[config.rating]} {100 * found[-1][1]:.2f} %'
                 progress.write(f'timm, seed {config.seed}, step {step}: {metric}')
     return found
@@ -158,21 +178,18 @@ def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], ou
     """
     try:
         configs = [load_config(run) for run in runs]
-        check_config(configs[0])
+        check_configs(configs)
+        ours = {str(config.seed): our_points(run, config.rating) for run, config in zip(runs, configs, strict=True)}
         theirs, seconds = {}, {}
         for seed in seeds:
             began = time.monotonic()
             theirs[str(seed)] = train_timm(dataclasses.replace(configs[0], seed=seed))
             seconds[str(seed)] = time.monotonic() - began
+        document = {'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}
+        save_text(out.with_suffix('.json'), json.dumps(document, indent=1))
+        plot_accuracy(ours, theirs, configs[0].rating, out)
     except ValueError as error:
         return fail(error)
-    ours = {
-        str(config.seed): [(r['step'], r[config.rating]) for r in read_records(run) if r['kind'] == 'eval']
-        for run, config in zip(runs, configs, strict=True)
-    }
-    document = {'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}
-    save_text(out.with_suffix('.json'), json.dumps(document, indent=1))
-    plot_accuracy(ours, theirs, configs[0].rating, out)
     for what, curves in (('tresnet_jax', ours), ('timm', theirs)):
         last = [100 * points[-1][1] for points in curves.values()]
         print(f'{what}: {", ".join(f"{value:.2f}" for value in last)} %, mean {np.mean(last):.2f} %')

@@ -11,10 +11,10 @@ from tresnet_jax.training.config import TrainConfig, save_config
 
 CONFIG = TrainConfig(
     model='test_tresnet', data='embedded:fashion_mnist', train_split='train[:64]', val_split='test[:40]',
-    num_classes=10, image_size=32, batch_size=16, val_batch_size=16, steps=6, eval_every=1.0, crop='pad', lr=0.1,
+    num_classes=10, image_size=32, batch_size=16, val_batch_size=16, steps=7, eval_every=1.0, crop='pad', lr=0.1,
     opt='sgd', sched='one_cycle', mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), threads=2,
 )  # fmt: skip
-OURS = [(4, 0.1), (6, 0.2)]
+OURS = [(4, 0.1), (7, 0.2)]
 
 
 def run_folder(folder, **changes):
@@ -33,7 +33,7 @@ def test_both_are_evaluated_at_the_same_steps(tmp_path, capsys):
     assert found['ours'] == {'0': [list(row) for row in OURS]}
     assert list(found['timm']) == ['0', '1']
     for rows in found['timm'].values():
-        assert [step for step, _ in rows] == [4, 6]
+        assert [step for step, _ in rows] == [4, 7]
         assert all(40 * top1 == round(40 * top1) for _, top1 in rows)  # of 40: padding does not count
     assert out.with_suffix('.png').stat().st_size > 1000
     assert 'tresnet_jax: 20.00 %, mean 20.00 %' in capsys.readouterr().out
@@ -62,7 +62,25 @@ def test_any_number_of_labels(changes, tmp_path):
     assert compare_training.train_timm(config) == [(40, 1.0)]
 
 
-@pytest.mark.parametrize('changes', [{'mixup': 0.2}, {'sched': 'cosine'}, {'opt': 'lion'}, {'model_ema': True}])
+def test_the_final_evaluation_replaces_one_just_before_it():
+    """As in a run: the one after step 8 is left out."""
+    config = dataclasses.replace(CONFIG, train_split='train[:32]', batch_size=8, val_split='test[:8]', steps=9)
+    assert [step for step, _ in compare_training.train_timm(config)] == [4, 9]
+
+
+def test_runs_without_evaluations_and_unlike_runs(tmp_path, capsys):
+    """They are refused before timm's model trains."""
+    first, other = run_folder(tmp_path / 'a'), run_folder(tmp_path / 'b', seed=1, lr=0.2)
+    assert compare_training.main([first, other], seeds=[0], out=tmp_path / 'comparison') == 2
+    assert 'the runs differ in lr; give runs that differ in the seed alone' in capsys.readouterr().err
+    (first / 'metrics.jsonl').unlink()
+    assert compare_training.main([first], seeds=[0], out=tmp_path / 'comparison') == 2
+    assert 'metrics.jsonl: no evaluation with top1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'changes', [{'mixup': 0.2}, {'sched': 'cosine'}, {'opt': 'lion'}, {'model_ema': True}, {'drop_path': 0.1}]
+)
 def test_unsupported_configurations(changes, tmp_path, capsys):
     assert compare_training.main([run_folder(tmp_path / 'run', **changes)], seeds=[0], out=tmp_path / 'comparison') == 2
     assert 'cannot be compared; use SGD or AdamW, one_cycle and none of loss_pos_weight' in capsys.readouterr().err

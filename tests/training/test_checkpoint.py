@@ -18,7 +18,7 @@ RATINGS = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.9, 5: 0.7, 6: 0.2, 7: 0.3}
     [(1, 0, [7]), (1, 1, [4, 7]), (2, 3, [2, 4, 5, 6, 7]), (1, 5, [1, 2, 4, 5, 6, 7]), (1, 9, [*RATINGS])],
 )
 def test_the_latest_and_the_best_are_kept(keep_last, keep_best, expected, tmp_path):
-    """Of equal ones, the later; all, while no more than `keep_best` are rated. A checkpoint is deleted at the next save."""
+    """Of equal ones, the later; all, while no more than `keep_best` are rated. The next save deletes the others."""
     state = create_state({'w': np.zeros(2, np.float32)}, {}, optax.sgd(0.1), False)
     data = iter(grain.MapDataset.source([0]).to_iter_dataset())
     checkpoints = Checkpoints(tmp_path, keep_last=keep_last, keep_best=keep_best)
