@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept."""
+"""Which checkpoints of a run are kept, and damaged ratings of them."""
 
 import grain
 import jax
@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from tresnet_jax.errors import ConversionError
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.devices import replicate
 from tresnet_jax.training.step import create_state
@@ -27,3 +28,14 @@ def test_the_latest_and_the_best_are_kept(keep_last, keep_best, expected, tmp_pa
         checkpoints.rate(step, rating)
     checkpoints.close()
     assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == expected
+
+
+@pytest.mark.parametrize('text', ['junk', '[1]', '{"top1": null}', '{"top1": "a"}'])
+def test_damaged_metrics_are_named(text, tmp_path):
+    file = tmp_path / 'checkpoints/3/metrics/metrics'
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(ConversionError) as error:
+        Checkpoints(tmp_path, keep_last=1, keep_best=1)
+    assert str(error.value).startswith(f'{file}: expected a JSON object of numbers')
+    assert f'delete the folder {file.parent}' in str(error.value) and '\n' not in str(error.value)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,12 +11,13 @@ import pytest
 
 from tests.helpers.closeness import assert_identical
 from tests.helpers.compilations import compiled_once
-from tresnet_jax.checkpoints.run import load_weights
+from tresnet_jax.checkpoints.run import CHECKPOINTS, load_weights
 from tresnet_jax.cli import train as command
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.training import loop
 from tresnet_jax.training.batches import check_transforms
 from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.metrics import read_records
 from tresnet_jax.training.recipes import OTHER_NAMES, RECIPES, find_recipe, recipe
 from tresnet_jax.training.schedules import create_schedule
 from tresnet_jax.training.update_rules import settings_of
@@ -204,12 +207,8 @@ def programs(tmp_path_factory):
         yield
 
 
-DAILY = ('resnet50d.a1_in1k', 'resnet50d.ra2_in1k')
-
-
-@pytest.mark.parametrize(
-    'name', [name if name in DAILY[1:] else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', RECIPES)
 def test_two_steps(name, programs, tmp_path):
     config = recipe(name)
     data = {}
@@ -224,11 +223,15 @@ def test_two_steps(name, programs, tmp_path):
 
 def test_resume(programs, tmp_path):
     """A1, with repeated augmentation, both kinds of mixing and stochastic depth: the same bits as without a stop."""
-    config = tiny(recipe(DAILY[0]), steps=4, checkpoint_every=1, image_size=(32, 40))
-    loop.train(config, tmp_path / 'whole')
-    stopped = loop.train(dataclasses.replace(config, stop_epoch=0.5), tmp_path / 'run')
-    assert stopped.step == 2
-    loop.train(config, tmp_path / 'run')
-    whole, run = (load_weights(tmp_path / folder, 'latest') for folder in ('whole', 'run'))
-    assert whole.step == run.step == 4
-    assert_identical((run.params, run.batch_stats), (whole.params, whole.batch_stats))
+    config = tiny(recipe('resnet50d.a1_in1k'), steps=4, checkpoint_every=1, keep_last=4, image_size=(32, 40))
+    whole = tmp_path / 'whole'
+    assert loop.train(config, whole).step == 4
+    run = Path(shutil.copytree(whole, tmp_path / 'run'))
+    for step in ('3', '4'):  # as if it had been killed after the second step
+        shutil.rmtree(run / CHECKPOINTS / step)
+    assert loop.train(config, run).step == 4
+    assert [record['step'] for record in read_records(run) if record['kind'] == 'train'] == [1, 2, 3, 4]
+    expected, found = (load_weights(folder, 'latest') for folder in (whole, run))
+    assert expected.step == found.step == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
+    assert_identical((found.params, found.batch_stats), (expected.params, expected.batch_stats))

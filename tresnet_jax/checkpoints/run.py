@@ -22,6 +22,7 @@ from tresnet_jax.variants import ARCHITECTURES, CLASSIFICATION, split_name
 
 MODEL_FILE = 'model.json'
 CHECKPOINTS = 'checkpoints'  # the folder of Orbax's checkpoints in a run
+METRICS_PART = 'metrics/metrics'  # the file in a checkpoint in which Orbax writes and reads its metrics
 
 # Runs of 0.1.0's development have no model.json; these two files hold the same information.
 OLDER_CONFIG_FILE, OLDER_NAMES_FILE = 'config.json', 'label_names.json'
@@ -221,15 +222,39 @@ def rated_steps(workdir: Path) -> tuple[str, dict[int, float | None]]:
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise ConversionError(f'{workdir}: has no {CHECKPOINTS}/; give the folder of a training run')
+    rated = stored_metrics(workdir)
     try:
         with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
-            metrics = {c.step: c.metrics or {} for c in checkpointer.checkpoints}
+            metrics = {c.step: rated.get(c.step, {}) for c in checkpointer.checkpoints}
     except Exception as error:  # Orbax wraps the file system's errors in many classes
         raise ConversionError(f'{folder}: cannot be read: {reason(error)}') from error
     if not metrics:
         raise ConversionError(f'{folder}: holds no checkpoint yet')
     metric = next((name for name in METRICS if any(name in values for values in metrics.values())), 'top1')
     return metric, {step: values.get(metric) for step, values in metrics.items()}
+
+
+def stored_metrics(workdir: Path) -> dict[int, dict[str, float]]:
+    """Return the metrics of each checkpoint that was evaluated, by step.
+
+    Raises:
+        ConversionError: the file of a checkpoint is damaged.
+    """
+    files = (workdir / CHECKPOINTS).glob(f'*/{METRICS_PART}')
+    return {int(file.parents[1].name): _read_metrics(file) for file in files if file.parents[1].name.isdecimal()}
+
+
+def _read_metrics(file: Path) -> dict[str, float]:
+    """Return the metrics in a file. Raises ConversionError if it is damaged."""
+    try:
+        return {name: float(value) for name, value in json.loads(file.read_text(encoding='utf-8')).items()}
+    except FileNotFoundError:  # a run that is still training deleted the checkpoint meanwhile
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConversionError(
+            f'{file}: expected a JSON object of numbers ({reason(error)}); delete the folder {file.parent}, and the '
+            'checkpoint counts as one that was not evaluated'
+        ) from error
 
 
 def _orbax(workdir: Path) -> Any:

@@ -9,13 +9,11 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from tresnet_jax.checkpoints.run import CHECKPOINTS
+from tresnet_jax.checkpoints.run import CHECKPOINTS, METRICS_PART, stored_metrics
 from tresnet_jax.errors import ConversionError, TrainingError, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.training.devices import everywhere, to_global, to_local
 from tresnet_jax.training.step import TrainState
-
-_METRICS = 'metrics'  # Orbax's name of the folder in a checkpoint, and of the JSON file in it
 
 
 class Checkpoints:
@@ -26,10 +24,14 @@ class Checkpoints:
         keep_last: number of latest checkpoints to keep.
         keep_best: number of the best checkpoints to keep in addition.
         metric: the metric that tells which are the best, one of `checkpoints.checkpoint.METRICS`.
+
+    Raises:
+        ConversionError: the metrics of a checkpoint are damaged.
     """
 
     def __init__(self, workdir: Path, *, keep_last: int, keep_best: int, metric: str = 'top1'):
-        self._ratings: dict[int, float] = {}
+        found = stored_metrics(workdir)
+        self._ratings = {step: metrics[metric] for step, metrics in found.items() if metric in metrics}
         self._metric = metric
         self._always: set[int] = set()
         self._folder = workdir / CHECKPOINTS
@@ -40,10 +42,6 @@ class Checkpoints:
             preservation_policy=_Kept(keep_last, keep_best, self._ratings, self._always),
             cleanup_tmp_directories=True,  # left by a process that was killed while saving
         )
-        for checkpoint in self._checkpointer.checkpoints:
-            metrics: Any = checkpoint.metrics or {}
-            if metric in metrics:
-                self._ratings[checkpoint.step] = metrics[metric]
 
     @property
     def latest(self) -> int | None:
@@ -88,7 +86,7 @@ class Checkpoints:
         self.wait()
         self._ratings[step] = value
         if jax.process_index() == 0:
-            file = self._folder / str(step) / _METRICS / _METRICS
+            file = self._folder / str(step) / METRICS_PART
             try:
                 file.parent.mkdir(exist_ok=True)
                 save_text(file, json.dumps({self._metric: value}))
