@@ -63,8 +63,8 @@ class EvaluateArguments:
     real_labels: Annotated[Path | None, flag('FILE.json', 'the labels of the data')] = None
     """ReaL labels of ImageNet's validation images. Images without one are not counted."""
     published: Annotated[TestSetName | None, flag('TEST_SET', "the tag's own: ImageNet's validation split")] = None
-    """The test set that the data is, to compare with the accuracies published for it: imagenet-real, imagenet-v2,
-    imagenet-sketch, imagenet-a or imagenet-r."""
+    """Test set of the data, with whose published accuracies to compare: imagenet-real, imagenet-v2, imagenet-sketch,
+    imagenet-a or imagenet-r."""
     results: Annotated[
         Path | None,
         tyro.conf.arg(metavar='FILE.csv', aliases=('--results-file',), help_behavior_hint='(default: none)'),
@@ -307,7 +307,7 @@ def published_for(inputs: Inputs, test_set: TestSetName | None = None) -> Publis
 
     Args:
         inputs: the model and the data.
-        test_set: that of `choose_test_set`; None: the tag's own, which has all classes of the model.
+        test_set: as `choose_test_set` returns it; None: the tag's own, which has all classes of the model.
     """
     row = inputs.model.pretrained_cfg
     if not inputs.named or row is None:

@@ -42,7 +42,8 @@ class InputFlags:
     data_dir: Annotated[Path | None, flag('DIR', "that of the run, or TFDS's own")] = None
     """Folder of TensorFlow Datasets, or from which relative paths start."""
     split: Annotated[str | None, flag('SPLIT', 'validation, or else test')] = None
-    """Split, or a part of one: 'validation[:1000]'. For folder:DIR, also the name of a folder in DIR."""
+    """Split, or a part of one: 'validation[:1000]'. For folder:DIR, also the name of a folder in DIR; for
+    wds:PATTERN, also shards."""
     input_key: Annotated[str | None, flag('KEY', 'that of the run, or the only image')] = None
     """For wds:PATTERN, the extensions of the images: 'jpg;png'. For hfds:NAME, their column."""
     target_key: Annotated[str | None, flag('KEY', 'that of the run, or cls or label')] = None
