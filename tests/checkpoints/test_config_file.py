@@ -143,6 +143,10 @@ def test_arguments_that_change_nothing(arguments):
         ('resnet50d', {'global_pool': 'soft'}, "global_pool cannot be 'soft'"),
         ('resnet50d', {'global_pool': ['avg']}, "global_pool cannot be ['avg']"),
         ('resnet50d', {'drop_rate': 'a'}, "drop_rate cannot be 'a'"),
+        ('resnet50d', {'drop_rate': 10**400}, 'drop_rate cannot be 1000'),
+        ('resnet50d', {'drop_path_rate': -1}, 'drop_path_rate cannot be -1'),
+        ('resnet50d', {'output_stride': 16.0}, 'output_stride cannot be 16.0'),
+        ('resnet50d', {'num_classes': 10**30}, 'num_classes cannot be 1000'),
         ('resnet50d', {'features_only': 1}, 'features_only cannot be 1'),
         ('resnet50d', {'out_indices': ['1']}, "out_indices cannot be ['1']"),
         ('resnet50d', ['act_layer'], 'pretrained_cfg and model_args must be JSON objects'),
@@ -153,6 +157,25 @@ def test_arguments_that_are_refused(architecture, arguments, words):
         parsed({'architecture': architecture, 'num_classes': 3, 'model_args': arguments})
     assert words in str(error.value) and str(error.value).startswith('config.json: ')
     assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('mean', [10**400, 0, 0]), ('std', [float('inf')] * 3), ('crop_pct', 10**400), ('crop_pct', 1e-320),
+        ('input_size', [3, 10**9, 224]), ('input_size', [3, 224, 10**400]), ('num_classes', 10**400),
+    ],
+)  # fmt: skip
+def test_numbers_without_sense(field, value):
+    with pytest.raises(ConversionError, match=f'^config.json: {field} cannot be ') as error:
+        parsed({'architecture': 'resnet50d', 'pretrained_cfg': {field: value}})
+    assert len(str(error.value)) < 200
+
+
+def test_a_long_name():
+    with pytest.raises(ConversionError, match='architecture cannot be') as error:
+        parsed({'architecture': 'x' * 10**6})
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_names_of_another_number_of_classes_are_left(tmp_path):
         ({'crop_pct': 0.7}, {'crop_pct': 0.7}),
         ({'mean': [0.5, 0.4, 0.3], 'std': [0.25]}, {'mean': (0.5, 0.4, 0.3), 'std': (0.25, 0.25, 0.25)}),
         ({'interpolation': 'bicubic'}, {'interpolation': 'bicubic'}),
+        ({'interpolation': ['bicubic'], 'crop_pct': 10**400, 'img_size': 10**400, 'mean': [10**400] * 3}, {}),
         ({'interpolation': 'random', 'crop_pct': 'x', 'img_size': -3, 'mean': [float('nan')] * 3}, {}),
         ({'model': 'test_resnet.fashion_mnist'}, resolve_data_config('test_resnet.fashion_mnist')),
         ({'model': 'resnet50d'}, {}),

@@ -6,7 +6,6 @@ segmentation_models_pytorch. `as_timm` returns each in timm's form of today, and
 
 import dataclasses
 import json
-import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tresnet_jax.checkpoints.records import printable
-from tresnet_jax.checkpoints.stated import listed_names
-from tresnet_jax.data.transforms import create_transform, resolve_data_config
+from tresnet_jax.checkpoints.stated import SMALLEST_CROP_PCT, is_edge, is_number, listed_names, transform_of
+from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.models.build import HEADS
 from tresnet_jax.models.pooling import POOL_TYPES
@@ -61,6 +60,8 @@ OWN_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 TRANSFORMERS_MULTILABEL = 'multi_label_classification'  # transformers' problem_type
+LARGEST_COUNT = 2**24  # of classes, channels and queries
+LONGEST_NAME = 200  # characters of an architecture's name
 RT_DETR = 'rt_detr_resnet'
 RT_DETR_NAMES = ('resnet50d', 'resnet101d', 'resnet152d')  # its networks of basic blocks are not timm's
 
@@ -180,7 +181,7 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
             raise ConversionError(f'{path}: {key} cannot be {reprlib.repr(value)}')
         return tuple(value) if isinstance(value, list) else value
 
-    name = take(config, 'architecture', _is_text, '')
+    name = take(config, 'architecture', _is_name, '')
     try:
         architecture, _ = split_name(name)
     except ValueError as error:
@@ -211,9 +212,11 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
         license=take(pretrained, 'license', _is_text, ''),
         source=source,
         global_pool=take(arguments, 'global_pool', _is_pooling, pool or None),
-        output_stride=take(arguments, 'output_stride', lambda n: n in family_of(architecture).output_strides),
-        drop_rate=take(arguments, 'drop_rate', _is_number),
-        drop_path_rate=take(arguments, 'drop_path_rate', _is_number),
+        output_stride=take(
+            arguments, 'output_stride', lambda n: type(n) is int and n in family_of(architecture).output_strides
+        ),
+        drop_rate=take(arguments, 'drop_rate', _is_rate),
+        drop_path_rate=take(arguments, 'drop_path_rate', _is_rate),
         head=take(arguments, 'head', _is_head),
         num_of_groups=take(arguments, 'num_of_groups', _is_positive),
         decoder_embedding=take(arguments, 'decoder_embedding', _is_positive),
@@ -231,7 +234,7 @@ def images(saved: SavedConfig) -> dict[str, Any] | None:
     """Return how images are prepared, as arguments of `create_transform`; None if the file does not say it."""
     config = {**resolve_data_config(saved), 'input_size': (3, *saved.input_size[1:])}
     try:
-        create_transform(**config)
+        transform_of(config)
     except ValueError:  # such as the mean of images with one channel
         return None
     return config if saved.states_images else None
@@ -247,7 +250,7 @@ def check_arguments(arguments: Mapping[str, Any], architecture: str, path: Path)
 
     other = sorted(key for key, value in arguments.items() if not is_known(key, value))
     if other:
-        shown = printable(', '.join(f'{key}={arguments[key]!r}' for key in other), 120)
+        shown = printable(', '.join(f'{key}={reprlib.repr(arguments[key])}' for key in other), 120)
         raise ConversionError(
             f'{path}: uses {shown} (model_args), which this package does not support; it may be another network than '
             f'{architecture}'
@@ -273,6 +276,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_NAME
+
+
 def _is_pooling(value: Any) -> bool:
     return isinstance(value, str) and value in POOL_TYPES
 
@@ -282,27 +289,27 @@ def _is_head(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= LARGEST_COUNT
 
 
 def _is_positive(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= LARGEST_COUNT
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_positive, value))
+    return isinstance(value, list) and len(value) == 3 and _is_positive(value[0]) and all(map(is_edge, value[1:]))
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_rate(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
 
 
 def _is_fraction(value: Any) -> bool:
-    return _is_number(value) and value > 0
+    return is_number(value) and value >= SMALLEST_CROP_PCT
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) > 0 and all(map(is_number, value))
 
 
 def _are_indices(value: Any) -> bool:

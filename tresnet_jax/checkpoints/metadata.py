@@ -8,7 +8,7 @@ from typing import Any
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
 from tresnet_jax.checkpoints.names import FLOATS
-from tresnet_jax.data.transforms import create_transform
+from tresnet_jax.checkpoints.stated import transform_of
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.labels import are_names
 from tresnet_jax.models.pooling import POOL_TYPES
@@ -85,11 +85,9 @@ def data_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if not config:
         return None
     try:
-        checked = create_transform(**config)
-    except (TypeError, ValueError) as error:
+        checked = transform_of(config)
+    except ValueError as error:
         raise _error(checkpoint, 'data_config', f'cannot work: {reason(error)}') from error
-    if not all(type(n) in (int, float) and math.isfinite(n) for n in (*checked.mean, *checked.std, checked.crop_pct)):
-        raise _error(checkpoint, 'data_config', 'cannot work: mean, std and crop_pct must be finite numbers')
     names = ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
     return {'input_size': (3, checked.height, checked.width)} | {name: getattr(checked, name) for name in names}
 

@@ -2,15 +2,18 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tresnet_jax.checkpoints.records import Record, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
-from tresnet_jax.data.transforms import INTERPOLATIONS, create_transform, resolve_data_config
+from tresnet_jax.data.transforms import INTERPOLATIONS, EvalTransform, create_transform, resolve_data_config
+from tresnet_jax.errors import reason
 from tresnet_jax.variants import TASKS, pretrained_config, split_name
 
 MOST_CLASSES = 1_000_000
+LARGEST_EDGE = 99_999  # pixels of an image
+SMALLEST_CROP_PCT = 0.01  # an image is resized to the crop's edge over crop_pct
 MOST_NESTED = 3  # containers around the names; timm has them at the top, OpenMMLab in meta.dataset_meta
 # idx_to_class, id2label, label2id, class_to_idx, idx2class, ...; class_names, classnames, label_names, ...
 NAMES = re.compile(
@@ -98,11 +101,31 @@ def data_config(tree: Any, architecture: str) -> dict[str, Any] | None:
             continue
         config = {**resolve_data_config(_row(arguments.get('model'), architecture)), **stated}
         try:
-            create_transform(**config)
-        except (TypeError, ValueError):
+            transform_of(config)
+        except ValueError:
             continue
         return config
     return None
+
+
+def transform_of(config: Mapping[str, Any]) -> EvalTransform:
+    """Return the transform of arguments that a file states.
+
+    Args:
+        config: arguments of `create_transform`.
+
+    Raises:
+        ValueError: an argument is unknown, of another type or out of range, or would need enormous images.
+    """
+    try:
+        transform = create_transform(**config)
+    except TypeError as error:
+        raise ValueError(reason(error)) from None
+    if not all(map(is_number, (*transform.mean, *transform.std, transform.crop_pct))):
+        raise ValueError('mean, std and crop_pct must be finite numbers')
+    if max(transform.height, transform.width) > LARGEST_EDGE or transform.crop_pct < SMALLEST_CROP_PCT:
+        raise ValueError(f'an edge must be at most {LARGEST_EDGE}, and crop_pct at least {SMALLEST_CROP_PCT}')
+    return transform
 
 
 def task(tree: Any) -> str | None:
@@ -134,40 +157,46 @@ def _timm(arguments: dict[Any, Any]) -> dict[str, Any] | None:
         return None
     stated: dict[str, Any] = {}
     size, edge = arguments.get('input_size'), arguments.get('img_size')
-    if isinstance(size, list | tuple) and len(size) == 3 and all(_is_size(n) for n in size):
+    if isinstance(size, list | tuple) and len(size) == 3 and all(map(is_edge, size)):
         stated['input_size'] = (3, *size[1:])
-    elif _is_size(edge):
+    elif is_edge(edge):
         stated['input_size'] = (3, edge, edge)
-    if _is_number(arguments.get('crop_pct')):
+    if is_number(arguments.get('crop_pct')):
         stated['crop_pct'] = arguments['crop_pct']
     for key in ('mean', 'std'):
         values = arguments.get(key)
-        if isinstance(values, list | tuple) and len(values) in (1, 3) and all(map(_is_number, values)):
+        if isinstance(values, list | tuple) and len(values) in (1, 3) and all(map(is_number, values)):
             stated[key] = tuple(values) * (3 // len(values))
-    if arguments.get('interpolation') in INTERPOLATIONS:
-        stated['interpolation'] = arguments['interpolation']
+    if interpolation := _interpolation(arguments):
+        stated['interpolation'] = interpolation
     if arguments.get('crop_mode'):
         stated['crop_mode'] = arguments['crop_mode']
     return stated
 
 
 def _torchvision(arguments: dict[Any, Any]) -> dict[str, Any] | None:
-    crop, resized = (value if _is_size(value := arguments.get(key)) else 0 for key in TORCHVISION_SIZES)
+    crop, resized = (value if is_edge(value := arguments.get(key)) else 0 for key in TORCHVISION_SIZES)
     if not crop or not resized:
         return None
-    interpolation = arguments.get('interpolation')
     return {
         'input_size': (3, crop, crop),
         'crop_pct': crop / resized,
-        'interpolation': interpolation if interpolation in INTERPOLATIONS else 'bilinear',
+        'interpolation': _interpolation(arguments) or 'bilinear',
         'mean': (0.485, 0.456, 0.406),
         'std': (0.229, 0.224, 0.225),
     }
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 100_000
+def _interpolation(arguments: dict[Any, Any]) -> str | None:
+    value = arguments.get('interpolation')
+    return value if isinstance(value, str) and value in INTERPOLATIONS else None
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def is_edge(value: Any) -> bool:
+    """Return whether a value can be the height or the width of images in pixels."""
+    return type(value) is int and 0 < value <= LARGEST_EDGE
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number; integers beyond 64 bits, which no float may hold, are none."""
+    return abs(value) < 2**63 if type(value) is int else type(value) is float and math.isfinite(value)
