@@ -10,6 +10,7 @@ from convert.reading import read
 from tresnet_jax.checkpoints.heads import classes_of, decoder_of, foreign_classifier, shown
 from tresnet_jax.checkpoints.identify import describe, identify, image_channels
 from tresnet_jax.checkpoints.layouts import to_timm
+from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.files import sha256
 from tresnet_jax.variants import CLASSIFICATION, PRETRAINED
@@ -107,7 +108,7 @@ class Inspection:
         rows = [
             ('file', f'{self.path} ({self.size:,} bytes, {self.container})'),
             ('SHA-256', self.sha256 or '-'),
-            ('layout', self.layout + (f' under {self.wrapper!r}' if self.wrapper else '')),
+            ('layout', self.layout + (f' under {printable(self.wrapper)!r}' if self.wrapper else '')),
             ('looks like', self.looks_like),
             ('tags', ', '.join(self.tags) or '-'),
             ('classes', _or_dash(self.num_classes) + (f', {self.head}' if self.head else '')),

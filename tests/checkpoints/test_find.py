@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import convert
 from convert.__main__ import main
+from convert.inspect import inspect
 from tests.helpers.closeness import assert_identical
 from tests.helpers.states import (
     RAW,
@@ -192,8 +193,17 @@ def test_several_networks_are_listed(tree, keys, tmp_path, capsys):
 def test_a_file_of_too_many_networks(tmp_path):
     kernel = np.zeros((1, 1, 1, 1), np.float32)
     stem = {f'{name}.weight': kernel for name in ('conv1.0', 'conv1.3', 'conv1.6', 'layer1.0.conv1')}
-    with pytest.raises(convert.ConversionError, match='holds 1001 networks; expected 1000 at most'):
+    with pytest.raises(convert.ConversionError, match='a.pth: holds more than 1000 networks'):
         convert.read(saved(tmp_path, [dict(stem) for _ in range(1001)]))
+
+
+def test_a_file_of_too_many_comparisons(tmp_path, monkeypatch):
+    monkeypatch.setattr('tresnet_jax.checkpoints.find.MOST_COMPARISONS', 10_000)
+    twice, many = ({f'{i}.{key}': value for i in range(n) for key, value in RESNET.items()} for n in (2, 40))
+    assert convert.read(saved(tmp_path, twice)).prefix == '0.'
+    for tree in (many, nested(many)):
+        with pytest.raises(convert.ConversionError, match='a.pth: has 40 networks, or their first layers, among'):
+            convert.read(saved(tmp_path, tree))
 
 
 def test_an_unknown_key_lists_the_known_ones(tmp_path):
@@ -289,6 +299,13 @@ def test_every_protocol_of_pickle(protocol, tmp_path):
     for tree in (RESNET, {'state_dict': RESNET, 'epoch': 3}, collections.OrderedDict(RESNET)):
         (tmp_path / 'a.pkl').write_bytes(pickle.dumps(tree, protocol))
         assert_is(to_timm(convert.read(tmp_path / 'a.pkl')).tensors, RESNET)
+
+
+def test_what_training_stores_is_shown_on_one_line(tmp_path):
+    tree = {'state_dict': RESNET, 'epoch': 10**5000, 'arch': 'a\x1b[31m\n' + 'b' * 10_000, 'metric': 71.25}
+    inspection = inspect(saved(tmp_path, tree))
+    assert inspection.training == {'arch': r'a\x1b[31m\n' + 'b' * 69 + '...', 'metric': 71.25}
+    assert 'metric      71.25' in str(inspection)
 
 
 def test_only_averages(tmp_path):

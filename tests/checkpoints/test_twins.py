@@ -202,10 +202,16 @@ def test_strides_of_a_module():
 
 
 def test_pooling_of_a_module():
-    def pool(kind: str) -> Any:
+    def pool(kind: Any) -> Any:
         return checked(RESNET, {'global_pool': ('timm.layers.SelectAdaptivePool2d', {'pool_type': kind})}).notes
 
     assert pool('avg') == () and "global_pool='max'" in pool('max')[0]
+    endless: Any = []
+    for _ in range(60):  # prints as 2 ** 60 lists
+        endless = [endless, endless]
+    for kind, found in (('soft', "'soft'"), (10**5000, 'a value of type int'), (endless, 'a value of type list')):
+        with pytest.raises(ConversionError, match=f'its module pools by {found}, which'):
+            pool(kind)
 
 
 @pytest.mark.parametrize('slope, expected', [(1e-3, None), (1e-6, 1e-6), (0.0, 0.0)])

@@ -179,6 +179,17 @@ def test_what_is_written_is_what_was_given(tmp_path):
     assert mode == (tmp_path / 'plain').stat().st_mode & 0o777
 
 
+def test_names_of_tensors_and_files_are_shown_on_one_line(tmp_path):
+    hostile = '\x1b[31m\n' + 'x' * 10**5
+    state = tensors() | {f'layer1.{hostile}': np.zeros(1, np.float32)}
+    with pytest.raises(convert.ConversionError, match=r'\\x1b\[31m\\nx') as error:
+        convert.to_flax(as_checkpoint(state), 'test_resnet')
+    assert len(str(error.value)) < 1000
+    source = save(tmp_path / b'caf\xe9.safetensors'.decode('utf-8', 'surrogateescape'), tensors())
+    convert.save_flax(tmp_path / 'flax.safetensors', *convert.to_flax(convert.read(source)))
+    assert convert.read(tmp_path / 'flax.safetensors').metadata['source'] == r'caf\xe9.safetensors'
+
+
 def test_the_report_says_what_was_done(tmp_path, capsys):
     assert main([str(RESNET), str(tmp_path / 'out.safetensors'), '--model', 'test_resnet.fashion_mnist']) == 0
     out = capsys.readouterr().out

@@ -21,8 +21,7 @@ AVERAGE = re.compile(
 )
 TOP = '(top)'  # the key of a network at the top of a file, without a prefix
 AVERAGER_COUNT = 'n_averaged'  # of torch.optim.swa_utils.AveragedModel, beside the averaged module
-# Limits for files that are made to be slow: networks in one file, and those that are compared with each other.
-MOST_NETWORKS, MOST_COMPARED = 1000, 64
+MOST_COMPARED = 64  # networks that are compared with each other; a limit for files that are made to be slow
 LONGEST_KEY = 500  # characters
 STALE = 'average_model_state'  # of Lightning's StochasticWeightAveraging; its statistics of batch norm are old
 
@@ -69,10 +68,8 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
 
     Raises:
         SeveralNetworksError: several networks are equally good.
-        ConversionError: no network is at `key`, or there are too many.
+        ConversionError: no network is at `key`.
     """
-    if len(networks) > MOST_NETWORKS:
-        raise ConversionError(f'{path}: holds {len(networks)} networks; expected {MOST_NETWORKS} at most')
     candidates = list(networks) if key is None else _at(networks, key)
     if key is not None and not candidates:
         known = f'; {listing("it has", rows(networks), most=20)}' if networks else ': it has no TResNet or ResNet-D'
@@ -92,7 +89,7 @@ def choose(path: Path, tree: Any, networks: Sequence[Network], *, ema: bool, key
     notes = []
     locations = [network.state.location for network in networks]
     location = best[0].state.location
-    taken = '.'.join(location)
+    taken = printable('.'.join(location), LONGEST_KEY)
     if locations.count(location) > 1:
         taken = unique_keys(networks)[list(networks).index(best[0])]
     if taken:

@@ -14,14 +14,17 @@ import numpy as np
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER
 from tresnet_jax.checkpoints.layout import Layout, Tensor, as_tensor
-from tresnet_jax.checkpoints.records import Record, children, walk
+from tresnet_jax.checkpoints.records import Record, Unreadable, children, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
 from tresnet_jax.checkpoints.structure import STATISTICS, Shape, architecture_shape, differences, tensors_shape
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.variants import ARCHITECTURES
 
 MOST_NESTED = 12  # containers within containers
-MOST_NETWORKS = 64  # in one dictionary; a limit for files that are made to be slow
+# Limits for files that are made to be slow: networks in a file, those of one layout in a dictionary, and comparisons of
+# a name, or of a container, with a network. A checkpoint of 20 networks needs some 100,000.
+MOST_IN_ALL, MOST_NETWORKS = 1000, 64
+MOST_COMPARISONS = 4_000_000
 
 # Segments that torch.compile, FSDP and activation checkpointing insert into names, at any place.
 WRAPPERS = frozenset(('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'))
@@ -110,21 +113,36 @@ def find(tree: Any, layouts: Sequence[Layout] = TIMM_LAYOUTS) -> list[Network]:
     Args:
         tree: what `torch_file.load` returns, or a dictionary of arrays or tensors, in any containers.
         layouts: the layouts to look for.
+
+    Raises:
+        Unreadable: there are too many, or finding them would take minutes.
     """
     states = list(state_dicts(tree))
-    networks = [network for state in states for network in networks_of(state, layouts)]
+    networks: list[Network] = []
+    for state in states:
+        networks += networks_of(state, layouts)
+        if len(networks) > MOST_IN_ALL:
+            raise Unreadable(f'holds more than {MOST_IN_ALL} networks')
     return networks or _nested(states, layouts)
 
 
 def _nested(states: Sequence[State], layouts: Sequence[Layout]) -> list[Network]:
     """Return the networks whose names are nested: {'layer1': {'0': {'conv1': {'weight': ...}}}}."""
     containers = {state.location[:depth] for state in states for depth in range(len(state.location) + 1)}
+    joined = networks_of(_joined(states, ()), layouts)
+    _check_work(len(containers), len(joined))
     # The dictionary that contains all of a network, and not what is beside it, such as an optimizer.
     owners = [
         max((c for c in containers if network.prefix.startswith(''.join(f'{part}.' for part in c))), key=len)
-        for network in networks_of(_joined(states, ()), layouts)
+        for network in joined
     ]
     return [network for c in dict.fromkeys(owners) for network in networks_of(_joined(states, c), layouts)]
+
+
+def _check_work(names: int, networks: int) -> None:
+    """Raise Unreadable if each of these names cannot be compared with each network in seconds."""
+    if names * networks > MOST_COMPARISONS:
+        raise Unreadable(f'has {networks} networks, or their first layers, among {names} names: too many to tell apart')
 
 
 def _joined(states: Sequence[State], location: tuple[str, ...]) -> State:
@@ -215,7 +233,11 @@ def clean(key: str) -> str:
 
 
 def networks_of(state: State, layouts: Sequence[Layout]) -> list[Network]:
-    """Return the networks of one dictionary or module; their order is that of the layouts."""
+    """Return the networks of one dictionary or module; their order is that of the layouts.
+
+    Raises:
+        Unreadable: finding them would take minutes.
+    """
     names: dict[str, str] = {}  # without wrappers -> as stored
     for key in state.tensors:
         names[key if clean(key) in names else clean(key)] = key
@@ -228,6 +250,7 @@ def networks_of(state: State, layouts: Sequence[Layout]) -> list[Network]:
     ]
     if not found:
         return []
+    _check_work(len(names), len(found))
     parts = [_Parts() for _ in found]
     for name in names:
         _assign(name, state.tensors[names[name]], found, parts)
@@ -238,11 +261,12 @@ def _prefixes(names: Mapping[str, Any], layout: Layout) -> list[str]:
     """Return what precedes the names of a layout, once for each network."""
     first, *others = layout.signature
     prefixes = [name.removesuffix(first) for name in names if name == first or name.endswith(f'.{first}')]
+    prefixes = [prefix for prefix in prefixes[:MOST_NETWORKS] if all(prefix + other in names for other in others)]
+    _check_work(len(names), len(prefixes))
     return [
         prefix
-        for prefix in prefixes[:MOST_NETWORKS]
-        if all(prefix + other in names for other in others)
-        and not any(part in name for part in layout.absent for name in names if name.startswith(prefix))
+        for prefix in prefixes
+        if not any(part in name for part in layout.absent for name in names if name.startswith(prefix))
     ]
 
 

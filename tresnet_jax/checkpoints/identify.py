@@ -85,7 +85,7 @@ def describe(tensors: Mapping[str, Any]) -> str:
 
 
 def _count(found: Differences) -> str:
-    parts = (f'{len(keys)} {what} ({keys[0]}, ...)' for what, keys in found._asdict().items() if keys)
+    parts = (f'{len(keys)} {what} ({printable(keys[0], 80)}, ...)' for what, keys in found._asdict().items() if keys)
     return ', '.join(parts)
 
 

@@ -142,7 +142,8 @@ def _counter(checkpoint: Checkpoint, key: str, value: np.ndarray) -> int:
     except (TypeError, ValueError, OverflowError):  # several elements, not a number, infinite
         pass
     raise ConversionError(
-        f'{checkpoint.path}: {key} counts batches; expected one integer, got {value.dtype} of shape {value.shape}'
+        f'{checkpoint.path}: {printable(key)} counts batches; expected one integer, got {value.dtype} of shape '
+        f'{value.shape}'
     )
 
 
@@ -165,7 +166,9 @@ def _from_flax(checkpoint: Checkpoint) -> TimmState:
     for key, value in checkpoint.tensors.items():
         collection, _, name = key.partition('.')
         if collection not in ('params', 'batch_stats') or not name:
-            raise ConversionError(f'{checkpoint.path}: unexpected key {key!r}; keys begin with params. or batch_stats.')
+            raise ConversionError(
+                f"{checkpoint.path}: unexpected key '{printable(key)}'; keys begin with params. or batch_stats."
+            )
         tensors[flax_key_to_torch(name)] = flax_to_torch_layout(name, value)
     return TimmState(
         layout='flax',

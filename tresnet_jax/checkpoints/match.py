@@ -23,6 +23,7 @@ from tresnet_jax.checkpoints.names import (
     split_collections,
     torch_to_flax_layout,
 )
+from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.stored import release
 from tresnet_jax.errors import ConversionError, listing
@@ -192,7 +193,7 @@ def _name(checkpoint: Checkpoint, state: TimmState, model: str | None) -> tuple[
         try:
             return split_name(model)
         except ValueError as error:
-            raise ConversionError(f'{checkpoint.path}: {error}') from error
+            raise ConversionError(f'{checkpoint.path}: {printable(error, 600)}') from error
     found, exact = identify(state.tensors)
     if found is None or not exact:
         hint = '; --model NAME lists what is missing' if found else ''
@@ -297,7 +298,7 @@ def _check_fit(checkpoint: Checkpoint, state: TimmState, architecture: str, shap
     """Raise ConversionError with all missing, unexpected and misshapen keys; `shapes` is timm key -> torch shape."""
     tensors = state.tensors
     missing = [f'{name} {shape}' for name, shape in shapes.items() if name not in tensors]
-    unexpected = [f'{name} {value.shape}' for name, value in tensors.items() if name not in shapes]
+    unexpected = [f'{printable(name)} {value.shape}' for name, value in tensors.items() if name not in shapes]
     misshapen = [
         f'{name}: {tensors[name].shape} in the file, expected {shape}'
         for name, shape in shapes.items()
@@ -307,7 +308,7 @@ def _check_fit(checkpoint: Checkpoint, state: TimmState, architecture: str, shap
         looks = describe(tensors)
         same = looks == architecture or looks.startswith(f'{architecture} with differences')
         # Keys beside the network are no error by themselves; here one of them can be a missing key, renamed.
-        unexpected += [f'{name} {shape}' for name, shape in state.beside.items() if not state.head]
+        unexpected += [f'{printable(name)} {shape}' for name, shape in state.beside.items() if not state.head]
         lists = (
             listing('missing from the file', missing),
             listing('unexpected in the file', unexpected),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tresnet_jax.checkpoints.layout import Tensor
+from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.models.ml_decoder import HIDDEN, NUM_HEADS
 
 POOLING, BIAS, QUERIES = 'duplicate_pooling', 'duplicate_pooling_bias', 'query_embed.weight'
@@ -107,4 +108,4 @@ def _listed(word: str, names: Sequence[str]) -> str | None:
     """Return 'without linear1.bias and 3 more'; None without names."""
     if not names:
         return None
-    return f'{word} {names[0][:80]}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')
+    return f'{word} {printable(names[0], 80)}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')

@@ -67,7 +67,8 @@ class Budget:
 
     Attributes:
         size: bytes to copy; a stream can have one string of its own copied again and again.
-        instructions: instructions to execute; each element that a call copies, and each attribute, counts as one.
+        instructions: instructions to execute; each element that a call copies, each attribute, and
+            each name in the path of a container counts as one.
     """
 
     size: int
@@ -117,8 +118,10 @@ class Unpickler:
         """
         try:
             value = self._run()
-            if any(len(path) > MOST_NESTED for path, _ in walk(value)):
-                raise Unreadable(f'its pickle nests containers more than {MOST_NESTED} deep')
+            for path, _ in walk(value):
+                if len(path) > MOST_NESTED:
+                    raise Unreadable(f'its pickle nests containers more than {MOST_NESTED} deep')
+                self._budget.spend(instructions=len(path))  # whoever walks the result keeps this many names
             return value
         except Unreadable:
             raise

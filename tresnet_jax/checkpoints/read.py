@@ -14,9 +14,9 @@ from tresnet_jax.checkpoints.choose import Choice, choose, rows
 from tresnet_jax.checkpoints.find import State, find, state_dicts
 from tresnet_jax.checkpoints.heads import classifiers_elsewhere
 from tresnet_jax.checkpoints.layout import Layout, Tensor
-from tresnet_jax.checkpoints.records import Record, children, printable
+from tresnet_jax.checkpoints.records import Record, Unreadable, children, printable
 from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
-from tresnet_jax.checkpoints.stated import class_name_lists, data_config, task
+from tresnet_jax.checkpoints.stated import class_name_lists, data_config, is_number, task
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.variants import CLASSIFICATION
@@ -71,7 +71,11 @@ def read(
         if key is not None:
             raise ConversionError(f'{path}: --key (key) is for files with several networks, and this file has one')
         return Checkpoint(path, content.container, content.tree, content.metadata)
-    choice = choose(path, content.tree, find(content.tree, layouts), ema=ema, key=key)
+    try:
+        networks = find(content.tree, layouts)
+    except Unreadable as error:
+        raise ConversionError(f'{path}: {error}') from None
+    choice = choose(path, content.tree, networks, ema=ema, key=key)
     if choice is None or choice.network.architecture is None:
         line = other_files.of_structure(content.tree)
         if line:
@@ -140,7 +144,6 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
         joined = classifiers_elsewhere(tree, choice)
         tensors |= joined.tensors
         notes += joined.notes
-    top = dict(children(tree))
     return Checkpoint(
         path,
         content.container,
@@ -148,13 +151,20 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
         content.metadata,
         _joined(network.state.location),
         choice.has_average,
-        {key: top[key] for key in TRAINING_KEYS if isinstance(top.get(key), str | int | float)},
+        _training(dict(children(tree))),
         network.layout,
         network.prefix,
         tuple(rows(choice.networks)),
         notes,
         stated,
     )
+
+
+def _training(top: dict[str, Any]) -> dict[str, str | int | float]:
+    """Return the values of a training script that can be shown in a line."""
+    values = {key: top[key] for key in TRAINING_KEYS if key in top}
+    values = {key: printable(value, 80) if isinstance(value, str) else value for key, value in values.items()}
+    return {key: value for key, value in values.items() if isinstance(value, str | float) or is_number(value)}
 
 
 def _stated(tree: Any, architecture: str, function: twins.Function) -> Stated:

@@ -99,12 +99,22 @@ def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     Containers are records and non-empty dictionaries, lists, tuples and sets. All of one depth precede those of the
     next.
     """
-    waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), root)])
+    # Those that wait share the beginnings of their paths: many deep ones would take much memory.
+    waiting: deque[tuple[tuple, Any]] = deque([((), root)])
     seen = {id(root)}
     while waiting:
-        path, value = waiting.popleft()
-        yield path, value
+        place, value = waiting.popleft()
+        yield _path(place), value
         for name, child in children(value):
             if isinstance(child, CONTAINERS) and child and id(child) not in seen:
                 seen.add(id(child))
-                waiting.append(((*path, name), child))
+                waiting.append(((place, name), child))
+
+
+def _path(place: tuple) -> tuple[str, ...]:
+    """((((), 'a'), 'b'), 'c') -> ('a', 'b', 'c')."""
+    names = []
+    while place:
+        place, name = place
+        names.append(name)
+    return tuple(reversed(names))

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.variants import MULTILABEL
 
 MOST_DROPPED_LINES = 12
@@ -80,7 +81,7 @@ class Report:
     def _dropped_lines(self) -> list[str]:
         """Return a line for each dropped tensor, or one for all if they are many."""
         if len(self.dropped) <= MOST_DROPPED_LINES:
-            return [f'  dropped {key}: {why}' for key, why in self.dropped]
+            return [f'  dropped {printable(key)}: {why}' for key, why in self.dropped]
         reasons = '; '.join(dict.fromkeys(why for _, why in self.dropped))
         return [f'  dropped {len(self.dropped)} tensors: {reasons}']
 

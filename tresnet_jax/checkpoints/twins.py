@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tresnet_jax.checkpoints import config_file
 from tresnet_jax.checkpoints.config_file import CONFIG, SavedConfig
 from tresnet_jax.checkpoints.find import Network, clean
-from tresnet_jax.checkpoints.records import Record, printable
+from tresnet_jax.checkpoints.records import Record, described, printable
 from tresnet_jax.errors import ConversionError
 from tresnet_jax.models.pooling import POOL_TYPES
 from tresnet_jax.variants import RESNETD, TRESNET, family_of, split_name
@@ -135,12 +135,14 @@ def _check_modules(path: Path, network: Network) -> tuple[float | None, str | No
         pooling = POOLINGS.get(kind) if last == 'aa' else None
         if family is RESNETD and pooling:
             twin = architecture.replace('resnet', pooling)
-            raise ConversionError(f'{path}: its module has {kind} in {inner}: it is {twin}, not {architecture}')
+            raise ConversionError(
+                f'{path}: its module has {kind} in {printable(inner, 80)}: it is {twin}, not {architecture}'
+            )
         is_activation = ACTIVATION.fullmatch(record.class_name) or re.fullmatch(r'act\d*', last)
         if is_activation and kind not in ACTIVATIONS[family.name] | NO_ACTIVATIONS:
             raise ConversionError(
-                f'{path}: its module has the activation {printable(kind, 40)} in {inner}, which {architecture} does '
-                'not have'
+                f'{path}: its module has the activation {printable(kind, 40)} in {printable(inner, 80)}, which '
+                f'{architecture} does not have'
             )
         slope = record.attributes.get('negative_slope')
         if kind == 'LeakyReLU' and 'layer' in inner and isinstance(slope, float):
@@ -148,9 +150,9 @@ def _check_modules(path: Path, network: Network) -> tuple[float | None, str | No
     pool = modules.get(f'{prefix}global_pool')
     pool_type = pool.attributes.get('pool_type') if pool else None
     if pool_type is not None and pool_type not in POOL_TYPES:
-        raise ConversionError(
-            f'{path}: its module pools by {printable(pool_type, 40)!r}, which {architecture} does not'
-        )
+        # Only text: a list that shares its parts can print as 2 ** depth of them.
+        found = repr(printable(pool_type, 40)) if isinstance(pool_type, str) else described(pool_type)
+        raise ConversionError(f'{path}: its module pools by {found}, which {architecture} does not')
     stride = _output_stride(path, network, modules) if family is RESNETD else None
     other = slopes - {family.default_slope}
     return other.pop() if len(slopes) == 1 and other else None, pool_type, stride

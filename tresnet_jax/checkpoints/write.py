@@ -12,7 +12,7 @@ import safetensors.numpy
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT
 from tresnet_jax.checkpoints.names import flatten
 from tresnet_jax.checkpoints.report import Report
-from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.errors import ConversionError, reason, shown
 from tresnet_jax.files import written_beside
 from tresnet_jax.models.base import Tree
 from tresnet_jax.version import __version__
@@ -73,7 +73,7 @@ def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report,
         'data_config': json.dumps(report.data_config or {}),
         'label_names': json.dumps(report.label_names or ()),
         'task': report.task,
-        'source': report.path.name,
+        'source': shown(report.path.name),  # safetensors takes UTF-8 only
         'source_sha256': source_sha256,
         'source_dtypes': json.dumps(report.source_dtypes),
         COUNTER: json.dumps(report.counters),
