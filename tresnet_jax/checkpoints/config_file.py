@@ -5,17 +5,17 @@ segmentation_models_pytorch. `as_timm` returns each in timm's form of today, and
 """
 
 import dataclasses
-import json
 import re
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tresnet_jax.checkpoints.json_file import read_json
 from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.stated import SMALLEST_CROP_PCT, is_edge, is_number, listed_names, transform_of
 from tresnet_jax.data.transforms import resolve_data_config
-from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.errors import ConversionError
 from tresnet_jax.models.build import HEADS
 from tresnet_jax.models.pooling import POOL_TYPES
 from tresnet_jax.variants import (
@@ -111,12 +111,9 @@ def load(path: Path) -> dict[str, Any]:
     """Return the content of a ``config.json`` in timm's form.
 
     Raises:
-        ConversionError: it is not a JSON object.
+        ConversionError: it cannot be read, or is not a JSON object.
     """
-    try:
-        config = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConversionError(f'{path}: cannot be read as JSON: {reason(error)}') from None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise ConversionError(f'{path}: not a configuration of timm; expected a JSON object')
     return as_timm(config)

@@ -1,5 +1,6 @@
 """Read a file, files with an index, or a training run, and find the network in it. No code in a file is ever run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,7 +47,7 @@ def read(
         ConversionError: see `convert.read`.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # False for a name that is too long, where `exists` of a path raises OSError
         raise ConversionError(f'{path}: no such file')
     if (path / CHECKPOINTS).is_dir():
         if key is not None:

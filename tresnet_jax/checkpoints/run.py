@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Checkpoint
+from tresnet_jax.checkpoints.json_file import read_json
 from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.files import save_text
@@ -99,7 +100,7 @@ def stored_label_names(workdir: Path) -> tuple[str, ...] | None:
         return None
     for file, key in ((workdir / MODEL_FILE, 'label_names'), (workdir / OLDER_NAMES_FILE, None)):
         if file.exists():
-            names = _read_object(file).get(key) if key else _read_json(file)
+            names = _read_object(file).get(key) if key else read_json(file)
             if not are_names(names or []):
                 raise ConversionError(f'{file}: expected a list of names')
             return tuple(names or ()) or None
@@ -163,7 +164,7 @@ def _older_description(path: Path) -> dict[str, Any]:
         raise ConversionError(f'{config_file}: not the configuration of a run: {error} is missing') from None
     except (TypeError, ValueError) as error:
         raise ConversionError(f'{config_file}: {reason(error)}') from None
-    names = _read_json(names_file) if names_file.exists() else []
+    names = read_json(names_file) if names_file.exists() else []
     if not are_names(names):
         raise ConversionError(f'{names_file}: expected a list of names')
     return {
@@ -177,17 +178,10 @@ def _older_description(path: Path) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    document = _read_json(path)
+    document = read_json(path)
     if not isinstance(document, dict):
         raise ConversionError(f'{path}: expected a JSON object, got {type(document).__name__}')
     return document
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConversionError(f'{path}: cannot be read as JSON: {reason(error)}') from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Checkpoints in several files: the index, as transformers and accelerate write it, and the files that it names."""
 
-import json
+import os
 import re
 from pathlib import Path
 
+from tresnet_jax.checkpoints.json_file import read_json
 from tresnet_jax.checkpoints.records import printable
-from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.errors import ConversionError
 
 INDEX = '.index.json'
 INDEX_NAME = re.compile(
@@ -22,7 +23,6 @@ REPOSITORY_FILES = (
 )
 FOLDER_FILES = (*REPOSITORY_FILES, 'mp_rank_00_model_states.pt')  # the last one is DeepSpeed's
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.tar', '.pkl', '.npz', '.pdparams')
-LARGEST_INDEX = 64 * 2**20  # bytes; that of ResNet-200-D has 100 kB
 
 
 def file_of_folder(folder: Path) -> Path | None:
@@ -74,7 +74,7 @@ def read_index(path: Path) -> dict[Path, list[str]]:
     """
     files = {path.parent / name: keys for name, keys in parse_index(path).items()}
     for file in files:
-        if not file.is_file():
+        if not os.path.isfile(file):  # False for a name that is too long, where `is_file` raises OSError
             raise ConversionError(f'{path}: needs {file.name} beside it, which is missing; fetch it too')
     return files
 
@@ -85,20 +85,13 @@ def parse_index(path: Path) -> dict[str, list[str]]:
     Raises:
         ConversionError: the index is damaged, or names a file that would not be in its folder.
     """
-    try:
-        if path.stat().st_size > LARGEST_INDEX:
-            raise ConversionError(f'{path}: too large for the index of a checkpoint')
-        document = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ConversionError):
-            raise
-        raise ConversionError(f'{path}: cannot be read as JSON: {reason(error)}') from error
+    document = read_json(path)
     names = document.get('weight_map') if isinstance(document, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
         raise ConversionError(f'{path}: not the index of a checkpoint: expected an object weight_map of file names')
     files: dict[str, list[str]] = {}
     for key, name in names.items():
-        if not re.fullmatch(r'[\w][\w .+=@-]*', name) or INDEX_NAME.fullmatch(name):
+        if not re.fullmatch(r'\w[\w .+=@-]{0,199}', name) or INDEX_NAME.fullmatch(name):
             raise ConversionError(f'{path}: names {printable(name, 60)!r}; expected the name of a file in its folder')
         files.setdefault(name, []).append(key)
     return files

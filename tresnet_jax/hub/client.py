@@ -60,7 +60,7 @@ def find(source: str, filenames: Sequence[str], cache_dir: str | Path | None = N
         repository, _, revision = location.partition('@')
         return _download(repository, revision or None, filenames, cache_dir)
     folder = Path(location)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for a name that is too long, where `is_dir` raises OSError
         raise HubError(f'{source}: no such folder')
     for filename in filenames:
         if (folder / filename).is_file():
