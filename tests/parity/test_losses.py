@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from timm.loss import AsymmetricLossMultiLabel, BinaryCrossEntropy
+from timm.loss import AsymmetricLossMultiLabel, BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.loss.class_weights import compute_class_weights
 
 from tests.helpers.closeness import assert_close
@@ -49,6 +49,18 @@ def both(loss, reference, logits: np.ndarray, targets: np.ndarray) -> None:
     assert_close(np.asarray(value), expected.detach().numpy(), TOLERANCE)
     assert inputs.grad is not None and inputs.grad.abs().max() > 0
     assert_close(np.asarray(gradient), inputs.grad.numpy(), TOLERANCE)
+
+
+def test_ce():
+    """Soft targets as after mixup, and smoothed one-hot ones, as the step makes them, against class indices."""
+    logits, soft = data('soft')
+    ours = create_loss(TrainConfig(loss='ce'))
+    both(ours, SoftTargetCrossEntropy(), logits, soft / soft.sum(1, keepdims=True))
+    labels = np.random.default_rng(2).integers(0, CLASSES, IMAGES)
+    for smoothing in (0.0, 0.1):
+        reference = LabelSmoothingCrossEntropy(smoothing)
+        targets = np.eye(CLASSES)[labels] * (1 - smoothing) + smoothing / CLASSES
+        both(ours, lambda x, _, loss=reference: loss(x, torch.from_numpy(labels)), logits, targets)
 
 
 @pytest.mark.parametrize('kind', TARGETS)

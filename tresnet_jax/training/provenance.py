@@ -110,7 +110,7 @@ def save_provenance(value: Provenance, workdir: Path) -> None:
 
 
 def load_provenance(workdir: Path) -> Provenance | None:
-    """Read provenance.json from the folder of a run; None if it has none, as runs before 0.1.0.
+    """Read provenance.json from the folder of a run; None if it has none, as older runs.
 
     Raises:
         TrainingError: the file cannot be read.
