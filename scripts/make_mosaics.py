@@ -10,7 +10,6 @@ training images and 2,000 of test images, which are the same on every machine: `
 
 import hashlib
 import sys
-import zipfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,10 +17,12 @@ import numpy as np
 import tyro
 
 from tresnet_jax.cli.common import fail, program_name
-from tresnet_jax.errors import DataError, reason
+from tresnet_jax.data.arrays import ArraySource, open_npz
+from tresnet_jax.errors import DataError
 from tresnet_jax.files import written_beside
 
-CELL, MARGIN = 32, 2  # a mosaic has 2 x 2 cells; pixels around an image of 28 x 28
+IMAGE, MARGIN = 28, 2  # edge of an image, and pixels around it
+CELL = IMAGE + 2 * MARGIN  # a mosaic has 2 x 2 cells
 CLASSES = 10
 SIZES = {'train': (10_000, 0), 'test': (2_000, 1)}  # mosaics, and the seed
 DIGESTS = {  # first digits of the SHA-256 of images of 64 and 32 pixels, and of labels
@@ -51,7 +52,7 @@ def make_mosaics(images: np.ndarray, labels: np.ndarray, count: int, seed: int) 
         row, column = (CELL * place + MARGIN for place in divmod(cell, 2))
         kept = np.flatnonzero(there[:, cell])
         found = chosen[kept, cell]
-        mosaics[kept, row : row + images.shape[1], column : column + images.shape[2]] = images[found]
+        mosaics[kept, row : row + IMAGE, column : column + IMAGE] = images[found]
         targets[kept, labels[found]] = 1
     return mosaics, targets
 
@@ -98,14 +99,14 @@ def main(
 
 def read_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the images and labels of a split. Raises DataError if the file has none of this form."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            x, y = file[f'x_{split}'], file[f'y_{split}']
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f'{path}: expected x_{split} and y_{split} in a .npz file: {reason(error)}') from error
-    if x.ndim != 3 or x.dtype != np.uint8 or max(x.shape[1:]) > CELL - MARGIN or not 0 < len(x) == y.size:
-        raise DataError(f'{path}: x_{split} is {x.dtype} {x.shape}; expected (N, 28, 28) uint8 and as many labels')
-    return x, y.reshape(-1).astype(np.int64)
+    source = open_npz(path, split, str(path))
+    assert isinstance(source, ArraySource)  # one label per image
+    if source.images.ndim != 3 or source.images.shape[1:] != (IMAGE, IMAGE) or source.num_classes != CLASSES:
+        raise DataError(
+            f'{path}: x_{split} is {source.images.shape}, with {source.num_classes} classes; expected '
+            f'(N, {IMAGE}, {IMAGE}) with {CLASSES} classes'
+        )
+    return source.images, source.labels
 
 
 if __name__ == '__main__':

@@ -93,6 +93,20 @@ def test_files_that_are_not_npz(tmp_path):
     assert 'expected a .npz file, got a single array' in refuse(f'npz:{tmp_path}/b.npy')
 
 
+@pytest.mark.parametrize('place, value', [(60, 0xFF), (6, 1)], ids=['damaged', 'encrypted'])
+def test_npz_that_cannot_be_decompressed(place, value, tmp_path):
+    """A block that zlib refuses; the flag of an encrypted member, here and in the directory at the end."""
+    path = tmp_path / 'a.npz'
+    images = np.random.default_rng(0).integers(0, 50, (40, 28, 28)).astype(np.uint8)
+    np.savez_compressed(path, x_train=images, y_train=np.arange(40) % 10)
+    data = bytearray(path.read_bytes())
+    data[place : place + (20 if value > 1 else 1)] = bytes([value]) * (20 if value > 1 else 1)
+    if value == 1:
+        data[data.index(b'PK\1\2') + 8] = value
+    path.write_bytes(data)
+    assert 'cannot be read as a .npz file of plain arrays' in refuse(f'npz:{path}')
+
+
 def test_embedded():
     train, test = (open_source('embedded:fashion_mnist', split) for split in ('train', None))
     assert (len(train), len(test), train.num_classes) == (2000, 500, 10)

@@ -46,7 +46,16 @@ def test_the_file(pixels, tmp_path, small, capsys):
 
 
 def test_wrong_files(tmp_path, small, capsys):
-    np.savez(tmp_path / 'a.npz', x_train=np.zeros((4, 64, 64), np.uint8), y_train=np.zeros(4, int))
-    for name, message in (('a.npz', 'expected (N, 28, 28) uint8'), ('b.npz', 'expected x_train and y_train in a .npz')):
+    images = np.zeros((20, 28, 28), np.uint8)
+    np.savez(tmp_path / 'a.npz', x_train=images.repeat(2, 1), y_train=np.arange(20) % 10)
+    np.savez(tmp_path / 'b.npz', x_train=images, y_train=np.arange(20))
+    np.save(tmp_path / 'c.npy', images)
+    for name, message in (
+        ('a.npz', 'x_train is (20, 56, 28), with 10 classes; expected (N, 28, 28) with 10 classes'),
+        ('b.npz', 'x_train is (20, 28, 28), with 20 classes'),
+        ('c.npy', 'expected a .npz file, got a single array'),
+        ('d.npz', 'does not exist'),
+    ):
         assert make_mosaics.main(tmp_path / name, tmp_path / 'm.npz') == 2
-        assert message in capsys.readouterr().err and not (tmp_path / 'm.npz').exists()
+        error = capsys.readouterr().err
+        assert message in error and error.count('\n') == 1 and not (tmp_path / 'm.npz').exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def open_npz(
         raise
     except FileNotFoundError:
         raise DataError(f'{where}: the file {path} does not exist') from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # damaged, encrypted
         raise DataError(f'{where}: cannot be read as a .npz file of plain arrays ({reason(error)})') from error
     _check_images(images, len(np.atleast_1d(labels[chosen.name])), f'{where} x_{chosen.name}')
     if target_format is not None:
