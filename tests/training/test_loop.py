@@ -364,6 +364,9 @@ def test_command_line(tmp_path, capsys):
          '--log-every', '7']
     )  # fmt: skip
     assert resumed.config == dataclasses.replace(saved, log_every=7)
+    save_config(dataclasses.replace(saved, stop_epoch=2.0), tmp_path)
+    for flags, expected in (([], 2.0), (['--stop-epoch', '3'], 3.0), (['--stop-epoch', 'None'], None)):
+        assert command.resolve_arguments([*new, *flags]).config.stop_epoch == expected
     with pytest.raises(SystemExit) as stop:
         command.main([*new, '--no-such-flag'])
     assert stop.value.code == 2

@@ -27,7 +27,8 @@ def open_wandb(config: TrainConfig, workdir: Path) -> contextlib.AbstractContext
 
     Raises:
         MissingExtraError: wandb is not installed.
-        TrainingError: wandb cannot start, for example because nobody is logged in.
+        TrainingError: wandb cannot start: nobody is logged in, or a project, tag or id is not one of wandb's.
+        ConversionError: the file of the id cannot be written.
     """
     if not config.log_wandb:
         return contextlib.nullcontext()
@@ -46,10 +47,9 @@ def open_wandb(config: TrainConfig, workdir: Path) -> contextlib.AbstractContext
             dir=str(workdir),
             settings=wandb.Settings(console='off'),  # the log lines of the run stay on its own console
         )
-    except wandb.Error as error:
-        raise TrainingError(
-            f'--log-wandb: {reason(error)}; log in with wandb login, or set WANDB_MODE=offline'
-        ) from error
+    except (wandb.Error, ValueError) as error:  # ValueError: the checks of its settings
+        hint = 'if it needs a login, run wandb login or set WANDB_MODE=offline'
+        raise TrainingError(f'--log-wandb: {reason(error)}; {hint}') from error
     # Steps that were lost when a run was killed are logged again; wandb's own counter must not decrease.
     run.define_metric('*', step_metric='step')
     return run
