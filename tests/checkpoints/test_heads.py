@@ -11,6 +11,8 @@ import convert
 import tresnet_jax
 from convert.__main__ import main
 from tests.helpers.states import RAW, RESNET, TRESNET, body, linear, prefixed, renamed, saved
+from tresnet_jax.checkpoints.heads import find_head
+from tresnet_jax.checkpoints.layout import as_tensor
 from tresnet_jax.checkpoints.layouts import to_timm
 
 FEATURES = {'test_resnet': 96, 'test_tresnet': 512}
@@ -85,6 +87,14 @@ def test_other_heads_are_named_and_can_be_dropped(case, tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(f'dropped {key}: ' in said for key in head)
     assert tresnet_jax.create_model('test_resnet', checkpoint=out).num_classes == 0
+
+
+def test_the_product_of_two_narrow_matrices_is_not_computed():
+    shapes = {'embedding_generator.0.weight': (1, 96), 'embedding_generator.0.bias': (1,)}
+    shapes |= {'FC.weight': (2**22, 1), 'FC.bias': (2**22,)}
+    beside = {key: as_tensor(np.broadcast_to(np.float32(1), shape)) for key, shape in shapes.items()}
+    head = find_head({}, beside, 'test_resnet')
+    assert not head.tensors and 'bottleneck head with other layers' in str(head.foreign)
 
 
 @pytest.mark.parametrize('case', ['fastai', 'ML-Decoder'])

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.pickle_files import CODES, Call, Name, Raw, legacy, storage, stream, tensor, write_zip
+from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.records import children, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
+from tresnet_jax.checkpoints.timm_layouts import INPLACE_ABN
 from tresnet_jax.checkpoints.torch_file import load
 from tresnet_jax.errors import ConversionError
 
@@ -348,3 +350,13 @@ def test_files_damaged_at_random(tmp_path):
     assert min(outcomes.values()) > 100, outcomes
     assert time.perf_counter() - start < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_a_network_that_repeats_elements(tmp_path):
+    """Of in-place ABN, whose gammas are computed: 3 GB from 64 numbers."""
+    names = (*INPLACE_ABN.signature, *(f'body.layer1.{i}.conv1.1.weight' for i in range(50)))
+    shapes = dict.fromkeys(names, (2**24,)) | {name: (4, 4, 1, 1) for name in names if name.endswith('.0.weight')}
+    tensors = {key: tensor(storage('0', 'FloatStorage', 64), shapes[key], (0,) * len(shapes[key])) for key in names}
+    path = write_zip(tmp_path / 'a.pth', tensors, {'0': bytes(256)})
+    with pytest.raises(ConversionError, match='a.pth: the tensors of its network repeat elements: 3,'):
+        read(path)

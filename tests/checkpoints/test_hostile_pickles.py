@@ -404,6 +404,12 @@ def test_shared_lists_are_not_copied(tmp_path):
     assert len(root) == 2 and root[0] is root[1]
 
 
+def test_text_of_numpy_that_is_none(tmp_path):
+    dtype = Call(Name('numpy', 'dtype'), ('U1', False, True), (3, '<', None, None, None, 4, 4, 8))
+    scalar = call('numpy._core.multiarray', 'scalar', dtype, b'\0\0\x11\0')
+    assert 'its pickle is damaged' in refusal(write(tmp_path / 'file', 'plain pickle', scalar))
+
+
 def test_many_deep_containers(tmp_path):
     """The paths of 12,000 lists, 480 names each: memory for 1000 times the file."""
     value = Raw(b']' * 480 + b'](' + b']Na' * 12_000 + b'e' + b'a' * 479)

@@ -23,7 +23,7 @@ from tests.helpers import paths
 from tests.helpers.closeness import assert_identical
 from tests.helpers.runs import CONFIG, make_run
 from tresnet_jax.checkpoints.names import flatten
-from tresnet_jax.checkpoints.run import MODEL_FILE, save_description, stored_label_names
+from tresnet_jax.checkpoints.run import MODEL_FILE, save_description, stored_label_names, stored_network
 from tresnet_jax.cli import predict
 from tresnet_jax.factory import embedded_path
 from tresnet_jax.labels import class_synsets
@@ -312,3 +312,15 @@ def test_class_names_that_are_not_utf8(tmp_path):
     assert stored_label_names(tmp_path) is None, 'a run without a checkpoint may start again with other data'
     (tmp_path / 'checkpoints' / '3').mkdir(parents=True)
     assert stored_label_names(tmp_path) == names
+
+
+@pytest.mark.parametrize(
+    'field, value', [('architecture', ['x' * 1000]), ('num_of_groups', '5'), ('decoder_embedding', 8.5)]
+)
+def test_a_network_that_model_json_cannot_describe(tmp_path, field, value):
+    (tmp_path / 'model.json').write_text(
+        json.dumps({'architecture': 'test_resnet', 'head': 'ml_decoder', field: value})
+    )
+    with pytest.raises(convert.ConversionError, match=f'model.json: {field} is .*; expected') as error:
+        stored_network(tmp_path)
+    assert len(str(error.value)) < len(str(tmp_path)) + 400

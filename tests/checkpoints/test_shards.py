@@ -99,6 +99,7 @@ def test_names_that_leave_the_folder_are_refused(name, tmp_path):
         ('[]', 'expected an object weight_map'),
         ('{"weight_map": {}}', 'expected an object weight_map'),
         ('{"weight_map": {"a": 3}}', 'expected an object weight_map'),
+        (json.dumps({'weight_map': {str(i): f'{i}.bin' for i in range(1001)}}), 'names more than 1000 files'),
         ('{"weight_map": ["a"]}', 'expected an object weight_map'),
         ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', 'which is missing; fetch it too'),
     ],

@@ -11,7 +11,8 @@ import convert
 import tresnet_jax
 from convert.__main__ import main
 from tests.helpers.states import RESNET, TRESNET, saved
-from tresnet_jax.checkpoints.stated import class_name_lists, data_config
+from tresnet_jax.checkpoints.stated import class_name_lists, data_config, listed_names
+from tresnet_jax.checkpoints.stored import Storage, StoredTensor
 from tresnet_jax.data.transforms import resolve_data_config
 
 NAMES = tuple(f'class {i}' for i in range(10))
@@ -83,6 +84,11 @@ def test_several_lists_of_names(tmp_path):
 def test_names_of_another_number_of_classes_are_left(tmp_path):
     file = saved(tmp_path, {'model': RESNET, 'label_names': ['a', 'b']})
     assert convert.to_flax(convert.read(file))[2].label_names is None
+
+
+def test_numbers_that_are_no_characters():
+    storage = Storage(np.dtype('U1'), 4, lambda: memoryview(b'\0\0\x11\0'))
+    assert listed_names(StoredTensor(storage, np.dtype('U1'), (1,), (1,), 0)) is None
 
 
 @pytest.mark.parametrize(

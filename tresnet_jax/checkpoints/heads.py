@@ -16,6 +16,7 @@ from tresnet_jax.variants import ARCHITECTURES, family_of
 
 # ASL's bottleneck head, two linear layers with nothing between them: features -> 512 -> classes.
 BOTTLENECK_HEAD = re.compile(r'(.*\.)?(embedding_generator\.0|FC)\.(weight|bias)')
+LARGEST_FOLDED = 2**28  # elements of their product; 20,000 classes have 2**25
 ML_DECODER = re.compile(r'(.*\.)?(query_embed|embed_standart|duplicate_pooling(_bias)?)(\..*)?')
 
 
@@ -198,6 +199,8 @@ def _fold_bottleneck(
     if any('embedding_generator' in key for key in rest) or len(inner.shape) != 2 or len(outer.shape) != 2:
         return None, rest
     between, classes = inner.shape[0], outer.shape[0]
+    if classes * width > LARGEST_FOLDED:  # the product of two narrow matrices can be huge
+        return None, rest
     expected = [(between, width), (between,), (classes, between), (classes,)]
     if [tuple(part.shape) for part in (inner, inner_bias, outer, outer_bias)] != expected:
         return None, rest

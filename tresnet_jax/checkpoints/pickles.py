@@ -32,6 +32,8 @@ MOST_NESTED = 500  # containers within containers; Python's own recursion limit 
 MOST_IN_A_KEY = 64
 LONGEST_KEY = 10_000
 
+# What decoding a damaged stream raises; SystemError for text of NumPy that has numbers which are no characters.
+DAMAGE = (ValueError, TypeError, AttributeError, ArithmeticError, struct.error, EOFError, MemoryError, SystemError)
 # A name with dots; '<locals>' has brackets, and the file name of a module may have hyphens.
 NAME = re.compile(r'[\w<>-]+(\.[\w<>-]+)+')
 LONGEST_NAME = 500
@@ -131,7 +133,7 @@ class Unpickler:
             raise Unreadable(
                 'its pickle is damaged (it refers to a value that it does not store); fetch it again'
             ) from None
-        except (ValueError, TypeError, AttributeError, ArithmeticError, struct.error, EOFError, MemoryError) as error:
+        except DAMAGE as error:
             raise Unreadable(f'its pickle is damaged ({printable(reason(error))}); fetch it again') from error
 
     def _run(self) -> Any:

@@ -1,5 +1,6 @@
 """Read a file, files with an index, or a training run, and find the network in it. No code in a file is ever run."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import safetensors
 
 from tresnet_jax.checkpoints import config_file, other_files, shards, torch_file, twins
+from tresnet_jax.checkpoints.archive import MOST_EXPANDED
 from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT, Checkpoint, Stated
 from tresnet_jax.checkpoints.choose import Choice, choose, rows
 from tresnet_jax.checkpoints.find import State, find, state_dicts
@@ -22,6 +24,8 @@ from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.variants import CLASSIFICATION
 
+# Tensors can repeat elements by strides of 0. Bytes of a network that are always allowed; ResNet-200-D has 0.3 GB.
+ALWAYS_ALLOWED = 2**31
 TRAINING_KEYS = ('epoch', 'metric', 'arch')
 # Where a file without a network of ours has the tensors to describe, in this order.
 USUAL_KEYS = (('state_dict_ema',), ('model_ema',), ('state_dict',), ('model',), ())
@@ -88,11 +92,12 @@ def read(
 
 
 class _Content(NamedTuple):
-    """What a file holds: the container, the tree of its values, and the metadata of a safetensors file."""
+    """What a file holds: the container, the tree of its values, the metadata of a safetensors file, and its bytes."""
 
     container: str
     tree: Any
     metadata: dict[str, str]
+    size: int
 
 
 def _read_file(path: Path) -> _Content:
@@ -102,13 +107,17 @@ def _read_file(path: Path) -> _Content:
             line = other_files.of_bytes(file.read(1024), path.name)
     except OSError as error:
         raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
-    return _read_safetensors(path) if line == other_files.SAFETENSORS else _Content('torch', torch_file.load(path), {})
+    return _read_safetensors(path) if line == other_files.SAFETENSORS else _read_torch(path)
+
+
+def _read_torch(path: Path) -> _Content:
+    return _Content('torch', torch_file.load(path), {}, path.stat().st_size)
 
 
 def _read_safetensors(path: Path) -> _Content:
     try:
         with safetensors.safe_open(path, framework='np') as file:
-            return _Content('safetensors', file.get_tensors(), dict(file.metadata() or {}))
+            return _Content('safetensors', file.get_tensors(), dict(file.metadata() or {}), path.stat().st_size)
     except (safetensors.SafetensorError, TypeError, OSError) as error:
         raise ConversionError(f'{path}: cannot be read as safetensors: {reason(error)}; fetch it again') from error
 
@@ -116,23 +125,28 @@ def _read_safetensors(path: Path) -> _Content:
 def _read_index(path: Path) -> _Content:
     """Read all files of an index as one dictionary of tensors."""
     tree: dict[str, Any] = {}
-    container = 'safetensors'
+    container, size = 'safetensors', 0
     for file, keys in shards.read_index(path).items():
         is_safetensors = file.suffix == '.safetensors'
-        content = _read_safetensors(file) if is_safetensors else _Content('torch', torch_file.load(file), {})
-        container = content.container
+        content = _read_safetensors(file) if is_safetensors else _read_torch(file)
+        container, size = content.container, size + content.size
         tensors = content.tree if isinstance(content.tree, dict) else {}
         missing = [key for key in keys if key not in tensors]
         if missing:
             raise ConversionError(f'{path}: {file.name} lacks {printable(missing[0], 80)}; fetch both files again')
         tree |= {key: tensors[key] for key in keys}
-    return _Content(container, tree, {})
+    return _Content(container, tree, {}, size)
 
 
 def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -> Checkpoint:
     network, tree = choice.network, content.tree
     if network.problem:
         raise ConversionError(f'{path}: holds {network.problem}')
+    needed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in network.tensors.values())
+    if needed > max(ALWAYS_ALLOWED, MOST_EXPANDED * content.size):
+        raise ConversionError(
+            f'{path}: the tensors of its network repeat elements: {needed:,} bytes in a file of {content.size:,}'
+        )
     stated, notes = Stated(class_name_lists(tree)), choice.notes
     if path.suffix == '.pdema':
         notes += ('PaddleClas stores the raw weights in .pdema files, and the average in .pdparams',)

@@ -5,6 +5,7 @@ Using the weights needs nothing else; the training configuration is not read.
 
 import dataclasses
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -85,8 +86,13 @@ def stored_network(workdir: Path) -> dict[str, Any]:
     description = _read_object(file)
     name, pool, stride = (description.get(key) or None for key in ('architecture', 'global_pool', 'output_stride'))
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise ConversionError(f'{file}: architecture is {name!r}; expected one of {", ".join(ARCHITECTURES)}')
+        raise ConversionError(
+            f'{file}: architecture is {reprlib.repr(name)}; expected one of {", ".join(ARCHITECTURES)}'
+        )
     head = {key: description[key] for key in ('head', 'num_of_groups', 'decoder_embedding') if key in description}
+    for key in ('num_of_groups', 'decoder_embedding'):
+        if type(head.get(key, 0)) is not int:
+            raise ConversionError(f'{file}: {key} is {reprlib.repr(head[key])}; expected an integer')
     return {'name': name, 'global_pool': pool, 'output_stride': stride, **head}
 
 

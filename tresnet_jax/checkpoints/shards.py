@@ -14,6 +14,7 @@ INDEX_NAME = re.compile(
 )  # transformers writes a variant as 'model.safetensors.index.fp16.json'
 VARIANT = re.compile(r'(pytorch_)?model\.[\w-]+\.(safetensors|bin)')
 SHARD = re.compile(r'(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(safetensors|bin))')
+MOST_FILES = 1000  # of one index; each is downloaded
 # What a repository of the hub can hold, in order of preference.
 REPOSITORY_FILES = (
     'model.safetensors',
@@ -89,6 +90,8 @@ def parse_index(path: Path) -> dict[str, list[str]]:
     names = document.get('weight_map') if isinstance(document, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
         raise ConversionError(f'{path}: not the index of a checkpoint: expected an object weight_map of file names')
+    if len(set(names.values())) > MOST_FILES:
+        raise ConversionError(f'{path}: names more than {MOST_FILES} files')
     files: dict[str, list[str]] = {}
     for key, name in names.items():
         if not re.fullmatch(r'\w[\w .+=@-]{0,199}', name) or INDEX_NAME.fullmatch(name):

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from tresnet_jax.checkpoints.records import Record, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
 from tresnet_jax.data.transforms import INTERPOLATIONS, EvalTransform, create_transform, resolve_data_config
@@ -58,7 +60,7 @@ def listed_names(value: Any, count: int | None = None) -> tuple[str, ...] | None
             allows gaps. None: unknown, and there must be no gaps.
     """
     if isinstance(value, StoredTensor):
-        value = value.numpy().tolist() if value.dtype.kind == 'U' and len(value.shape) == 1 else None
+        value = _texts(value.numpy()) if value.dtype.kind == 'U' and len(value.shape) == 1 else None
     elif isinstance(value, Record) and value.class_name == 'numpy.ndarray':  # of objects, as in scikit-learn's encoders
         value = value.state[-1] if type(value.state) is tuple and value.state else None
     elif isinstance(value, Record):
@@ -73,6 +75,13 @@ def listed_names(value: Any, count: int | None = None) -> tuple[str, ...] | None
     if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
         return None
     return None if all(name == f'LABEL_{index}' for index, name in enumerate(value)) else tuple(value)
+
+
+def _texts(array: np.ndarray) -> list[str] | None:
+    try:
+        return array.tolist()
+    except (ValueError, SystemError):  # NumPy's and Python's errors for numbers that are no characters
+        return None
 
 
 def _index(value: Any) -> int | None:
