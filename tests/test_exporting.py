@@ -184,9 +184,11 @@ def test_damaged_files(fashion, tmp_path):
         (tmp_path / 'model').write_bytes(damaged)
         with pytest.raises(ValueError, match='model: not a file of tresnet_jax.export, or cut short'):
             tresnet_jax.load_exported(tmp_path / 'model')
-    (tmp_path / 'model').write_bytes(body[len(body) // 2 :] + b'\n' + line)
-    with pytest.raises(ValueError, match='model: JAX .* cannot read it'):
-        tresnet_jax.load_exported(tmp_path / 'model')
+    without_input = bytes(jax.export.export(jax.jit(lambda: jnp.zeros(1)))().serialize())
+    for program in (body[len(body) // 2 :], without_input):
+        (tmp_path / 'model').write_bytes(program + b'\n' + line)
+        with pytest.raises(ValueError, match='model: JAX .* cannot read it'):
+            tresnet_jax.load_exported(tmp_path / 'model')
     with pytest.raises(FileNotFoundError):
         tresnet_jax.load_exported(tmp_path / 'missing')
     assert json.loads(line)['format'] == 'tresnet_jax.export'

@@ -216,11 +216,11 @@ def load_exported(path: str | Path) -> ExportedModel:
         raise ValueError(f'{path}: not a file of tresnet_jax.export, or cut short') from None
     try:
         exported = jax.export.deserialize(data)
+        dtype = exported.in_avals[0].dtype
     except Exception as error:  # flatbuffers may raise any exception for a damaged file
         raise ValueError(
             f'{path}: JAX {jax.__version__} cannot read it ({reason(error)}): export the model again'
         ) from error
-    dtype = exported.in_avals[0].dtype
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{path}: float64 needs jax.config.update('jax_enable_x64', True) at the start of the program")
     return ExportedModel(exported, metadata)
