@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import shlex
 import struct
 import tarfile
 import zipfile
@@ -111,6 +112,13 @@ def test_content(tmp_path, case):
     with pytest.raises(ConversionError) as caught:
         load(path)
     assert str(caught.value) == f'{path}: {found}'
+
+
+def test_names_in_commands_are_quoted(tmp_path):
+    name = "my model's; rm x.gz"
+    for data, line in ((b'\x1f\x8b' + bytes(600), shlex.quote(name)), (b'\x78\x9c' + b'a' * 600, f'load({name!r})')):
+        (tmp_path / name).write_bytes(data)
+        assert line in str(recognise(tmp_path / name))
 
 
 @pytest.mark.parametrize('name', ['model.ckpt.data-00000-of-00001', 'model.ckpt.index', 'frozen.pb'])

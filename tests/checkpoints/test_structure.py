@@ -1,5 +1,6 @@
 """Names and shapes of all tensors from a few numbers, and relatives of our networks with the same stem."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,9 @@ def test_the_foreign_table_has_networks_that_are_not_ours():
 def test_a_segment_within_the_body_is_another_network():
     """Only the wrappers of torch are dropped from names."""
     assert find(inserted(RESNET, 'wrapped', 1)) == []
+
+
+def test_the_nearest_architecture_is_of_the_same_family():
+    shape = architecture_shape('test_resnet')
+    deep = dataclasses.replace(shape, layers=(9999, 1, 1, 1))
+    assert deep.distance(shape) < deep.distance(architecture_shape('test_tresnet'))

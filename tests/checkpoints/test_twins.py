@@ -214,7 +214,7 @@ def test_pooling_of_a_module():
             pool(kind)
 
 
-@pytest.mark.parametrize('slope, expected', [(1e-3, None), (1e-6, 1e-6), (0.0, 0.0)])
+@pytest.mark.parametrize('slope, expected', [(1e-3, None), (1e-6, 1e-6), (0.0, 0.0), (0, 0.0)])
 def test_slopes_of_a_module(slope, expected):
     """The stem's slope is 1e-2 in timm; those of the blocks count."""
     leaky = f'{ACTIVATION}.LeakyReLU'
@@ -223,6 +223,9 @@ def test_slopes_of_a_module(slope, expected):
         'body.layer1.0.conv1.bn.act': (leaky, {'negative_slope': slope}),
     }
     assert checked(TRESNET, kinds).abn_slope == expected
+    for other in (0.5, float('nan'), '1e-3'):
+        with pytest.raises(ConversionError, match='its module has leaky ReLUs of the slopes .*; test_tresnet has one'):
+            checked(TRESNET, {**kinds, 'body.layer2.0.conv1.bn.act': (leaky, {'negative_slope': other})})
     with pytest.raises(ConversionError, match='the activation SiLU'):
         checked(TRESNET, {'body.layer1.0.conv1.bn.act': f'{ACTIVATION}.SiLU'})
 

@@ -5,6 +5,7 @@ the file; other commands are for a shell.
 """
 
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tresnet_jax.checkpoints.records import Record, children, printable, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
 
 SAVE = "torch.save(model.state_dict(), 'weights.pth')"
-JOBLIB = "np.savez('weights.npz', **joblib.load('{}'))"
+JOBLIB = "np.savez('weights.npz', **joblib.load({!r}))"
 SAFETENSORS = 'the file is in the safetensors format'
 TENSORFLOW = f'a TensorFlow model; no layout of TensorFlow is read; save the PyTorch model instead: {SAVE}'
 DEEPSPEED = (
@@ -62,19 +63,19 @@ def of_bytes(head: bytes, name: str) -> str | None:
     if not head.strip(b'\0'):
         return 'the file begins with zeros only, like an interrupted download; fetch it again'
     if head.startswith(b'version https://git-lfs.github.com/spec/'):
-        return f'a pointer of Git LFS, not the file itself; run: git lfs pull --include {name}'
+        return f'a pointer of Git LFS, not the file itself; run: git lfs pull --include {shlex.quote(name)}'
     if compressed:
-        return f'a file compressed with {compressed[0]}; run: {compressed[1]} {name}'
+        return f'a file compressed with {compressed[0]}; run: {compressed[1]} {shlex.quote(name)}'
     if head.startswith(b'\x78\x9c'):
         return f'compressed with zlib, as by joblib; run: import joblib, numpy as np; {JOBLIB.format(name)}'
     if head.startswith(LEGACY_TAR):
-        return f"the tar format of torch before 0.2; run: torch.save(torch.load('{name}'), 'weights.pth')"
+        return f"the tar format of torch before 0.2; run: torch.save(torch.load({name!r}), 'weights.pth')"
     if head[257:262] == b'ustar':
-        return f'a tar archive; run: tar -xf {name}'
+        return f'a tar archive; run: tar -xf {shlex.quote(name)}'
     if head.startswith(b'\x89HDF\r\n\x1a\n'):
         return f'an HDF5 file; no layout of Keras is read; save the PyTorch model instead: {SAVE}'
     if head.startswith(b'\x12\x01\0\0\0\0\0\0'):
-        arrays = f"{{k: v.asnumpy() for k, v in mx.nd.load('{name}').items()}}"
+        arrays = f'{{k: v.asnumpy() for k, v in mx.nd.load({name!r}).items()}}'
         return f"a .params file of MXNet; run: import mxnet as mx, numpy as np; np.savez('weights.npz', **{arrays})"
     if head.startswith(b'\x93NUMPY'):
         return "one array of NumPy, without the names of tensors; save all of them: np.savez('weights.npz', **arrays)"
@@ -112,9 +113,9 @@ def of_archive(names: Iterable[str], name: str) -> str:
     # torch puts everything below a folder with the name of the archive.
     short = {member.partition('/')[2] if '/' in member else member for member in names} | set(names)
     if short & {'archive_format', 'serialized_exported_program.json', 'models/model.json'}:
-        return f"a program of torch.export; run: torch.save(torch.export.load('{name}').state_dict, 'weights.pth')"
+        return f"a program of torch.export; run: torch.save(torch.export.load({name!r}).state_dict, 'weights.pth')"
     if 'model.json' in short and any(member.startswith('tensors/') for member in short):
-        return f"TorchScript of torch 1.0; run: torch.save(torch.jit.load('{name}').state_dict(), 'weights.pth')"
+        return f"TorchScript of torch 1.0; run: torch.save(torch.jit.load({name!r}).state_dict(), 'weights.pth')"
     if '.data/extern_modules' in short:
         return f'a package of torch.package; load the model with torch.package.PackageImporter and run: {SAVE}'
     if 'model.weights.h5' in short:
@@ -122,7 +123,7 @@ def of_archive(names: Iterable[str], name: str) -> str:
     if 'saved_model.pb' in short:
         return TENSORFLOW
     shown = printable(', '.join(names[:3]), 100) or 'none'
-    return f'a zip archive of other files ({shown}); run: unzip {name}'
+    return f'a zip archive of other files ({shown}); run: unzip {shlex.quote(name)}'
 
 
 def of_structure(root: Any) -> str | None:
@@ -200,7 +201,7 @@ def of_folder(path: Path) -> str | None:
     if (path / 'saved_model.pb').exists():
         return TENSORFLOW
     if (path / '.metadata').exists() and any(path.glob('*.distcp')):
-        return _distributed_checkpoint(printable(path))
+        return _distributed_checkpoint(shlex.quote(printable(path)))
     if any(path.glob('zero_pp_rank_*')) or any(path.glob('*/zero_pp_rank_*')):
         return DEEPSPEED
     return None

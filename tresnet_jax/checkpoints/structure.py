@@ -35,7 +35,7 @@ class Shape:
     def distance(self, other: 'Shape') -> int:
         """Return how much two shapes differ; 0 for the same architecture."""
         if self.family != other.family:
-            return 1000
+            return 10**9  # more than any number of blocks
         differing = sum(a != b for a, b in zip(self.blocks + self.channels, other.blocks + other.channels, strict=True))
         depth = sum(abs(a - b) for a, b in zip(self.layers, other.layers, strict=True))
         return 10 * (self.stem != other.stem) + 5 * differing + depth

@@ -4,6 +4,7 @@ Tensors do not tell the activation, the pooling before a strided convolution, st
 beside the file does, and so do the classes in a pickled module.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from tresnet_jax.checkpoints import config_file
 from tresnet_jax.checkpoints.config_file import CONFIG, SavedConfig
 from tresnet_jax.checkpoints.find import Network, clean
 from tresnet_jax.checkpoints.records import Record, described, printable
+from tresnet_jax.checkpoints.stated import is_number
 from tresnet_jax.errors import ConversionError
 from tresnet_jax.models.pooling import POOL_TYPES
 from tresnet_jax.variants import RESNETD, TRESNET, family_of, split_name
@@ -119,7 +121,7 @@ def _check_modules(path: Path, network: Network) -> tuple[float | None, str | No
     """Return the slope of leaky ReLUs, the pooling and the output stride; None for each that is timm's or unknown.
 
     Raises:
-        ConversionError: an activation, a pooling or a stride is of another network.
+        ConversionError: an activation, its slope, a pooling or a stride is of another network.
     """
     architecture = str(network.architecture)
     family, prefix = family_of(architecture), network.prefix
@@ -145,8 +147,13 @@ def _check_modules(path: Path, network: Network) -> tuple[float | None, str | No
                 f'{architecture} does not have'
             )
         slope = record.attributes.get('negative_slope')
-        if kind == 'LeakyReLU' and 'layer' in inner and isinstance(slope, float):
-            slopes.add(slope)
+        if kind == 'LeakyReLU' and 'layer' in inner and slope is not None:
+            slopes.add(float(slope) if is_number(slope) else math.nan)
+    if len(slopes) > 1 or any(map(math.isnan, slopes)):
+        found = ', '.join(f'{slope:g}' for slope in sorted(slopes)[:5])
+        raise ConversionError(
+            f'{path}: its module has leaky ReLUs of the slopes {found}; {architecture} has one number'
+        )
     pool = modules.get(f'{prefix}global_pool')
     pool_type = pool.attributes.get('pool_type') if pool else None
     if pool_type is not None and pool_type not in POOL_TYPES:
@@ -155,7 +162,7 @@ def _check_modules(path: Path, network: Network) -> tuple[float | None, str | No
         raise ConversionError(f'{path}: its module pools by {found}, which {architecture} does not')
     stride = _output_stride(path, network, modules) if family is RESNETD else None
     other = slopes - {family.default_slope}
-    return other.pop() if len(slopes) == 1 and other else None, pool_type, stride
+    return other.pop() if other else None, pool_type, stride
 
 
 def _output_stride(path: Path, network: Network, modules: dict[str, Record]) -> int | None:
