@@ -22,10 +22,10 @@ class Recipe:
     Attributes:
         name: the name, a tag for published weights.
         summary: what it trains, for people.
-        result: what came of it, or what is published.
+        result: the accuracy that it reached here, or that is published.
         published: source -> values of fields of TrainConfig.
         chosen: reason -> values that are not published for these weights. Other fields have their defaults.
-        left_out: what the published recipe has and TrainConfig has not.
+        left_out: parts of the published recipe that TrainConfig lacks.
     """
 
     name: str
