@@ -47,6 +47,7 @@ def config(tmp_path_factory) -> TrainConfig:
         TINY, data=f'npz:{folder}/a.npz', train_split='train', val_split=None, task='multilabel', lr=0.02,
         target_format='multihot', class_map=folder / 'names.txt', loss='asl', loss_pos_weight='neg_pos', cutmix=1.0,
         smoothing=0.1, reprob=0.0, drop_path=0.0, steps=4, eval_every=1.0, checkpoint_every=3, log_every=1,
+        multilabel_threshold=0.4,
     )  # fmt: skip
 
 
@@ -94,6 +95,7 @@ def test_the_metric_is_that_of_the_model(run, config, capsys):
     np.testing.assert_allclose(list(document['average_precisions'].values()), expected, rtol=1e-5)
     assert document['map'] == pytest.approx(expected.mean()) and [*document['average_precisions']] == list(NAMES)
     assert document['map'] == pytest.approx(load_weights(run).rating)
+    assert document['threshold'] == config.multilabel_threshold
     assert evaluate.main(['--checkpoint', str(run), '--batch-size', '16', '--check']) == 2
     assert '--check: for one class per image' in capsys.readouterr().err
 

@@ -52,7 +52,7 @@ class EvaluateArguments:
 
     flags: tyro.conf.OmitArgPrefixes[InputFlags]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
-    multilabel_threshold: Annotated[float, SHARE] = 0.5
+    multilabel_threshold: Annotated[float | None, SHARE, flag('P', 'that of the run, or 0.5')] = None
     """Probability from which a class counts as predicted in F1, with any number of classes per image."""
     json: bool = False
     """Print one JSON document instead of lines."""
@@ -237,6 +237,8 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
     if not inputs.model.num_classes:
         raise TrainingError(f'{inputs.name}: has no classifier')
     match = match_inputs(inputs)
+    threshold = arguments.multilabel_threshold
+    threshold = inputs.multilabel_threshold if threshold is None else threshold
     source, images = inputs.source, describe_images(inputs.data_config)
     apply, *variables = functional(fold_batchnorm(inputs.model))
     mean, std = inputs.data_config['mean'], inputs.data_config['std']
@@ -247,7 +249,7 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
             replicate(tuple(variables), inputs.devices),
             input_batches(inputs, arguments.flags),
             progress.update,
-            arguments.multilabel_threshold,
+            threshold,
         )
     if jax.process_index() != 0:
         return
@@ -259,7 +261,7 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
             'pictures': len(source),
             'classes': match.text,
             'data_config': inputs.data_config,
-            'threshold': arguments.multilabel_threshold,
+            'threshold': threshold,
             **result.metrics(),
             'average_precisions': precisions,
         }

@@ -95,6 +95,7 @@ class Inputs:
         own: whether the images are from the data set that the run was trained on.
         data_config: how images are preprocessed, as `resolve_data_config` returns it.
         max_value: white in grey images of more than 8 bits; see `load_image`.
+        multilabel_threshold: probability from which a class counts as predicted in F1: that of the run, or 0.5.
         devices: the devices of this host that take part.
         dtype: dtype of everything around the network: float64 for a float64 model, else float32.
     """
@@ -106,6 +107,7 @@ class Inputs:
     own: bool
     data_config: dict[str, Any]
     max_value: float | None
+    multilabel_threshold: float
     devices: list[Any]
     dtype: Any
 
@@ -169,6 +171,7 @@ def load_inputs(
         own=run is not None and flags.data in (None, run.data),
         data_config=data_config,
         max_value=max_value,
+        multilabel_threshold=(run or TrainConfig()).multilabel_threshold,
         devices=devices,
         dtype=jnp.dtype(jnp.float64 if dtype == 'float64' else jnp.float32),
     )
