@@ -162,6 +162,9 @@ def test_frozen_parts_and_decay_by_layer(opt):
         ({'opt': 'muon', 'opt_kwargs': ('ns_steps=2.5',)}, '--opt-kwargs ns_steps=2.5: must be a whole number'),
         ({'opt': 'lars', 'opt_kwargs': ('nesterov=2',)}, '--opt-kwargs nesterov=2: must be true or false'),
         ({'opt': 'rmsproptf', 'opt_kwargs': ('alpha=',)}, '--opt-kwargs alpha=: must be a number'),
+        ({'opt': 'rmsproptf', 'opt_kwargs': ('alpha=1',)}, '--opt-kwargs alpha=1: must be at least 0 and less than 1'),
+        ({'opt': 'lamb', 'opt_kwargs': ('max_grad_norm=nan',)}, '--opt-kwargs max_grad_norm=nan: must be positive'),
+        ({'opt': 'muon', 'opt_kwargs': ('ns_steps=-1',)}, '--opt-kwargs ns_steps=-1: must be positive'),
     ],
 )
 def test_options_of_another_optimizer(options, message):

@@ -88,6 +88,7 @@ def test_class_stats(tmp_path):
         ({'eval_metric': 'map'}, '--eval-metric map is not for --task classification'),
         ({'target_format': 'multihot'}, '--target-format multihot is for --task multilabel'),
         ({'bce_sum': True}, '--bce-sum: for --loss bce, not for ce'),
+        ({'loss': 'bce', 'asl_clip': 0.1}, '--asl-clip 0.1: for --loss asl, not for bce'),
         ({'loss_pos_weight': '2'}, '--loss-pos-weight 2: for --loss bce and asl, not for ce'),
     ],
 )

@@ -380,6 +380,7 @@ METRICS = {'classification': ('top1', 'top5'), 'multilabel': ('map', 'micro_f1',
 LOSS_OPTIONS = {
     ('bce_target_thresh', 'bce_sum'): ('bce',),
     ('loss_pos_weight', 'loss_class_weight'): ('bce', 'asl'),
+    ('asl_gamma_neg', 'asl_gamma_pos', 'asl_clip', 'asl_focal_gradient', 'asl_reduction'): ('asl',),
 }
 _DEFAULTS = TrainConfig()
 

@@ -15,6 +15,7 @@ import optax
 
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.models.base import Tree
+from tresnet_jax.options import BELOW_1, NOT_NEGATIVE, POSITIVE, Range
 from tresnet_jax.training.config import TrainConfig
 
 
@@ -81,20 +82,37 @@ def settings_of(config: TrainConfig) -> Settings:
         if key not in others:
             known = ', '.join(others) or 'none'
             raise TrainingError(f'--opt-kwargs {text}: expected KEY=VALUE with an option of {config.opt}: {known}')
-        others[key] = _value(text, value, rule.others[key])
+        others[key] = _value(text, value, rule.others[key], RANGES.get(key))
     eps = rule.eps if config.opt_eps is None else config.opt_eps
     betas = config.opt_betas or rule.betas
     return Settings(config.weight_decay, config.momentum, eps or 0.0, betas or (0.0, 0.0), others)
 
 
-def _value(text: str, value: str, default: bool | int | float) -> bool | int | float:
-    """Return the value of an option, of the type of its default. Raises TrainingError if it is of another type."""
+# The values that the options of --opt-kwargs take, except for those that are true or false.
+RANGES = {
+    'max_grad_norm': POSITIVE,
+    'alpha': BELOW_1,
+    'trust_coeff': POSITIVE,
+    'clip_exp': NOT_NEGATIVE,
+    'ns_steps': POSITIVE,
+}
+
+
+def _value(text: str, value: str, default: bool | int | float, values: Range | None) -> bool | int | float:
+    """Return the value of an option, of the type of its default.
+
+    Raises:
+        TrainingError: it is of another type, or not one of `values`.
+    """
     kind = type(default)
     try:
-        return {'true': True, 'false': False}[value.lower()] if kind is bool else kind(value)
+        found = {'true': True, 'false': False}[value.lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):
         what = {bool: 'true or false', int: 'a whole number', float: 'a number'}[kind]
         raise TrainingError(f'--opt-kwargs {text}: must be {what}') from None
+    if values is not None and not (math.isfinite(found) and values.has(found)):
+        raise TrainingError(f'--opt-kwargs {text}: must be {values.text}')
+    return found
 
 
 # Transformations that optax lacks.
