@@ -92,6 +92,8 @@ def test_the_line_of_the_model_cards_works():
         ('test_resnet', {'dtype': 'float64'}, 'jax_enable_x64'),
         ('test_resnet', {'in_chans': 0}, 'in_chans must be positive'),
         ('test_resnet', {'num_classes': -1}, 'num_classes not negative'),
+        ('test_resnet', {'drop_rate': 5}, 'drop_rate must be between 0 and 1, got 5'),
+        ('test_tresnet', {'drop_path_rate': float('nan')}, 'drop_path_rate must be between 0 and 1, got nan'),
         ('test_resnet', {'out_indices': (1,)}, 'features_only=True'),
         ('test_resnet', {'features_only': True, 'out_indices': (7,)}, 'out of range'),
         ('test_resnet', {'checkpoint': 'nowhere.safetensors'}, 'no such file'),

@@ -71,6 +71,9 @@ def build_model(
     Raises:
         ValueError: an option or mode that the architecture does not have, or an unsupported dtype.
     """
+    for name in ('drop_rate', 'drop_path_rate'):
+        if not 0 <= options.get(name, 0) <= 1:
+            raise ValueError(f'{name} must be between 0 and 1, got {options[name]}')
     config = ARCHITECTURES[architecture]
     family = config.family
     dtype = _check_dtype(dtype)
