@@ -281,7 +281,7 @@ class TrainConfig:
     steps: Annotated[int | None, POSITIVE, flag('N', 'epochs determines it')] = None
     """Length of the run in steps."""
     stop_epoch: Annotated[float | None, POSITIVE, flag('N', 'the end of the schedule')] = None
-    """Stop after this epoch, with the schedule of the whole run. Another --stop-epoch continues; None, to the end."""
+    """Stop after this epoch, with the schedule of the whole run. A larger --stop-epoch continues."""
     save_epochs: Annotated[tuple[float, ...], POSITIVE, flag('N ...', 'none')] = ()
     """Evaluate after these epochs, and keep their checkpoints."""
     batch_size: Annotated[int, POSITIVE] = 256
