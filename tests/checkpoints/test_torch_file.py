@@ -305,7 +305,7 @@ def test_objects_become_records(tmp_path, protocol):
     assert root['namespace'].class_name == 'argparse.Namespace'
     assert root['namespace'].attributes == {'lr': 0.1, 'model': 'resnet50d'}
     assert root['simple'].attributes == {'size': 224}
-    assert root['path'].arguments[-1] == 'images'
+    assert pathlib.PurePosixPath(*root['path'].arguments) == objects['path']  # Python 3.13 pickles it whole
     assert root['stateful'].attributes == {'value': 3}
     assert isinstance(root['class'], Global) and root['class'].name.endswith('.Stateful')
     assert root['colour'].class_name.endswith(('.Colour', 'getattr'))
@@ -314,7 +314,8 @@ def test_objects_become_records(tmp_path, protocol):
     for key in ('set', 'frozen', 'complex', 'bytes', 'empty', 'numbers', 'text'):
         assert root[key] == objects[key] and type(root[key]) is type(objects[key])
     if protocol >= 2:
-        assert root['config'].mapping == {'lr': 0.1} and root['config'].attributes['path'].arguments == ('/', 'data')
+        assert root['config'].mapping == {'lr': 0.1}
+        assert pathlib.PurePosixPath(*root['config'].attributes['path'].arguments) == config.path
         assert root['items'].elements == [1, 2]
         assert root['queue'].elements == [1, 2] or root['queue'].arguments[0] == [1, 2]
         assert root['slots'].attributes == {'a': 1, 'b': 2}

@@ -3,13 +3,13 @@
 import pickle
 import sys
 
+import datasets
 import pytest
 
 from tests.helpers.images import encode, noise_image
 from tests.helpers.sources import refuse
 from tresnet_jax.data.sources import open_source
 
-datasets = pytest.importorskip('datasets')
 datasets.disable_progress_bars()
 
 

@@ -33,7 +33,8 @@ def write(kind: str, root) -> Source:
             write_tar(root / f'train-{shard}.tar', image_members(LABELS[part], first=part.start))
         return open_source(f'wds:{root}', 'train')
     if kind == 'hfds':
-        datasets = pytest.importorskip('datasets')
+        import datasets
+
         rows = [{'bytes': encode(image), 'path': None} for image in images]
         table = datasets.Dataset.from_dict({'image': rows, 'label': LABELS})
         datasets.DatasetDict(train=table).save_to_disk(str(root / 'saved'))

@@ -232,7 +232,8 @@ def test_npz(tmp_path):
 
 
 def test_hugging_face(tmp_path, monkeypatch):
-    datasets = pytest.importorskip('datasets')
+    import datasets
+
     datasets.disable_progress_bars()
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
     monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
