@@ -32,7 +32,8 @@ class GpuReportArguments:
     A complete report is written to OUT/gpu_report.json, OUT/gpu_report.md and OUT/images/gpu_report.png. Figures are
     saved in OUT/gpu_report.partial.json as they are found; after an interruption, run the same command again to resume.
     Figures from this file and from an earlier report are reused while the traced modules (apart from comments and
-    docstrings), the versions of JAX and cuDNN, and XLA_FLAGS are the same.
+    docstrings), the versions of JAX and cuDNN, and XLA_FLAGS are the same. If the modules differ, each program is
+    traced, and compiled only if it differs.
 
     Exit codes: 0 for success; 1 if some programs failed, or after an interruption; 2 for user errors.
     """

@@ -1,10 +1,12 @@
 """Compile one program for a GPU that is not present, and measure it.
 
-``python -m gpu_reporting.measure JSON`` takes the fields of a `Program` and prints the figures as JSON. It needs the
+``python -m gpu_reporting.measure JSON DIGEST`` takes the fields of a `Program` and the digest of its earlier figures,
+or '' if there are none. It prints the new figures as JSON, or null if the program has this digest. It needs the
 environment variables of `devices.environment`; `subprocesses.py` starts it.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from loop_step import loop_step
 
 from gpu_reporting.convolutions import convolutions, unfused
 from gpu_reporting.devices import DEVICES, topology
+from gpu_reporting.fingerprint import fingerprint
 from gpu_reporting.hlo import Hlo
 from gpu_reporting.program import Figures, Program
 from tresnet_jax.data.transforms import resolve_data_config
@@ -34,10 +37,12 @@ from tresnet_jax.variants import split_name
 CLASSES = 1000
 
 
-def measure(program: Program) -> Figures:
-    """Compile a program and return its cost.
+def measure(program: Program, known: str = '') -> Figures | None:
+    """Compile a program and return its cost, or return None if its digest is `known`.
 
     Returns:
+        digest: of the program before XLA compiles it, and of the code and versions that compile and measure it. Figures
+            with the same digest are the same.
         temp_bytes: peak memory of activations, gradients and workspaces.
         argument_bytes: parameters, state and the batch.
         output_bytes: results that do not reuse the memory of an argument.
@@ -55,13 +60,18 @@ def measure(program: Program) -> Figures:
     described = dataclasses.replace(device, memory=10 * device.memory) if program.roomy else device
     build = train_step if program.mode == 'train' else prediction
     function, args = build(program, topology(described).devices)
-    compiled = function.lower(*args).compile()
+    lowered = function.lower(*args)
+    digest = hashlib.sha256(f'{fingerprint(within="gpu_reporting")} {lowered.as_text()}'.encode()).hexdigest()[:16]
+    if digest == known:
+        return None
+    compiled = lowered.compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None, 'the CUDA compiler provides both'
     hlo = Hlo(text)
     found = convolutions(hlo)
     operations, traffic = sum(one.operations for one in found), hlo.traffic()
     figures: Figures = {
+        'digest': digest,
         'temp_bytes': memory.temp_size_in_bytes,
         'argument_bytes': memory.argument_size_in_bytes,
         'output_bytes': memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -125,7 +135,7 @@ def _model(program: Program, rngs: nnx.Rngs, **options: Any) -> ImageModel:
 def main() -> int:
     """Print the figures of the program in ``sys.argv[1]``; return the exit code."""
     try:
-        figures = measure(Program(**json.loads(sys.argv[1])))
+        figures = measure(Program(**json.loads(sys.argv[1])), *sys.argv[2:])
     except ValueError as error:  # for example a memory mode that the model does not support
         print(f'error: {error}', file=sys.stderr)
         return 2

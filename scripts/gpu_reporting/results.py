@@ -1,8 +1,10 @@
-"""The figures of compiled programs, saved in a file and reused as long as the code and the versions are the same."""
+"""The figures of compiled programs, saved in a file and reused while the programs and the versions are the same."""
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gpu_reporting.fingerprint import fingerprint, versions
@@ -13,7 +15,10 @@ from tresnet_jax.files import save_text
 
 
 class Results:
-    """Figures by program. Figures of other code or versions are ignored.
+    """Figures by program.
+
+    Figures of the same code and versions are reused as they are. Those of other code or versions are reused if tracing
+    shows that the program is still the same (`digest` in `measure.measure`).
 
     Args:
         partial: file in which new figures are saved one by one; it need not exist.
@@ -24,9 +29,14 @@ class Results:
         self.partial = partial
         self.code = fingerprint()
         self.figures: dict[Program, Figures] = {}
+        self.earlier: dict[Program, tuple[str, Figures]] = {}  # with the fingerprint of the code that they are from
         for path in (report, partial):
-            if path.exists() and (document := read_report(path))['code'] == self.code:
-                self.figures |= figures_of(document)
+            for row in read_report(path)['programs'] if path.exists() else ():
+                program, code, figures = Program(**row['program']), row['code'], row['figures']
+                if code == self.code:
+                    self.figures[program] = figures
+                else:
+                    self.earlier[program] = code, figures
 
     def get(self, program: Program) -> Figures:
         """Return the figures of a program. Compile it and save its figures if they are not known.
@@ -35,18 +45,21 @@ class Results:
             ReportError: it cannot be compiled.
         """
         if program not in self.figures:
-            self.figures[program] = measure_in_subprocess(program)
-            self.write(self.partial)
+            _, earlier = self.earlier.get(program, ('', {}))
+            self.figures[program] = measure_in_subprocess(program, earlier.get('digest', '')) or earlier
+            self.write(self.partial, self.earlier)
         return self.figures[program]
 
-    def write(self, path: Path, **more: Any) -> None:
-        """Write a file that `read_report` reads, with the entries of `more` added."""
+    def write(
+        self, path: Path, earlier: Mapping[Program, tuple[str, Figures]] = MappingProxyType({}), **more: Any
+    ) -> None:
+        """Write a file that `read_report` reads, with the entries of `more`, and figures of `earlier` code too."""
+        known = dict(earlier) | {program: (self.code, figures) for program, figures in self.figures.items()}
         rows = [
-            {'name': program.name, 'program': dataclasses.asdict(program), 'figures': found}
-            for program, found in self.figures.items()
+            {'name': program.name, 'code': code, 'program': dataclasses.asdict(program), 'figures': figures}
+            for program, (code, figures) in known.items()
         ]
-        document = {'code': self.code, 'versions': versions(), **more, 'programs': rows}
-        save_text(path, json.dumps(document, indent=1) + '\n')
+        save_text(path, json.dumps({'versions': versions(), **more, 'programs': rows}, indent=1) + '\n')
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -57,8 +70,10 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding='utf-8'))
+        for row in document['programs']:
+            row.setdefault('code', document.get('code'))  # earlier reports have one for all
         figures_of(document)
-        return {'code': document['code']} | document
+        return document
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReportError(f'{path}: not a report that gpu_report.py wrote ({reason(error)})') from None
 

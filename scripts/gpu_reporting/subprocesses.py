@@ -24,15 +24,19 @@ def require_plugin() -> None:
         )
 
 
-def measure_in_subprocess(program: Program) -> Figures:
+def measure_in_subprocess(program: Program, known: str = '') -> Figures | None:
     """Return the figures of `measure.measure`, computed in a new process.
+
+    Args:
+        program: what is compiled.
+        known: the digest of earlier figures; None is returned if the program still has it.
 
     Raises:
         ReportError: the CUDA plugin is missing, the program is invalid, or its compilation failed.
     """
     program.check()
     require_plugin()
-    line = [sys.executable, '-P', '-m', ENTRY, json.dumps(dataclasses.asdict(program))]
+    line = [sys.executable, '-P', '-m', ENTRY, json.dumps(dataclasses.asdict(program)), known]
     # The new process imports the same code as this one, wherever that is.
     path = os.pathsep.join(filter(None, [*map(str, ROOTS), os.environ.get('PYTHONPATH')]))
     done = subprocess.run(line, env={**environment(), 'PYTHONPATH': path}, capture_output=True, text=True)

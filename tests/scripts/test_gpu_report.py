@@ -58,7 +58,7 @@ def made_up(program: Program) -> dict:
 def compiled(monkeypatch) -> list[Program]:
     """A report of three rows with fake compilations; returns the list of compiled programs."""
     done: list[Program] = []
-    monkeypatch.setattr(results, 'measure_in_subprocess', lambda program: done.append(program) or made_up(program))
+    monkeypatch.setattr(results, 'measure_in_subprocess', lambda program, _: done.append(program) or made_up(program))
     monkeypatch.setattr(command, 'require_plugin', lambda: None)
     monkeypatch.setattr(command, 'report_rows', lambda device: PLAN)
     return done
@@ -257,7 +257,7 @@ def test_one_program_as_json(monkeypatch, capsys):
     asked = {}
 
     def process(line, env, **options):
-        asked.update(env, program=Program(**json.loads(line[-1])))
+        asked.update(env, program=Program(**json.loads(line[-2])), known=line[-1])
         return subprocess.CompletedProcess(line, 0, json.dumps(made_up(asked['program'])), 'noise of XLA')
 
     monkeypatch.setattr(subprocesses, 'require_plugin', lambda: None)
@@ -265,7 +265,7 @@ def test_one_program_as_json(monkeypatch, capsys):
     flags = '--mode train --model tresnet_m --batch 64 --image-size 192 --dtype float16 --abn-memory inplace --remat'
     assert command.main([*flags.split(), '--device', 'a100', '--json']) == 0
     expected = Program('train', 'tresnet_m', 64, 192, 'float16', 'inplace', remat=True, device='a100')
-    assert asked['program'] == expected
+    assert asked['program'] == expected and asked['known'] == ''
     assert '--xla_gpu_autotune_level=0' in asked['XLA_FLAGS']
     assert asked['PYTHONPATH'].startswith(str(SCRIPTS))
     found = json.loads(capsys.readouterr().out)
@@ -362,8 +362,33 @@ def test_other_code_is_compiled_again(compiled, tmp_path, monkeypatch):
     assert len(compiled) == 2
 
 
+def test_other_code_with_the_same_program_is_not_compiled_again(tmp_path, monkeypatch):
+    """The figures of other code stay in the file until each of their programs has been traced."""
+    kept, compiled = tmp_path / 'kept.json', []
+    digests = {row.program: 'aaaa' for row in PLAN}
+
+    def measure(program: Program, known: str) -> dict | None:
+        if known == digests[program]:
+            return None
+        compiled.append(program)
+        return made_up(program) | {'digest': digests[program]}
+
+    monkeypatch.setattr(results, 'measure_in_subprocess', measure)
+    found = Results(kept, tmp_path / 'none.json')
+    before = [found.get(row.program) for row in PLAN]
+    monkeypatch.setattr(results, 'fingerprint', lambda: 'another')
+    digests[PLAN[1].program] = 'bbbb'
+    assert Results(kept, tmp_path / 'none.json').get(PLAN[0].program) == before[0]
+    found = Results(kept, tmp_path / 'none.json')
+    assert list(found.figures) == [PLAN[0].program]
+    after = [found.get(row.program) for row in PLAN]
+    assert compiled == [row.program for row in PLAN] + [PLAN[1].program]
+    assert [figures['digest'] for figures in after] == ['aaaa', 'bbbb', 'aaaa']
+    assert {row['code'] for row in read_report(kept)['programs']} == {'another'}
+
+
 def test_a_row_that_fails_does_not_stop_the_others(compiled, tmp_path, monkeypatch, capsys):
-    def run(program: Program) -> dict:
+    def run(program: Program, known: str) -> dict:
         if program.abn_memory == 'inplace':
             raise ReportError('train tresnet_m inplace: out of memory')
         return made_up(program)
@@ -379,7 +404,7 @@ def test_interrupted(compiled, tmp_path, monkeypatch, capsys):
     """Figures of compiled programs are kept for the next run."""
     begun = []
 
-    def run(program: Program) -> dict:
+    def run(program: Program, known: str) -> dict:
         begun.append(program)
         if len(begun) == 4:
             raise KeyboardInterrupt
@@ -398,10 +423,10 @@ def test_diff(compiled, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(
             results,
             'measure_in_subprocess',
-            lambda program, change=change: made_up(program) | {'argument_bytes': 5_000_000 + change},
+            lambda program, known, change=change: made_up(program) | {'argument_bytes': 5_000_000 + change},
         )
         assert command.main(['--out', str(tmp_path / folder), '--only', 'train tresnet_m plain']) == 0
-    monkeypatch.setattr(results, 'measure_in_subprocess', made_up)
+    monkeypatch.setattr(results, 'measure_in_subprocess', lambda program, known: made_up(program))
     assert command.main(['--out', str(tmp_path / 'later'), '--only', 'infer*']) == 0
     capsys.readouterr()
     earlier = str(tmp_path / 'earlier' / 'gpu_report.partial.json')
