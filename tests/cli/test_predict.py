@@ -17,7 +17,7 @@ from safetensors import safe_open
 from tests.helpers.paths import ROOT
 from tresnet_jax import variants
 from tresnet_jax.checkpoints.run import CHECKPOINTS
-from tresnet_jax.cli import predict
+from tresnet_jax.cli import image_files, predict
 from tresnet_jax.training.config import CONFIG_FILE, TrainConfig, save_config
 
 IMAGES = ROOT / 'tresnet_jax' / 'embedded' / 'pictures'
@@ -48,8 +48,8 @@ def run(monkeypatch, capsys):
 
     def run(*argv, stub: Stub | None = None) -> tuple[int, str, str]:
         if stub:
-            monkeypatch.setattr(predict, 'create_model', lambda name, **options: stub)
-            monkeypatch.setattr(predict, 'fold_batchnorm', lambda model: model)
+            monkeypatch.setattr(image_files, 'create_model', lambda name, **options: stub)
+            monkeypatch.setattr(image_files, 'fold_batchnorm', lambda model: model)
         code = predict.main([str(a) for a in argv])
         return code, *capsys.readouterr()
 

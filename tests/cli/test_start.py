@@ -25,7 +25,7 @@ COMMAND_LINES = {
     'train': (train, ('--workdir', 'run'), 'train'),
     'evaluate': (evaluate, (*MODEL, *DATA), 'load_inputs'),
     'embed': (embed, (*MODEL, *DATA, '--out', 'out'), 'load_inputs'),
-    'predict': (predict, (IMAGE, *MODEL), 'create_model'),
+    'predict': (predict, (IMAGE, *MODEL), 'load_classifier'),
     'convert': (convert, ('inspect', 'weights.safetensors'), 'inspect'),
 }
 
@@ -68,7 +68,7 @@ def test_predict_needs_no_extra():
 def test_a_contact_sheet_without_matplotlib(monkeypatch, tmp_path, capsys):
     """The error comes before the model is loaded."""
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    monkeypatch.setattr(predict, 'create_model', lambda *arguments, **options: pytest.fail('loaded in vain'))
+    monkeypatch.setattr(predict, 'load_classifier', lambda *arguments: pytest.fail('loaded in vain'))
     assert predict.main([IMAGE, *MODEL, '--plot', str(tmp_path / 'sheet.png')]) == 2
     expected = "error: matplotlib is not installed; run: pip install 'tresnet_jax[plot]'\n"
     assert capsys.readouterr().err == expected

@@ -8,27 +8,29 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from PIL import Image
 
-from tresnet_jax.checkpoints.run import CHECKPOINTS
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
+from tresnet_jax.cli.image_files import (
+    ImageFileFlags,
+    check_writable,
+    find_files,
+    is_multilabel,
+    load_classifier,
+    read_image,
+    with_white_of_run,
+)
 from tresnet_jax.compilation_cache import use_compilation_cache
-from tresnet_jax.data.images import load_image, warn_narrow_range
+from tresnet_jax.data.images import load_image
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
-from tresnet_jax.data.walk import find_images
-from tresnet_jax.errors import ImageError
-from tresnet_jax.factory import create_model
-from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_names, class_synsets
-from tresnet_jax.options import POSITIVE, SHARE, check_options, flag
-from tresnet_jax.plotting import contact_sheet, new_figure
-from tresnet_jax.training.config import CONFIG_FILE, load_config
+from tresnet_jax.options import POSITIVE, SHARE, flag
+from tresnet_jax.plotting import contact_sheet
 from tresnet_jax.variants import MULTILABEL
 
 SHEET_IMAGES = 100
@@ -37,7 +39,7 @@ SHEET_CLASSES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictArguments:
+class PredictArguments(ImageFileFlags):
     """Classify images.
 
     Standard error shows a progress bar on a terminal, and one line every 30 seconds elsewhere.
@@ -45,34 +47,11 @@ class PredictArguments:
     Exit codes: 0, all images are classified; 1, some could not be read; 2, nothing was done; 130, interrupted.
     """
 
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, and folders that are searched at any depth."""
-
-    model: Annotated[str, flag('NAME')]
-    """Architecture, or architecture and tag: resnet50d, resnet50d.a1_in1k."""
-
-    checkpoint: Annotated[Path | None, flag('FILE', 'the pretrained weights of the tag')] = None
-    """Weights of the model: a file that create_model reads, or the folder of a training run."""
-
     topk: Annotated[int | None, POSITIVE, flag('N', '5, or with any number of classes per image all')] = None
     """Number of classes to print per image, the likeliest first."""
 
-    task: Annotated[
-        Literal['classification', 'multilabel'] | None, flag('{classification,multilabel}', 'that of the weights')
-    ] = None
-    """One class per image, or any number of classes, each with a probability of its own."""
-
     threshold: Annotated[float | None, SHARE, flag('SHARE', '0.5')] = None
     """Smallest probability of a class to print, with any number of classes per image."""
-
-    batch_size: Annotated[int, POSITIVE] = 32
-    """Images per call of the model."""
-
-    test_size: bool = False
-    """Use the image size and crop of the best published accuracy."""
-
-    max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
-    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
 
     json: bool = False
     """Print one JSON document instead of lines."""
@@ -90,9 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Pillow warns about large images and damaged metadata; both are harmless, and would break the bar's line.
         warnings.filterwarnings('ignore', module=r'PIL\.')
         try:
-            arguments = dataclasses.replace(arguments, max_value=_max_value(arguments))
-            paths = _find(arguments)
-            results = _predict_all(arguments, _load(arguments), paths)
+            arguments = with_white_of_run(arguments)
+            if arguments.plot:
+                check_writable('--plot', arguments.plot)
+            paths = find_files(arguments)
+            results = _predict_all(arguments, load_classifier(arguments), paths)
             sys.stdout.flush()
             if arguments.plot and (good := [result for result in results if 'classes' in result][:SHEET_IMAGES]):
                 _plot(good, arguments.plot, arguments.max_value)
@@ -131,7 +112,7 @@ def predict(
     with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            read = list(pool.map(lambda path: _read(path, transform, max_value), batch))
+            read = list(pool.map(lambda path: read_image(path, transform, max_value), batch))
             good = [x for x in read if isinstance(x, np.ndarray)]
             padding = [np.zeros_like(x) for x in good[:1]] * (batch_size - len(good))
             rows = iter(np.asarray(classify(model, np.stack(good + padding))) if good else ())
@@ -143,46 +124,10 @@ def top(probabilities: np.ndarray, k: int) -> list[int]:
     return np.argsort(-probabilities, kind='stable')[:k].tolist()
 
 
-def _max_value(arguments: PredictArguments) -> float | None:
-    """Return white in grey images of more than 8 bits: that of the flag, or else that of the run, if it is one."""
-    folder = arguments.checkpoint
-    if arguments.max_value is not None or folder is None or not (folder / CHECKPOINTS).is_dir():
-        return arguments.max_value
-    return load_config(folder).max_value if (folder / CONFIG_FILE).exists() else None
-
-
-def _find(arguments: PredictArguments) -> list[Path]:
-    """Return the image files. Raises ValueError for everything that would otherwise fail after minutes of work."""
-    check_options(arguments, ValueError)
-    if arguments.checkpoint and not arguments.checkpoint.exists():
-        raise ValueError(f'--checkpoint {arguments.checkpoint}: no such file')
-    if arguments.plot:
-        folder = arguments.plot.parent
-        if arguments.plot.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(f'--plot {arguments.plot}: cannot be written there')
-        new_figure(1, 1)  # raises if Matplotlib is not installed
-    paths = find_images(arguments.images)
-    if not paths:
-        raise ValueError(f'no images in {", ".join(map(str, arguments.images)) or "the arguments"}')
-    if arguments.max_value is None:
-        warn_narrow_range(lambda index: paths[index], len(paths), 'the given images')
-    return paths
-
-
-def _load(arguments: PredictArguments) -> Any:
-    """Load the model and fold its batch norm. Raises ValueError if it cannot classify RGB images."""
-    pretrained = arguments.checkpoint is None
-    model = create_model(arguments.model, pretrained=pretrained, checkpoint=arguments.checkpoint)
-    if model.in_chans != 3 or not model.num_classes:
-        what = f'{model.in_chans} channels and {model.num_classes} classes'
-        raise ValueError(f'{arguments.checkpoint or arguments.model}: a model with {what} cannot classify RGB images')
-    return fold_batchnorm(model)
-
-
 def _predict_all(arguments: PredictArguments, model: Any, paths: list[Path]) -> list[dict[str, Any]]:
     """Classify all images. Print lines as batches finish, or one JSON document at the end; return its images."""
     data_config = resolve_data_config(model, use_test_size=arguments.test_size)
-    multilabel = (arguments.task or model.pretrained_cfg.task) == MULTILABEL
+    multilabel = is_multilabel(arguments, model)
     if arguments.threshold is not None and not multilabel:
         raise ValueError(
             f'--threshold is for any number of classes per image, and {arguments.model} predicts one; leave out '
@@ -211,16 +156,6 @@ def _predict_all(arguments: PredictArguments, model: Any, paths: list[Path]) -> 
         weights = {'model': arguments.model, 'checkpoint': arguments.checkpoint and str(arguments.checkpoint)}
         print(json.dumps({**weights, 'data_config': data_config, 'pictures': results}, indent=2))
     return results
-
-
-def _read(path: Path, transform: Callable[[Image.Image], np.ndarray], max_value: float | None) -> np.ndarray | str:
-    """Return the transformed image, or one line that says why it cannot be read."""
-    try:
-        return transform(load_image(path, max_value=max_value))
-    except ImageError as error:
-        return str(error)
-    except ValueError as error:
-        return f'{path}: {error}'
 
 
 def _describe(

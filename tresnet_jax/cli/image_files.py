@@ -1,0 +1,116 @@
+"""Inputs of predict and explain: image files, and a model that classifies them."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from tresnet_jax.checkpoints.run import CHECKPOINTS
+from tresnet_jax.data.images import load_image, warn_narrow_range
+from tresnet_jax.data.walk import find_images
+from tresnet_jax.errors import ImageError
+from tresnet_jax.factory import create_model
+from tresnet_jax.folding import fold_batchnorm
+from tresnet_jax.options import POSITIVE, check_options, flag
+from tresnet_jax.plotting import new_figure
+from tresnet_jax.training.config import CONFIG_FILE, load_config
+from tresnet_jax.variants import MULTILABEL
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFileFlags:
+    """The images, the model, and how images are processed."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, and folders that are searched at any depth."""
+
+    model: Annotated[str, flag('NAME')]
+    """Architecture, or architecture and tag: resnet50d, resnet50d.a1_in1k."""
+
+    checkpoint: Annotated[Path | None, flag('FILE', 'the pretrained weights of the tag')] = None
+    """Weights of the model: a file that create_model reads, or the folder of a training run."""
+
+    task: Annotated[
+        Literal['classification', 'multilabel'] | None, flag('{classification,multilabel}', 'that of the weights')
+    ] = None
+    """One class per image, or any number of classes, each with a probability of its own."""
+
+    batch_size: Annotated[int, POSITIVE] = 32
+    """Images per call of the model."""
+
+    test_size: bool = False
+    """Use the image size and crop of the best published accuracy."""
+
+    max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
+    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
+
+
+Flags = TypeVar('Flags', bound=ImageFileFlags)
+
+
+def with_white_of_run(flags: Flags) -> Flags:
+    """Return the flags with `max_value` of the run, if the weights are those of one and the flag is not given."""
+    folder = flags.checkpoint
+    if flags.max_value is not None or folder is None or not (folder / CHECKPOINTS).is_dir():
+        return flags
+    return dataclasses.replace(
+        flags, max_value=load_config(folder).max_value if (folder / CONFIG_FILE).exists() else None
+    )
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Raises ValueError if a PNG file cannot be written there, or if Matplotlib is not installed."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f'{flag} {path}: cannot be written there')
+    new_figure(1, 1)  # raises if Matplotlib is not installed
+
+
+def find_files(flags: ImageFileFlags) -> list[Path]:
+    """Return the image files, after a check of all flags. Call `with_white_of_run` before.
+
+    Raises:
+        ValueError: a flag is wrong, or there is no image.
+    """
+    check_options(flags, ValueError)
+    if flags.checkpoint and not flags.checkpoint.exists():
+        raise ValueError(f'--checkpoint {flags.checkpoint}: no such file')
+    paths = find_images(flags.images)
+    if not paths:
+        raise ValueError(f'no images in {", ".join(map(str, flags.images)) or "the arguments"}')
+    if flags.max_value is None:
+        warn_narrow_range(lambda index: paths[index], len(paths), 'the given images')
+    return paths
+
+
+def load_classifier(flags: ImageFileFlags) -> Any:
+    """Load the model and fold its batch norm.
+
+    Raises:
+        ValueError: it cannot classify RGB images.
+    """
+    model = create_model(flags.model, pretrained=flags.checkpoint is None, checkpoint=flags.checkpoint)
+    if model.in_chans != 3 or not model.num_classes:
+        what = f'{model.in_chans} channels and {model.num_classes} classes'
+        raise ValueError(f'{flags.checkpoint or flags.model}: a model with {what} cannot classify RGB images')
+    return fold_batchnorm(model)
+
+
+def is_multilabel(flags: ImageFileFlags, model: Any) -> bool:
+    """Return whether an image has any number of classes, by the flag or else by the weights."""
+    return (flags.task or model.pretrained_cfg.task) == MULTILABEL
+
+
+def read_image(path: Path, transform: Callable[[Image.Image], np.ndarray], max_value: float | None) -> np.ndarray | str:
+    """Return the transformed image, or one line that says why it cannot be read."""
+    try:
+        return transform(load_image(path, max_value=max_value))
+    except ImageError as error:
+        return str(error)
+    except ValueError as error:
+        return f'{path}: {error}'
