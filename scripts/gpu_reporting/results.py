@@ -45,8 +45,8 @@ class Results:
             ReportError: it cannot be compiled.
         """
         if program not in self.figures:
-            _, earlier = self.earlier.get(program, ('', {}))
-            self.figures[program] = measure_in_subprocess(program, earlier.get('digest', '')) or earlier
+            _, earlier = self.earlier.get(program, ('', None))
+            self.figures[program] = measure_in_subprocess(program, earlier)
             self.write(self.partial, self.earlier)
         return self.figures[program]
 

@@ -58,7 +58,9 @@ def made_up(program: Program) -> dict:
 def compiled(monkeypatch) -> list[Program]:
     """A report of three rows with fake compilations; returns the list of compiled programs."""
     done: list[Program] = []
-    monkeypatch.setattr(results, 'measure_in_subprocess', lambda program, _: done.append(program) or made_up(program))
+    monkeypatch.setattr(
+        results, 'measure_in_subprocess', lambda program, earlier: done.append(program) or made_up(program)
+    )
     monkeypatch.setattr(command, 'require_plugin', lambda: None)
     monkeypatch.setattr(command, 'report_rows', lambda device: PLAN)
     return done
@@ -272,6 +274,20 @@ def test_one_program_as_json(monkeypatch, capsys):
     assert found == dataclasses.asdict(expected) | made_up(expected)
 
 
+def test_a_program_that_is_the_same_keeps_its_figures(monkeypatch):
+    asked = []
+    monkeypatch.setattr(subprocesses, 'require_plugin', lambda: None)
+
+    def run(line, **options):
+        asked.append(line[-1])
+        return subprocess.CompletedProcess(line, 0, 'null', '')
+
+    monkeypatch.setattr(subprocesses.subprocess, 'run', run)
+    earlier = made_up(PLAN[0].program) | {'digest': 'aaaa'}
+    assert subprocesses.measure_in_subprocess(PLAN[0].program, earlier) == earlier
+    assert asked == ['aaaa']
+
+
 def test_default_batches():
     assert command.GpuReportArguments(model='tresnet_m').program == Program('train', 'tresnet_m', 128)
     assert command.GpuReportArguments(model='tresnet_m', mode='infer').program == Program('infer', 'tresnet_m', 256)
@@ -367,9 +383,9 @@ def test_other_code_with_the_same_program_is_not_compiled_again(tmp_path, monkey
     kept, compiled = tmp_path / 'kept.json', []
     digests = {row.program: 'aaaa' for row in PLAN}
 
-    def measure(program: Program, known: str) -> dict | None:
-        if known == digests[program]:
-            return None
+    def measure(program: Program, earlier: dict | None) -> dict:
+        if earlier and earlier['digest'] == digests[program]:
+            return earlier
         compiled.append(program)
         return made_up(program) | {'digest': digests[program]}
 
@@ -388,7 +404,7 @@ def test_other_code_with_the_same_program_is_not_compiled_again(tmp_path, monkey
 
 
 def test_a_row_that_fails_does_not_stop_the_others(compiled, tmp_path, monkeypatch, capsys):
-    def run(program: Program, known: str) -> dict:
+    def run(program: Program, earlier: dict | None) -> dict:
         if program.abn_memory == 'inplace':
             raise ReportError('train tresnet_m inplace: out of memory')
         return made_up(program)
@@ -404,7 +420,7 @@ def test_interrupted(compiled, tmp_path, monkeypatch, capsys):
     """Figures of compiled programs are kept for the next run."""
     begun = []
 
-    def run(program: Program, known: str) -> dict:
+    def run(program: Program, earlier: dict | None) -> dict:
         begun.append(program)
         if len(begun) == 4:
             raise KeyboardInterrupt
@@ -423,10 +439,10 @@ def test_diff(compiled, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(
             results,
             'measure_in_subprocess',
-            lambda program, known, change=change: made_up(program) | {'argument_bytes': 5_000_000 + change},
+            lambda program, earlier, change=change: made_up(program) | {'argument_bytes': 5_000_000 + change},
         )
         assert command.main(['--out', str(tmp_path / folder), '--only', 'train tresnet_m plain']) == 0
-    monkeypatch.setattr(results, 'measure_in_subprocess', lambda program, known: made_up(program))
+    monkeypatch.setattr(results, 'measure_in_subprocess', lambda program, earlier: made_up(program))
     assert command.main(['--out', str(tmp_path / 'later'), '--only', 'infer*']) == 0
     capsys.readouterr()
     earlier = str(tmp_path / 'earlier' / 'gpu_report.partial.json')
