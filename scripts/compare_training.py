@@ -5,7 +5,8 @@
 Requires torch and timm (``pip install 'tresnet_jax[test]'``). Batches come from our pipeline: for the same seed, the
 same images in the same order with the same augmentation. Weights, loss, updates and metrics are timm's. Only runs with
 SGD or AdamW and the one-cycle schedule, without mixing, erasing and a moving average, can be compared (the recipes
-`imagenette`, `fashion_mnist` and `fashion_mosaics`). RUN may be several runs with different seeds.
+`imagenette`, `fashion_mnist` and `fashion_mosaics`). RUN may be several runs with different seeds. timm's side computes
+in float32; if the run does not, the results and the plot say so.
 """
 
 import dataclasses
@@ -41,7 +42,8 @@ Points = list[tuple[int, float]]  # (step, metric as a fraction) of each evaluat
 # Options that must have their defaults, because PyTorch's side does not have them.
 NEEDS_DEFAULT = ('loss_pos_weight', 'loss_class_weight', 'mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze')
 NEEDS_DEFAULT += ('accumulate', 'clip_grad', 'layer_decay', 'opt_eps', 'opt_betas', 'opt_kwargs', 'drop', 'drop_path')
-NEEDS_DEFAULT += ('pretrained', 'checkpoint', 'head', 'aug_repeats')
+NEEDS_DEFAULT += ('pretrained', 'checkpoint', 'head', 'aug_repeats', 'cutmix_minmax')
+TIMM_DTYPE = 'float32'  # of timm's side
 
 
 def check_configs(configs: list[TrainConfig]) -> None:
@@ -153,16 +155,23 @@ def train_timm(config: TrainConfig) -> Points:
     return found
 
 
-def plot_accuracy(ours: dict[str, Points], theirs: dict[str, Points], metric: str, out: Path) -> None:
+def sides(config: TrainConfig) -> tuple[str, str]:
+    """Return our name and timm's for people, each with its dtype if they differ."""
+    dtypes = ('', '') if config.dtype == TIMM_DTYPE else (f' in {config.dtype}', f' in {TIMM_DTYPE}')
+    return f'tresnet_jax{dtypes[0]}', f'timm{dtypes[1]}'
+
+
+def plot_accuracy(ours: dict[str, Points], theirs: dict[str, Points], config: TrainConfig, out: Path) -> None:
     """Write a PNG with one line per run."""
+    mine, timms = sides(config)
     figure = new_figure(6, 4)
     axis = figure.subplots()
-    for curves, colour, what in ((ours, 'C0', 'tresnet_jax'), (theirs, 'C1', 'timm in PyTorch')):
+    for curves, colour, what in ((ours, 'C0', mine), (theirs, 'C1', f'{timms}, PyTorch')):
         for i, points in enumerate(curves.values()):
             steps, values = zip(*points, strict=True)
             axis.plot(steps, 100 * np.asarray(values), '.-', color=colour, alpha=0.7, label=what if i == 0 else None)
     axis.set_xlabel('step')
-    axis.set_ylabel(f'{METRICS[metric]} on the validation images, percent')
+    axis.set_ylabel(f'{METRICS[config.rating]} on the validation images, percent')
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, out.with_suffix('.png'), dpi=120)
@@ -185,12 +194,13 @@ def main(runs: Annotated[list[Path], tyro.conf.Positional], seeds: list[int], ou
             began = time.monotonic()
             theirs[str(seed)] = train_timm(dataclasses.replace(configs[0], seed=seed))
             seconds[str(seed)] = time.monotonic() - began
-        document = {'ours': ours, 'timm': theirs, 'seconds_of_timm': seconds}
+        dtypes = {'ours': configs[0].dtype, 'timm': TIMM_DTYPE}
+        document = {'ours': ours, 'timm': theirs, 'dtypes': dtypes, 'seconds_of_timm': seconds}
         save_text(out.with_suffix('.json'), json.dumps(document, indent=1))
-        plot_accuracy(ours, theirs, configs[0].rating, out)
+        plot_accuracy(ours, theirs, configs[0], out)
     except ValueError as error:
         return fail(error)
-    for what, curves in (('tresnet_jax', ours), ('timm', theirs)):
+    for what, curves in zip(sides(configs[0]), (ours, theirs), strict=True):
         last = [100 * points[-1][1] for points in curves.values()]
         print(f'{what}: {", ".join(f"{value:.2f}" for value in last)} %, mean {np.mean(last):.2f} %')
     return 0

@@ -79,6 +79,17 @@ def reason(error: BaseException) -> str:
     return text[:300] or type(error).__name__
 
 
+def amount(count: int, noun: str, nouns: str | None = None) -> str:
+    """Return a number with its noun, for people: '1 image', '2,000 images'.
+
+    Args:
+        count: the number.
+        noun: the thing.
+        nouns: several of it. None: the noun with an s.
+    """
+    return f'{count:,} {noun if count == 1 else nouns or noun + "s"}'
+
+
 def listing(title: str, items: Iterable[str], most: int = 12) -> str:
     """Return a titled, sorted list with one item per line, cut after `most` items; '' if there are none."""
     items = sorted(items)

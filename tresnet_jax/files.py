@@ -1,15 +1,19 @@
-"""Write files completely or not at all, and compute digests."""
+"""Write files completely or not at all, read JSON that anyone may have written, and compute digests."""
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
-from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.errors import ConversionError, reason, shown
+
+LARGEST_JSON = 64 * 2**20  # bytes; the index of a ResNet-200-D has 100 kB, the names of 21,000 classes 500 kB
 
 
 @contextlib.contextmanager
@@ -50,6 +54,33 @@ def save_text(path: Path, text: str) -> None:
     """
     with written_beside(path) as beside:
         beside.write_text(text, encoding='utf-8')
+
+
+def read_json(path: Path, error: type[ValueError] = ConversionError, remedy: str = '') -> Any:
+    """Return the content of a JSON file in UTF-8.
+
+    Args:
+        path: the file.
+        error: the class of the error.
+        remedy: what to do if the file cannot be read, for people.
+
+    Raises:
+        error: the file is missing, is not a regular file, is too large, or is not JSON.
+    """
+    remedy = remedy and f'; {remedy}'
+    try:
+        if path.exists() and not path.is_file():  # a link to a device never ends
+            raise error(f'{shown(path)}: not a regular file; expected JSON{remedy}')
+        with path.open('rb') as file:
+            content = file.read(LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise error(f'{shown(path)}: too large; expected at most {LARGEST_JSON // 2**20} MiB of JSON{remedy}')
+    except OSError as cause:
+        raise error(f'{shown(path)}: cannot be read as JSON: {reason(cause)}{remedy}') from cause
+    try:
+        return json.loads(content.decode('utf-8'))
+    except (ValueError, RecursionError) as cause:
+        raise error(f'{shown(path)}: cannot be read as JSON: {reason(cause)}{remedy}') from cause
 
 
 def sha256(path: str | Path) -> str:

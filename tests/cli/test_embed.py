@@ -99,13 +99,13 @@ def test_missing_shards_are_made_again_and_others_kept(embed, toy, tmp_path):
     shards[3].unlink()
     (out / '.features-00001-of-00004.safetensors.123.part').write_bytes(b'half of it')
     code, said, _ = embed(*flags, '--out', out, '--batch-size', 16)  # batches may change, shards may not
-    assert code == 0 and '2 files were already there; wrote features of 28 images' in said
+    assert code == 0 and 'already there: 2 files; wrote features of 28 images' in said
     assert_same(whole, out)
     assert [path.stat().st_mtime == 1 for path in shards] == [True, False, True, False]
     code, said, _ = embed(*flags, '--out', out)
     assert code == 2  # 256 images at a time make other shards
     code, said, _ = embed(*flags, '--out', out, '--batch-size', 8)
-    assert code == 0 and '4 files were already there; wrote features of 0 images' in said
+    assert code == 0 and 'already there: 4 files; wrote features of 0 images' in said
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_stopped_in_the_middle_and_resumed(embed, toy, tmp_path, monkeypatch, er
     assert len(list(out.glob('features-*'))) == 3
     monkeypatch.setattr(embedding, 'save_safetensors', save)
     code, said, _ = embed(*flags, '--out', out)
-    assert code == 0 and '3 files were already there; wrote features of 36 images' in said
+    assert code == 0 and 'already there: 3 files; wrote features of 36 images' in said
     assert_same(whole, out)
 
 

@@ -279,7 +279,7 @@ def test_a_part_of_imagenet(evaluate, dogs):
     flags = ('--model', 'test_resnet', '--checkpoint', weights, '--data', f'folder:{folder}', '--image-size', 32)
     code, out, _ = evaluate(*flags, '--batch-size', 4, '--max-unreadable', 0.5)
     assert code == 0
-    assert '4 images; 1 unreadable images are not counted' in out
+    assert '4 images; not counted: 1 unreadable image\n' in out
     assert 'top-1     75.000 %' in out and 'top-5     100.000 %' in out
     code, out, err = evaluate(*flags, '--batch-size', 4)
     assert (code, out) == (2, '') and err.startswith('error: ') and 'b.png' in err and err.count('\n') == 1
@@ -302,7 +302,7 @@ def test_real_labels_and_results(evaluate, real, tmp_path):
     results = tmp_path / 'results.csv'
     code, out, err = evaluate(*real, '--results', results)
     assert (code, err) == (0, '')
-    assert '3 images; 1 images without a label are not counted' in out
+    assert '3 images; not counted: 1 image without a label\n' in out
     assert 'top-1     33.333 %' in out and 'top-5     66.667 %' in out
     row = 'test_resnet,33.3333,66.6667,66.6667,33.3333,0.47,32,0.95,bilinear'
     header = 'model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation'

@@ -36,7 +36,18 @@ def test_both_are_evaluated_at_the_same_steps(tmp_path, capsys):
         assert [step for step, _ in rows] == [4, 7]
         assert all(40 * top1 == round(40 * top1) for _, top1 in rows)  # of 40: padding does not count
     assert out.with_suffix('.png').stat().st_size > 1000
-    assert 'tresnet_jax: 20.00 %, mean 20.00 %' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'tresnet_jax: 20.00 %, mean 20.00 %' in said and '\ntimm: ' in said
+    assert found['dtypes'] == {'ours': 'float32', 'timm': 'float32'}
+
+
+def test_another_dtype_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare_training, 'train_timm', lambda config: [(4, 0.5), (7, 0.5)])
+    out = tmp_path / 'comparison'
+    assert compare_training.main([run_folder(tmp_path / 'run', dtype='bfloat16')], seeds=[0], out=out) == 0
+    said = capsys.readouterr().out
+    assert 'tresnet_jax in bfloat16: 20.00 %' in said and 'timm in float32: 50.00 %' in said
+    assert json.loads(out.with_suffix('.json').read_text())['dtypes'] == {'ours': 'bfloat16', 'timm': 'float32'}
 
 
 def test_timm_learns(tmp_path):
@@ -79,7 +90,15 @@ def test_runs_without_evaluations_and_unlike_runs(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    'changes', [{'mixup': 0.2}, {'sched': 'cosine'}, {'opt': 'lion'}, {'model_ema': True}, {'drop_path': 0.1}]
+    'changes',
+    [
+        {'mixup': 0.2},
+        {'sched': 'cosine'},
+        {'opt': 'lion'},
+        {'model_ema': True},
+        {'drop_path': 0.1},
+        {'cutmix_minmax': (0.2, 0.8)},
+    ],
 )
 def test_unsupported_configurations(changes, tmp_path, capsys):
     assert compare_training.main([run_folder(tmp_path / 'run', **changes)], seeds=[0], out=tmp_path / 'comparison') == 2

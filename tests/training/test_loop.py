@@ -306,7 +306,7 @@ def test_readable_errors(uninterrupted, tmp_path, capsys):
     assert 'unknown recipe' in error_of(capsys, *new, '--recipe', 'nothing')
     assert 'must be a multiple of' in error_of(capsys, *new, '--batch-size', '3', '--devices', '2')
     pairs = ('--batch-size', '6', '--devices', '2', '--mixup', '0.2')
-    assert '1 parts (--accumulate) times 2 images (--mixup' in error_of(capsys, *new, *pairs)
+    assert '1 part (--accumulate) times 2 images (--mixup' in error_of(capsys, *new, *pairs)
     assert '--lr must be positive' in error_of(capsys, *new, '--lr', '-1')
     assert 'no_such_model' in error_of(capsys, *new, '--model', 'no_such_model')
     for flags, what in (

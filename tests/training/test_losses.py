@@ -1,5 +1,7 @@
 """Losses: no NaN in float32, weights of classes from text and files, and losses that do not suit the task."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,15 +88,33 @@ def test_class_stats(tmp_path):
         ({'task': 'multilabel', 'loss': 'ce'}, '--loss ce is not for --task multilabel; it has bce, asl'),
         ({'task': 'multilabel', 'eval_metric': 'top1'}, '--eval-metric top1 is not for --task multilabel'),
         ({'eval_metric': 'map'}, '--eval-metric map is not for --task classification'),
-        ({'target_format': 'multihot'}, '--target-format multihot is for --task multilabel'),
+        (
+            {'target_format': 'multihot'},
+            '--target-format multihot: for --task multilabel, not for --task cl',
+        ),
         ({'bce_sum': True}, '--bce-sum: for --loss bce, not for ce'),
         ({'loss': 'bce', 'asl_clip': 0.1}, '--asl-clip 0.1: for --loss asl, not for bce'),
         ({'loss_pos_weight': '2'}, '--loss-pos-weight 2: for --loss bce and asl, not for ce'),
+        ({'loss_weight_max': 3.0}, 'max 3.0: only for --loss-pos-weight neg_pos and --loss-class-weight inv_freq'),
+        ({'loss': 'bce', 'loss_pos_weight': '2', 'class_stats': Path('a.json')}, '--class-stats a.json: only for --lo'),
+        ({'loss': 'bce', 'loss_pos_weight': 'neg_pos', 'loss_weight_beta': 0.5}, '--loss-class-weight effective_num$'),
+        ({'loss': 'bce', 'loss_class_weight': 'effective_num', 'loss_weight_power': 2.0}, 'weight neg_pos and --loss-'),
+        ({'multilabel_threshold': 0.4}, '--multilabel-threshold 0.4: for --task multilabel, not for --task classifi'),
     ],
 )
 def test_options_that_do_not_suit_the_task(options, message):
     with pytest.raises(TrainingError, match=message):
         TrainConfig(**options).check()
+
+
+@pytest.mark.parametrize('weights', [('neg_pos', None), (None, 'inv_freq'), ('neg_pos', 'effective_num')])
+def test_options_of_weights_that_are_used(weights):
+    pos, each = weights
+    beta = {'loss_weight_beta': 0.9} if each == 'effective_num' else {}
+    TrainConfig(
+        loss='bce', loss_pos_weight=pos, loss_class_weight=each, loss_weight_power=0.5, loss_weight_max=2.0,
+        class_stats=Path('a.json'), **beta,
+    ).check()  # fmt: skip
 
 
 def test_defaults_of_the_task():

@@ -141,7 +141,7 @@ def test_devices_matter_to_batch_norm_that_is_not_synchronised(sync_bn, run, con
     if sync_bn:
         assert resume(run, config, count=1)[1] == []
     else:
-        with pytest.raises(TrainingError, match='1 devices instead of 2, which matters with --no-sync-bn'):
+        with pytest.raises(TrainingError, match='1 device instead of 2, which matters with --no-sync-bn'):
             resume(run, config, count=1)
 
 

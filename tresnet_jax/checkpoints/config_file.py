@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tresnet_jax.checkpoints.json_file import read_json
 from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.stated import SMALLEST_CROP_PCT, is_edge, is_number, listed_names, transform_of
 from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import ConversionError
+from tresnet_jax.files import read_json
 from tresnet_jax.models.build import HEADS
 from tresnet_jax.models.pooling import POOL_TYPES
 from tresnet_jax.variants import (

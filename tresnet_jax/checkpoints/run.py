@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Checkpoint
-from tresnet_jax.checkpoints.json_file import read_json
 from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
 from tresnet_jax.errors import ConversionError, reason
-from tresnet_jax.files import save_text
+from tresnet_jax.files import read_json, save_text
 from tresnet_jax.labels import are_names
 from tresnet_jax.models.base import ImageModel, Tree
 from tresnet_jax.variants import ARCHITECTURES, CLASSIFICATION, split_name

@@ -4,9 +4,9 @@ import os
 import re
 from pathlib import Path
 
-from tresnet_jax.checkpoints.json_file import read_json
 from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.errors import ConversionError
+from tresnet_jax.files import read_json
 
 INDEX = '.index.json'
 INDEX_NAME = re.compile(

@@ -11,7 +11,7 @@ import tyro
 
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_inputs
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, amount
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.models.functional import functional
 from tresnet_jax.options import POSITIVE, check_options
@@ -90,6 +90,6 @@ def write_features(arguments: EmbedArguments, inputs: Inputs) -> str:
         )
     process = f'process {jax.process_index()} of {jax.process_count()}: ' if jax.process_count() > 1 else ''
     return (
-        f'{process}{arguments.out}: features of {len(source):,} images in {shards.count} files; '
-        f'{sum(finished)} files were already there; wrote features of {written:,} images'
+        f'{process}{arguments.out}: features of {amount(len(source), "image")} in {amount(shards.count, "file")}; '
+        f'already there: {amount(sum(finished), "file")}; wrote features of {amount(written, "image")}'
     )

@@ -22,7 +22,7 @@ from tresnet_jax.cli.results import read_results, timm_row, write_result
 from tresnet_jax.data.real_labels import accepted_labels, read_real_labels
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.data.transforms import resolve_data_config
-from tresnet_jax.errors import TrainingError, shown
+from tresnet_jax.errors import TrainingError, amount, shown
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_synsets
 from tresnet_jax.models.functional import functional
@@ -200,7 +200,7 @@ def choose_test_set(arguments: EvaluateArguments, inputs: Inputs, classes: Class
         hint = '; give --valid-labels' if not arguments.valid_labels else ''
         raise TrainingError(f'{what}compares {wanted.classes} outputs, not {compared}{hint}')
     if count > wanted.images:
-        raise TrainingError(f'{what}has {wanted.images:,} images; {inputs.source.name} has {count:,}')
+        raise TrainingError(f'{what}has {amount(wanted.images, "image")}; {inputs.source.name} has {count:,}')
     return name
 
 
@@ -269,8 +269,8 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
         return
     skipped = len(source) - result.count
     lines = [
-        f'{inputs.name} on {source.name}: {result.count:,} images'
-        + (f'; {skipped:,} unreadable images are not counted' if skipped else ''),
+        f'{inputs.name} on {source.name}: {amount(result.count, "image")}'
+        + (f'; not counted: {amount(skipped, "unreadable image")}' if skipped else ''),
         f'images    {images}',
         f'classes   {match.text}',
         *(f'{METRICS[name]:10}{100 * value:.3f} %' for name, value in result.metrics().items() if name in METRICS),
@@ -353,9 +353,9 @@ def _as_text(
     skipped = len(inputs.source) - classes.unlabelled - result.count
     return '\n'.join(
         [
-            f'{inputs.name} on {inputs.source.name}: {result.count:,} images'
-            + (f'; {classes.unlabelled:,} images without a label are not counted' if classes.unlabelled else '')
-            + (f'; {skipped:,} unreadable images are not counted' if skipped else ''),
+            f'{inputs.name} on {inputs.source.name}: {amount(result.count, "image")}'
+            + (f'; not counted: {amount(classes.unlabelled, "image")} without a label' if classes.unlabelled else '')
+            + (f'; not counted: {amount(skipped, "unreadable image")}' if skipped else ''),
             f'images    {describe_images(inputs.data_config)}',
             f'classes   {classes.text}',
             f'top-1     {top1}',

@@ -1,15 +1,14 @@
 """ReaL labels of ImageNet's validation images (Beyer et al., arXiv:2006.07159): none, one or several classes each."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tresnet_jax.data.sources import Source
 from tresnet_jax.data.tfds import TfdsSource
-from tresnet_jax.errors import DataError, reason, shown
+from tresnet_jax.errors import DataError, shown
+from tresnet_jax.files import read_json
 
 NAME = 'ILSVRC2012_val_00000001.JPEG'
 _NUMBER = re.compile(r'ILSVRC2012_val_(\d{8})(?:_n\d{8})?\.(?:jpe?g|png|webp)', re.IGNORECASE)
@@ -21,10 +20,7 @@ def read_real_labels(path: Path, num_classes: int) -> list[list[int]]:
     Raises:
         DataError: the file cannot be read, or has another structure.
     """
-    try:
-        labels: Any = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f'{shown(path)}: cannot be read as JSON: {reason(error)}') from error
+    labels = read_json(path, DataError)
     what = f'{shown(path)}: expected a list of lists of class indices from 0 to {num_classes - 1}'
     if not isinstance(labels, list) or not labels:
         raise DataError(f'{what}, got {"an empty list" if labels == [] else type(labels).__name__}')

@@ -1,6 +1,5 @@
 """Weights of classes in the loss, from how often each class occurs; ``timm/loss/class_weights.py``."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ import numpy as np
 
 from tresnet_jax.data.sources import Source
 from tresnet_jax.data.targets import MultiLabelSource
-from tresnet_jax.errors import TrainingError, reason, shown
+from tresnet_jax.errors import TrainingError, shown
+from tresnet_jax.files import read_json
 from tresnet_jax.training.config import TrainConfig
-
-POS_WEIGHTS, CLASS_WEIGHTS = ('neg_pos',), ('inv_freq', 'effective_num')
+from tresnet_jax.training.option_rules import CLASS_WEIGHTS, POS_WEIGHTS
 
 
 class ClassCounts(NamedTuple):
@@ -137,10 +136,7 @@ def read_class_stats(path: Path) -> ClassCounts:
     Raises:
         TrainingError: the file cannot be read, or has no counts.
     """
-    try:
-        stats: Any = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TrainingError(f'{shown(path)}: cannot be read as JSON: {reason(error)}') from error
+    stats = read_json(path, TrainingError)
     stats = stats if isinstance(stats, dict) else {}
     counts, images = stats.get('pos_counts'), stats.get('num_samples')
     if (

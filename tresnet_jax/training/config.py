@@ -16,12 +16,12 @@ from tresnet_jax.options import (
     POSITIVE,
     SHARE,
     OneOf,
-    as_flag,
     check_options,
     faults,
     flag,
     from_json,
 )
+from tresnet_jax.training.option_rules import conflicts
 
 CONFIG_FILE = 'config.json'
 
@@ -357,31 +357,12 @@ class TrainConfig:
         return self.eval_metric or ('map' if self.multilabel else 'top1')
 
     def check(self) -> None:
-        """Raises TrainingError if a value is of the wrong type or out of range, or does not suit the task."""
+        """Raises TrainingError if a value is of the wrong type or out of range, or does not suit the others."""
         check_options(self, TrainingError)
-        task = f'--task {self.task}'
-        losses, metrics = (LOSSES[self.task], METRICS[self.task])
-        if self.loss_name not in losses:
-            raise TrainingError(f'--loss {self.loss} is not for {task}; it has {", ".join(losses)}')
-        if self.rating not in metrics:
-            raise TrainingError(f'--eval-metric {self.eval_metric} is not for {task}; it has {", ".join(metrics)}')
-        if self.target_format == 'multihot' and not self.multilabel:
-            raise TrainingError(f'--target-format multihot is for --task multilabel, not for {task}')
-        for names, wanted in LOSS_OPTIONS.items():
-            given = [name for name in names if getattr(self, name) != getattr(_DEFAULTS, name)]
-            if given and self.loss_name not in wanted:
-                flags = ', '.join(as_flag(name, getattr(self, name)) for name in given)
-                raise TrainingError(f'{flags}: for --loss {" and ".join(wanted)}, not for {self.loss_name}')
+        for line in conflicts(self, _DEFAULTS):
+            raise TrainingError(line)
 
 
-LOSSES = {'classification': ('ce', 'bce'), 'multilabel': ('bce', 'asl')}
-METRICS = {'classification': ('top1', 'top5'), 'multilabel': ('map', 'micro_f1', 'macro_f1', 'sample_f1')}
-# Options that only some losses have.
-LOSS_OPTIONS = {
-    ('bce_target_thresh', 'bce_sum'): ('bce',),
-    ('loss_pos_weight', 'loss_class_weight'): ('bce', 'asl'),
-    ('asl_gamma_neg', 'asl_gamma_pos', 'asl_clip', 'asl_focal_gradient', 'asl_reduction'): ('asl',),
-}
 _DEFAULTS = TrainConfig()
 
 # Options whose None is replaced by the value of the data or the model when a run starts.

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from tresnet_jax.checkpoints.write import save_safetensors
 from tresnet_jax.errors import TrainingError, reason
-from tresnet_jax.files import save_text
+from tresnet_jax.files import read_json, save_text
 from tresnet_jax.models.base import Tree
 from tresnet_jax.training.devices import AXIS
 from tresnet_jax.training.evaluate import one_behind
@@ -94,10 +94,7 @@ class Shards:
 
     def _check_same(self, index: Path, identity: dict[str, Any]) -> None:
         """Raises TrainingError if the folder holds features of another identity."""
-        try:
-            saved = json.loads(index.read_text(encoding='utf-8'))
-        except (OSError, ValueError) as error:
-            raise TrainingError(f'{index}: cannot be read as JSON ({reason(error)}); give another --out') from error
+        saved = read_json(index, TrainingError, 'give another --out')
         if not isinstance(saved, dict):
             raise TrainingError(f'{index}: expected a JSON object; give another --out')
         changed = [name for name in identity if saved.get(name) != identity[name]]

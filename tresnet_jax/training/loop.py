@@ -15,7 +15,7 @@ from flax import nnx
 
 from tresnet_jax.checkpoints.run import save_description, stored_network
 from tresnet_jax.data.sources import Source
-from tresnet_jax.errors import TrainingError, reason
+from tresnet_jax.errors import TrainingError, amount, reason
 from tresnet_jax.factory import create_model
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.functional import functional
@@ -276,7 +276,8 @@ def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any
         rngs=nnx.Rngs(config.seed),
     )
     if data_classes > model.num_classes:
-        raise TrainingError(f'{config.data} has {data_classes} classes, the model {model.num_classes}')
+        classes = amount(data_classes, 'class', 'classes')
+        raise TrainingError(f'{config.data} has {classes}, the model {model.num_classes}')
     if config.new_head:
         model.start_classifier(model.num_classes, nnx.Rngs(config.seed))
     return model
@@ -297,14 +298,16 @@ def _resolved(config: TrainConfig, model: ImageModel) -> TrainConfig:
 def _check_batch_size(config: TrainConfig, local: int) -> None:
     """Raises TrainingError if a batch cannot be split evenly; `local` is the number of devices of this host."""
     devices = local * jax.process_count()
-    factors = f'{devices} devices times {config.accumulate} parts (--accumulate)'
+    factors = f'{amount(devices, "device")} times {amount(config.accumulate, "part")} (--accumulate)'
     unit = devices * config.accumulate
     if config.mixes:
         factors, unit = f'{factors} times 2 images (--mixup and --cutmix mix neighbours)', 2 * unit
     if config.batch_size % unit:
         raise TrainingError(f'--batch-size {config.batch_size} must be a multiple of {factors}')
     if config.val_batch_size is not None and config.val_batch_size % devices:
-        raise TrainingError(f'--val-batch-size {config.val_batch_size} must be a multiple of {devices} devices')
+        raise TrainingError(
+            f'--val-batch-size {config.val_batch_size} must be a multiple of {amount(devices, "device")}'
+        )
 
 
 def _evaluate(

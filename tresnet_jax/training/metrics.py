@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from tresnet_jax.checkpoints.checkpoint import METRICS
-from tresnet_jax.errors import TrainingError, missing_extra, reason
+from tresnet_jax.errors import TrainingError, amount, missing_extra, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.plotting import new_figure, save_figure
 
@@ -85,7 +85,7 @@ class RunLog:
         if f'ema_{first}' in values:
             found[0] += f'  (average: {100 * values[f"ema_{first}"]:.2f} %)'
         self.say(
-            f'step {values["step"]:,}: evaluation of {values["count"]:,.0f} images: {"  ".join(found)}  '
+            f'step {values["step"]:,}: evaluation of {amount(round(values["count"]), "image")}: {"  ".join(found)}  '
             f'loss {values["loss"]:.4f}'
         )
         if self._active:

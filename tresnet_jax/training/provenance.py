@@ -16,7 +16,7 @@ import jax
 
 from tresnet_jax.checkpoints.run import stored_label_names
 from tresnet_jax.data.sources import Source
-from tresnet_jax.errors import TrainingError, reason, shown
+from tresnet_jax.errors import TrainingError, amount, reason, shown
 from tresnet_jax.files import save_text
 from tresnet_jax.options import as_flag
 from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, RESOLVED, TrainConfig, changed_options, load_config
@@ -183,7 +183,7 @@ def compare(
         found += _of_examples('evaluation', before.val, now.val)
     found += _of_classes(stored_classes(workdir), now.class_names)
     if before and not config.sync_bn and before.devices != now.devices:
-        found.append(f'{now.devices} devices instead of {before.devices}, which matters with --no-sync-bn')
+        found.append(f'{amount(now.devices, "device")} instead of {before.devices}, which matters with --no-sync-bn')
     if found and not accept_changes:
         raise TrainingError(
             f'{workdir}: the run began with something else: {"; ".join(found)}. Restore what it began with, or accept '
@@ -207,9 +207,9 @@ def _of_examples(what: str, before: Examples, now: Examples) -> Iterator[str]:
     if before.name != now.name:
         yield f'the {what} images are those of {shown(now.name)} instead of {shown(before.name)}'
     if before.count != now.count:
-        yield f'{now.count:,} {what} images instead of {before.count:,}'
+        yield f'{amount(now.count, f"{what} image")} instead of {before.count:,}'
     if before.classes != now.classes:
-        yield f'{now.classes:,} classes with {what} images instead of {before.classes:,}'
+        yield f'{amount(now.classes, "class", "classes")} with {what} images instead of {before.classes:,}'
     parts = before.digests.keys() & now.digests.keys()
     other = sorted(part for part in parts if before.digests[part] != now.digests[part])
     if before.count == now.count and other:

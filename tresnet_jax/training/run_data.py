@@ -8,7 +8,7 @@ from tresnet_jax.data.examples import epoch_size
 from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.label_values import read_class_map
 from tresnet_jax.data.sources import Source, open_source
-from tresnet_jax.errors import DataError, TrainingError
+from tresnet_jax.errors import DataError, TrainingError, amount
 from tresnet_jax.options import flag_name
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.schedules import run_steps
@@ -88,18 +88,19 @@ def _step_of(epoch: float, option: str, steps: int, steps_per_epoch: float) -> i
     step = max(1, round(epoch * steps_per_epoch))
     if step > steps:
         epochs = f'{steps / steps_per_epoch:.4g} epochs'
-        raise TrainingError(f'{flag_name(option)} {epoch:g}: the schedule has only {steps:,} steps ({epochs})')
+        raise TrainingError(f'{flag_name(option)} {epoch:g}: the schedule has only {amount(steps, "step")} ({epochs})')
     return step
 
 
 def opening(config: TrainConfig, data: RunData, step: int, local: int) -> str:
     """Return the first line of a run; `local` is the number of devices of this host."""
     begun = f'resumes at step {step:,} of' if step else 'begins:'
-    schedule = f', schedule of {data.steps:,} steps' if data.end < data.steps else ''
+    schedule = f', schedule of {amount(data.steps, "step")}' if data.end < data.steps else ''
     processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
     return (
-        f'{config.model}: trains on {len(data.train):,} images of {data.train.name}, evaluates on {len(data.val):,} '
-        f'of {data.val.name}, {data.train.num_classes} classes; {begun} {data.end:,} steps of '
-        f'{config.batch_size} images ({data.end / data.steps_per_epoch:.2f} epochs{schedule}) on '
-        f'{local * jax.process_count()} {jax.devices()[0].device_kind} devices{processes}'
+        f'{config.model}: trains on {amount(len(data.train), "image")} of {data.train.name}, evaluates on '
+        f'{len(data.val):,} of {data.val.name}, {amount(data.train.num_classes, "class", "classes")}; '
+        f'{begun} {amount(data.end, "step")} of {amount(config.batch_size, "image")} '
+        f'({data.end / data.steps_per_epoch:.2f} epochs{schedule}) on '
+        f'{amount(local * jax.process_count(), f"{jax.devices()[0].device_kind} device")}{processes}'
     )

@@ -7,8 +7,10 @@ import pytest
 
 import convert
 import tresnet_jax
-from tresnet_jax.checkpoints import json_file
-from tresnet_jax.errors import ConversionError, HubError
+from tresnet_jax import files
+from tresnet_jax.data.real_labels import read_real_labels
+from tresnet_jax.errors import ConversionError, DataError, HubError, TrainingError
+from tresnet_jax.training.class_weights import read_class_stats
 
 
 @pytest.mark.parametrize(
@@ -23,10 +25,10 @@ from tresnet_jax.errors import ConversionError, HubError
 )
 def test_content(tmp_path, monkeypatch, content, message):
     if message.startswith('too large'):
-        monkeypatch.setattr(json_file, 'LARGEST', 2**10)
+        monkeypatch.setattr(files, 'LARGEST_JSON', 2**10)
     (tmp_path / 'a.json').write_bytes(content)
     with pytest.raises(ConversionError, match=f'a.json: {message}'):
-        json_file.read_json(tmp_path / 'a.json')
+        files.read_json(tmp_path / 'a.json')
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='this system has no pipes in folders')
@@ -35,9 +37,24 @@ def test_what_is_not_a_file(tmp_path):
     (tmp_path / 'device').symlink_to('/dev/zero')
     for name in ('pipe', 'device', '.'):
         with pytest.raises(ConversionError, match='not a regular file; expected JSON'):
-            json_file.read_json(tmp_path / name)
+            files.read_json(tmp_path / name)
     with pytest.raises(ConversionError, match='cannot be read as JSON: No such file'):
-        json_file.read_json(tmp_path / 'missing')
+        files.read_json(tmp_path / 'missing')
+
+
+@pytest.mark.parametrize(
+    'read, error', [(read_class_stats, TrainingError), (lambda path: read_real_labels(path, 3), DataError)]
+)
+def test_every_reader_refuses_it_in_its_own_words(tmp_path, read, error):
+    (tmp_path / 'a\n.json').write_text('{')
+    (tmp_path / 'device').symlink_to('/dev/zero')
+    for name, message in (
+        ('a\n.json', r'/a\\n.json: cannot be read as JSON: Expecting'),
+        ('device', 'not a regular file'),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            read(tmp_path / name)
+        assert type(caught.value) is error and '\n' not in str(caught.value)
 
 
 def test_names_that_are_too_long_are_missing_files(tmp_path):

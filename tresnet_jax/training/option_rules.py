@@ -1,0 +1,81 @@
+"""Which options of a training configuration suit one another. An option that would have no effect is refused."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from tresnet_jax.options import as_flag
+
+LOSSES = {'classification': ('ce', 'bce'), 'multilabel': ('bce', 'asl')}
+METRICS = {'classification': ('top1', 'top5'), 'multilabel': ('map', 'micro_f1', 'macro_f1', 'sample_f1')}
+# Methods of --loss-pos-weight and --loss-class-weight.
+POS_WEIGHTS, CLASS_WEIGHTS = ('neg_pos',), ('inv_freq', 'effective_num')
+
+
+class Use(NamedTuple):
+    """Options, and what they have an effect on.
+
+    Attributes:
+        names: fields of TrainConfig.
+        wanted: what a configuration must have for them, for people.
+        holds: whether it has that; its argument is the configuration.
+        has: what it has instead, for people; '' for nothing.
+    """
+
+    names: tuple[str, ...]
+    wanted: str
+    holds: Callable[[Any], bool]
+    has: Callable[[Any], str] = lambda config: ''
+
+
+def _loss(names: tuple[str, ...], *losses: str) -> Use:
+    """Return the rule of options that only some losses have."""
+    return Use(
+        names, f'--loss {" and ".join(losses)}', lambda config: config.loss_name in losses, lambda c: c.loss_name
+    )
+
+
+def _weights(names: tuple[str, ...], *methods: str) -> Use:
+    """Return the rule of options that only some methods for the weights of classes have."""
+    flags = {f'--loss-pos-weight {m}' if m in POS_WEIGHTS else f'--loss-class-weight {m}' for m in methods}
+    return Use(
+        names,
+        ' and '.join(sorted(flags, reverse=True)),
+        lambda config: {config.loss_pos_weight, config.loss_class_weight} & {*methods} != set(),
+    )
+
+
+USES = (
+    _loss(('bce_target_thresh', 'bce_sum'), 'bce'),
+    _loss(('loss_pos_weight', 'loss_class_weight'), 'bce', 'asl'),
+    _loss(('asl_gamma_neg', 'asl_gamma_pos', 'asl_clip', 'asl_focal_gradient', 'asl_reduction'), 'asl'),
+    _weights(('loss_weight_power',), 'neg_pos', 'inv_freq'),
+    _weights(('loss_weight_beta',), 'effective_num'),
+    _weights(('loss_weight_max', 'class_stats'), *POS_WEIGHTS, *CLASS_WEIGHTS),
+    Use(
+        ('target_format', 'multilabel_threshold'),
+        '--task multilabel',
+        lambda config: config.multilabel,
+        lambda config: f'--task {config.task}',
+    ),
+)
+
+
+def conflicts(config: Any, defaults: Any) -> Iterator[str]:
+    """Yield a line for each choice of a configuration that does not suit the others.
+
+    Args:
+        config: a TrainConfig.
+        defaults: the one with all defaults.
+    """
+    task = f'--task {config.task}'
+    losses, metrics = LOSSES[config.task], METRICS[config.task]
+    if config.loss_name not in losses:
+        yield f'--loss {config.loss} is not for {task}; it has {", ".join(losses)}'
+    if config.rating not in metrics:
+        yield f'--eval-metric {config.eval_metric} is not for {task}; it has {", ".join(metrics)}'
+    for use in USES:
+        given = [name for name in use.names if getattr(config, name) != getattr(defaults, name)]
+        if given and not use.holds(config):
+            flags = ', '.join(as_flag(name, getattr(config, name)) for name in given)
+            has = use.has(config)
+            yield f'{flags}: for {use.wanted}, not for {has}' if has else f'{flags}: only for {use.wanted}'
