@@ -27,6 +27,7 @@ FUNCTIONS = (
     'tresnet_jax.export',
     'tresnet_jax.fold_batchnorm',
     'tresnet_jax.functional',
+    'tresnet_jax.grad_cam',
     'tresnet_jax.list_models',
     'tresnet_jax.list_pretrained',
     'tresnet_jax.load_exported',

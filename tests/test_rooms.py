@@ -99,6 +99,6 @@ def test_every_form_of_import_is_found(tmp_path, line):
 
 def test_the_scripts_of_the_command_lines_are_thin():
     """The code is in tresnet_jax.cli."""
-    for name in ('train', 'evaluate', 'embed', 'predict'):
+    for name in ('train', 'evaluate', 'embed', 'explain', 'predict'):
         code = (SCRIPTS / f'{name}.py').read_text(encoding='utf-8').partition('"""\n')[2]
         assert len(code.splitlines()) <= 10

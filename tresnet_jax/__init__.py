@@ -10,6 +10,7 @@ Usage::
 from tresnet_jax.data.transforms import create_transform as create_transform
 from tresnet_jax.data.transforms import resolve_data_config as resolve_data_config
 from tresnet_jax.errors import HubError as HubError
+from tresnet_jax.explaining import grad_cam as grad_cam
 from tresnet_jax.exporting import export as export
 from tresnet_jax.exporting import load_exported as load_exported
 from tresnet_jax.factory import create_model as create_model

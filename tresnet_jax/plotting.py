@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from tresnet_jax.errors import missing_extra
@@ -38,13 +39,39 @@ def save_figure(figure: Any, path: Path, dpi: int = 100) -> None:
         figure.savefig(beside, format='png', dpi=dpi)
 
 
-def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: str | os.PathLike) -> None:
-    """Write a PNG file with all images in a nearly square grid, each above its caption.
+def colours(values: np.ndarray, name: str = 'turbo') -> np.ndarray:
+    """Return the colours of values from 0 to 1: (...) -> (..., 3) uint8.
 
     Args:
-        images: at least one image, of any sizes.
+        values: any shape.
+        name: a colour map of Matplotlib.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
+    try:
+        from matplotlib import colormaps
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) or error from None
+    return colormaps[name](values, bytes=True)[..., :3]
+
+
+def contact_sheet(
+    images: Sequence[Image.Image | None],
+    captions: Sequence[str],
+    path: str | os.PathLike,
+    *,
+    columns: int | None = None,
+    inches: float = 2.2,
+) -> None:
+    """Write a PNG file with all images in a grid, each above its caption.
+
+    Args:
+        images: at least one image, of any sizes; None leaves a place empty.
         captions: one per image; line breaks are kept.
         path: the file to write, always as PNG.
+        columns: images per row. None: as many as make the grid nearly square.
+        inches: width of a column; 100 pixels each.
 
     Raises:
         ValueError: there are no images, or the numbers of images and captions differ.
@@ -53,16 +80,18 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: 
     """
     if not images or len(images) != len(captions):
         raise ValueError(f'expected one caption per image, got {len(images)} images and {len(captions)} captions')
-    columns = math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     lines = max(caption.count('\n') + 1 for caption in captions)
-    figure = new_figure(2.2 * columns, (2.2 + 0.16 * lines) * rows)
+    tallest = max(min(image.height / image.width, 1.0) for image in images if image is not None)
+    figure = new_figure(inches * columns, (inches * tallest + 0.16 * lines + 0.1) * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     used = axes[: len(images)]  # the last row may have empty places
     for axis, image, caption in zip(used, images, captions, strict=True):
-        axis.imshow(image.convert('RGB'))
+        if image is not None:
+            axis.imshow(image.convert('RGB'))
         # Captions may contain dollar signs, which Matplotlib would read as formulas.
         text = axis.text(0.5, -0.03, caption, fontsize=8, ha='center', va='top', transform=axis.transAxes)
         text.set_parse_math(False)

@@ -11,7 +11,7 @@ import pytest
 
 from convert import __main__ as convert
 from tests.helpers.paths import ROOT
-from tresnet_jax.cli import common, embed, evaluate, predict, start, train
+from tresnet_jax.cli import common, embed, evaluate, explain, predict, start, train
 from tresnet_jax.cli.common import Progress
 from tresnet_jax.errors import MissingExtraError
 from tresnet_jax.training import loop
@@ -26,6 +26,7 @@ COMMAND_LINES = {
     'evaluate': (evaluate, (*MODEL, *DATA), 'load_inputs'),
     'embed': (embed, (*MODEL, *DATA, '--out', 'out'), 'load_inputs'),
     'predict': (predict, (IMAGE, *MODEL), 'load_classifier'),
+    'explain': (explain, (IMAGE, *MODEL, '--out', 'out'), 'load_classifier'),
     'convert': (convert, ('inspect', 'weights.safetensors'), 'inspect'),
 }
 

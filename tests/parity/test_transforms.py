@@ -70,6 +70,24 @@ def test_interpolations(interpolation):
     check({**SQUARE, 'interpolation': interpolation})
 
 
+@pytest.mark.parametrize('size', [(60, 90), (91, 47), (40, 40), (120, 60)])
+@pytest.mark.parametrize('crop_mode', transforms.CROP_MODES)
+def test_crop_box_is_where_the_crop_comes_from(crop_mode, size):
+    """The pixels of the image hold their own position, so that the crop's edges show where they were."""
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    positions = np.stack([255 * columns / width, 255 * rows / height, 0 * rows + 255], -1).astype(np.uint8)
+    transform = transforms.create_transform((32, 48), 'bilinear', crop_pct=0.8, crop_mode=crop_mode)
+    crop = transform.crop_image(Image.fromarray(positions))
+    inside = np.argwhere(crop[..., 2] == 255)  # not padding
+    (first, left), (last, right) = inside.min(0), inside.max(0)
+    box = transform.crop_box(width, height)
+    seen = [crop[first, left, 0], crop[first, left, 1], crop[last, right, 0], crop[last, right, 1]]
+    shares = [edge / side for edge, side in zip(box, (width, height) * 2, strict=True)]
+    np.testing.assert_allclose(np.array(seen) / 255, shares, atol=0.05)
+    assert 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height
+
+
 @pytest.mark.parametrize('crop_pct', [0.875, 1.13])
 @pytest.mark.parametrize('size', [(3, 224, 224), (3, 160, 225), (3, 225, 160), (3, 33, 32)])
 @pytest.mark.parametrize('crop_mode', transforms.CROP_MODES)

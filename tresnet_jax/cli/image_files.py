@@ -1,7 +1,6 @@
 """Inputs of predict and explain: image files, and a model that classifies them."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,7 +16,6 @@ from tresnet_jax.errors import ImageError
 from tresnet_jax.factory import create_model
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.options import POSITIVE, check_options, flag
-from tresnet_jax.plotting import new_figure
 from tresnet_jax.training.config import CONFIG_FILE, load_config
 from tresnet_jax.variants import MULTILABEL
 
@@ -61,14 +59,6 @@ def with_white_of_run(flags: Flags) -> Flags:
     return dataclasses.replace(
         flags, max_value=load_config(folder).max_value if (folder / CONFIG_FILE).exists() else None
     )
-
-
-def check_writable(flag: str, path: Path) -> None:
-    """Raises ValueError if a PNG file cannot be written there, or if Matplotlib is not installed."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f'{flag} {path}: cannot be written there')
-    new_figure(1, 1)  # raises if Matplotlib is not installed
 
 
 def find_files(flags: ImageFileFlags) -> list[Path]:

@@ -18,13 +18,13 @@ from PIL import Image
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.cli.image_files import (
     ImageFileFlags,
-    check_writable,
     find_files,
     is_multilabel,
     load_classifier,
     read_image,
     with_white_of_run,
 )
+from tresnet_jax.cli.outputs import check_plot
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.data.images import load_image
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             arguments = with_white_of_run(arguments)
             if arguments.plot:
-                check_writable('--plot', arguments.plot)
+                check_plot('--plot', arguments.plot)
             paths = find_files(arguments)
             results = _predict_all(arguments, load_classifier(arguments), paths)
             sys.stdout.flush()

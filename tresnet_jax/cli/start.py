@@ -25,6 +25,11 @@ def evaluate() -> int:
     return _run('tresnet_jax.cli.evaluate')
 
 
+def explain() -> int:
+    """Run `tresnet-jax-explain`: show which parts of images speak for a class."""
+    return _run('tresnet_jax.cli.explain')
+
+
 def predict() -> int:
     """Run `tresnet-jax-predict`: classify images."""
     return _run('tresnet_jax.cli.predict')

@@ -101,6 +101,14 @@ class EvalTransform:
             raise ValueError(f'an image of {size} pixels would be resized to {width} x {height}')
         return np.asarray(self._crop(image.resize((width, height), INTERPOLATIONS[self.interpolation])))
 
+    def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return which part of an image of this size is in the crop: left, top, right and bottom, in its pixels."""
+        resized = self._resized(width, height)
+        lows = [-_offset(size, target) for size, target in zip(resized, (self.width, self.height), strict=True)]
+        left, right = (min(max(edge, 0), resized[0]) * width / resized[0] for edge in (lows[0], lows[0] + self.width))
+        top, bottom = (min(max(edge, 0), resized[1]) * height / resized[1] for edge in (lows[1], lows[1] + self.height))
+        return left, top, right, bottom
+
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height after resizing. The crop takes the middle `crop_pct` of both."""
         to_height, to_width = math.floor(self.height / self.crop_pct), math.floor(self.width / self.crop_pct)

@@ -1,0 +1,35 @@
+"""Checks of where images and reports go, before the work begins."""
+
+import os
+from pathlib import Path
+
+from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.plotting import new_figure
+
+
+def check_plot(flag: str, path: Path) -> None:
+    """Raises ValueError if a PNG file cannot be written there, or if Matplotlib is not installed."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f'{flag} {path}: cannot be written there')
+    new_figure(1, 1)  # raises if Matplotlib is not installed
+
+
+def check_plot_folder(flag: str, folder: Path) -> None:
+    """Raises ValueError if a folder of PNG files cannot be made or written, or if Matplotlib is not installed."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f'{flag} {folder}: is not a folder and cannot be made')
+    new_figure(1, 1)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        ConversionError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConversionError(f'{folder}: cannot be made: {reason(error)}') from error
