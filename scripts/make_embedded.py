@@ -26,6 +26,7 @@ import convert
 from convert.golden import timm_model, timm_outputs
 from convert.verify import relative_error
 from tresnet_jax.cli.common import program_name
+from tresnet_jax.files import sha256
 from tresnet_jax.labels import FASHION_MNIST
 
 HERE = Path(__file__).resolve().parent.parent / 'tresnet_jax' / 'embedded'
@@ -145,6 +146,7 @@ def main(fashion_mnist: Path, resnet: Path, tresnet: Path, out: Path = HERE, see
         save_golden(model, network, test_images[ten], names, out / f'{stem}.golden.safetensors')
         top1, top5 = accuracy(model, network, test_images, test_labels)
         print(f'{stem}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(test_labels):,} test images')
+        print(f'{stem}: SHA-256 for variants.py: {sha256(out / f"{stem}.safetensors")}')
 
 
 if __name__ == '__main__':

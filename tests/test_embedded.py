@@ -10,6 +10,8 @@ import tresnet_jax
 from convert.verify import compare_with_stored
 from tests.helpers.models import EMBEDDED_TAGS
 from tests.helpers.paths import EMBEDDED
+from tresnet_jax import factory
+from tresnet_jax.errors import ConversionError
 from tresnet_jax.labels import class_names
 from tresnet_jax.variants import PRETRAINED
 
@@ -69,6 +71,23 @@ def test_the_package_stays_small_and_has_the_licence():
         assert (EMBEDDED / f'{name}.safetensors').stat().st_size <= 2e6
     assert (EMBEDDED / 'fashion_mnist_subset.npz').stat().st_size <= 1.5e6
     assert 'MIT' in (EMBEDDED / 'FASHION_MNIST_LICENSE').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('name', EMBEDDED_TAGS)
+def test_damaged_embedded_weights_are_refused(name, tmp_path, monkeypatch):
+    """One flipped bit in the last tensor: the file can be read, and is not the one that was published."""
+    content = bytearray((EMBEDDED / f'{name}.safetensors').read_bytes())
+    content[-1] ^= 1
+    damaged = tmp_path / 'weights.safetensors'
+    monkeypatch.setattr(factory, 'embedded_path', lambda config: damaged)
+    with pytest.raises(ConversionError, match='weights.safetensors: cannot be read: .*; run: pip install'):
+        tresnet_jax.create_model(name, pretrained=True)
+    damaged.write_bytes(content)
+    with pytest.raises(ConversionError, match=f'has the SHA-256 [0-9a-f]+; the weights of {name} have .*; run: pip'):
+        tresnet_jax.create_model(name, pretrained=True)
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    tresnet_jax.create_model(name, pretrained=True)
 
 
 def test_the_class_names_of_an_embedded_model():

@@ -22,6 +22,7 @@ from tresnet_jax.data.transforms import height_width, resolve_data_config
 from tresnet_jax.errors import missing_extra, reason
 from tresnet_jax.files import written_beside
 from tresnet_jax.folding import fold_batchnorm
+from tresnet_jax.formats import EXPORTED
 from tresnet_jax.labels import class_names
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.functional import functional
@@ -29,7 +30,6 @@ from tresnet_jax.models.layers import param_dtype
 from tresnet_jax.models.winograd import TRANSFORMED_KERNEL
 from tresnet_jax.profiling import input_size
 
-FORMAT = 'tresnet_jax.export'
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 DEFAULT_PLATFORMS = ('cpu', 'cuda', 'tpu')
 ONNX_SUFFIX = '.onnx'
@@ -38,7 +38,7 @@ ONNX_SUFFIX = '.onnx'
 def _metadata(model: ImageModel, height: int, width: int) -> dict[str, Any]:
     row = model.pretrained_cfg
     return {
-        'format': FORMAT,
+        **EXPORTED.fields(),
         'architecture': model.architecture,
         'tag': row and row.tag,
         'dtype': model.dtype.name,
@@ -192,8 +192,8 @@ def load_exported(path: str | Path) -> ExportedModel:
         path: the file.
 
     Raises:
-        ValueError: not a file of `export`, a damaged one, one from a JAX version that this one cannot read, or a
-            float64 model without ``jax_enable_x64``.
+        ValueError: not a file of `export`, a damaged one, one from a newer release or from a JAX version that this one
+            cannot read, or a float64 model without ``jax_enable_x64``.
         OSError: the file does not exist or cannot be read.
 
     Example:
@@ -210,10 +210,11 @@ def load_exported(path: str | Path) -> ExportedModel:
         raise ValueError(f'{path}: an ONNX file: run it with onnxruntime.InferenceSession')
     try:
         metadata = json.loads(data[data.rfind(b'\n') + 1 :])
-        if metadata['format'] != FORMAT:
+        if metadata['format'] != EXPORTED.name:
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f'{path}: not a file of tresnet_jax.export, or cut short') from None
+    EXPORTED.check(path, metadata)
     try:
         exported = jax.export.deserialize(data)
         dtype = exported.in_avals[0].dtype

@@ -16,13 +16,16 @@ from tresnet_jax.checkpoints.match import match
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.shards import file_of_folder
-from tresnet_jax.errors import ConversionError, HubError
+from tresnet_jax.errors import ConversionError, HubError, reason
+from tresnet_jax.files import sha256
 from tresnet_jax.hub.client import find_weights, split_source
 from tresnet_jax.hub.config import read_config
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import HeadOptions, build_model, check_head, fill
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.variants import CLASSIFICATION, PretrainedConfig, pretrained_config, split_name
+
+REINSTALL = 'run: pip install --force-reinstall --no-deps tresnet_jax'
 
 
 def create_model(
@@ -178,7 +181,12 @@ def _overlaid(config: PretrainedConfig, overlay: Mapping[str, Any]) -> Pretraine
     Raises:
         ValueError: a field is unknown, or says which weights these are.
     """
-    fields = {field.name for field in dataclasses.fields(PretrainedConfig)} - {'architecture', 'tag', 'embedded'}
+    fields = {field.name for field in dataclasses.fields(PretrainedConfig)} - {
+        'architecture',
+        'tag',
+        'embedded',
+        'sha256',
+    }
     unknown = sorted(overlay.keys() - fields)
     if unknown:
         raise ValueError(
@@ -196,11 +204,12 @@ def _weights_path(
 
     Raises:
         HubError: the pretrained weights are unavailable.
+        ConversionError: embedded weights are damaged.
     """
     if checkpoint is not None or not pretrained:
         return None if checkpoint is None else Path(checkpoint)
     if config.embedded:
-        return embedded_path(config)
+        return _checked_embedded(config)
     if isinstance(config, SavedConfig) and config.source.startswith('local-dir:'):
         file = file_of_folder(Path(config.source.removeprefix('local-dir:')))
         if file is not None:
@@ -247,6 +256,24 @@ def _check_saved(
     kind = 'linear' if model.ml_decoder is None else 'ml_decoder'
     if head is None and model.num_classes and saved.head not in (None, kind):
         raise HubError(f'{path}: has the head {kind!r}, but its config.json says {saved.head!r}')
+
+
+def _checked_embedded(config: PretrainedConfig) -> Path:
+    """Return the path of an embedded tag's checkpoint.
+
+    Raises:
+        ConversionError: the file is missing, or its SHA-256 is not the one in the table.
+    """
+    path = embedded_path(config)
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise ConversionError(f'{path}: cannot be read: {reason(error)}; {REINSTALL}') from error
+    if found != config.sha256:
+        raise ConversionError(
+            f'{path}: has the SHA-256 {found}; the weights of {config.name} have {config.sha256}; {REINSTALL}'
+        )
+    return path
 
 
 def embedded_path(config: PretrainedConfig, suffix: str = 'safetensors') -> Path:

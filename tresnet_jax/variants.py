@@ -188,6 +188,7 @@ class PretrainedConfig:
 
     Attributes:
         embedded: whether the weights come with this package.
+        sha256: digest of the embedded file, which is checked when it is loaded.
         label_names: one name per class, for weights of a training run or a saved model. None: `class_names` looks
             them up.
         task: 'classification', one class per image; 'multilabel', any number, each output the logit of its own.
@@ -207,6 +208,7 @@ class PretrainedConfig:
     num_classes: int = 1000
     license: str = 'apache-2.0'
     embedded: bool = False
+    sha256: str = ''
     label_names: tuple[str, ...] | None = None
     task: str = CLASSIFICATION
 
@@ -258,10 +260,10 @@ def _timm(
     return PretrainedConfig(architecture, tag, accuracies=accuracies, **fields)
 
 
-def _fashion(architecture: str, top1: float, top5: float, **fields: Any) -> PretrainedConfig:
+def _fashion(architecture: str, top1: float, top5: float, sha256: str, **fields: Any) -> PretrainedConfig:
     return PretrainedConfig(
         architecture, 'fashion_mnist', interpolation='bilinear', input_size=_size(32), crop_pct=1.0, num_classes=10,
-        license='mit', embedded=True, accuracies=(PublishedAccuracy(32, top1, top5),), **fields,
+        license='mit', embedded=True, sha256=sha256, accuracies=(PublishedAccuracy(32, top1, top5),), **fields,
     )  # fmt: skip
 
 
@@ -300,8 +302,8 @@ PRETRAINED: dict[str, PretrainedConfig] = {row.name: row for row in (
     _timm('resnet152d.gluon_in1k', _A(224, 80.476, 95.194)),
     _timm('resnet200d.ra2_in1k', _A(256, 83.250, 96.552), _A(320, 83.976, 96.820), train=256, test=320, **_CROP_95),
     _timm('test_resnet.r160_in1k', _A(160, 41.602, 67.984), train=160, crop_pct=0.95, interpolation='bilinear', **HALF),
-    _fashion('test_resnet', 91.99, 99.94, **HALF),
-    _fashion('test_tresnet', 88.99, 99.90, **UNIT),
+    _fashion('test_resnet', 91.99, 99.94, '1a43e681e3f1595219317296256bbc0b542fff3333c1804283dbcfce94ff4d2f', **HALF),
+    _fashion('test_tresnet', 88.99, 99.90, '00bcf48c9e2e6949554ee5ad1e7c5a175ca19fc837f4e3ca36f4e1ca83507823', **UNIT),
 )}  # fmt: skip
 
 # Names from before timm had tags, including those in its model cards.

@@ -1,7 +1,6 @@
 """The folder of a training run through the converter, without torch."""
 
 import dataclasses
-import gzip
 import json
 import shutil
 import subprocess
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 import safetensors
@@ -272,31 +270,6 @@ def test_synsets_as_label_names():
     )
     assert class_synsets(row) == row.label_names
     assert class_synsets(dataclasses.replace(row, label_names=('n01440764', 'horn'))) is None
-
-
-def test_a_run_without_model_json_loads():
-    """Runs from before model.json was written describe themselves in config.json and label_names.json."""
-    folder = paths.FILES / 'compat' / 'run_without_model_json'
-    assert not (folder / MODEL_FILE).exists()
-    model = tresnet_jax.create_model('test_tresnet', checkpoint=folder)
-    assert tresnet_jax.class_names(model) == tuple(f'kind {i}' for i in range(10))
-    assert model.pretrained_cfg.mean == (0.4, 0.5, 0.6) and model.pretrained_cfg.crop_pct == 0.9
-    assert_leaves_count_up(model)
-
-
-def test_a_flax_file_of_november_2026_loads(tmp_path):
-    path = tmp_path / 'flax.safetensors'
-    path.write_bytes(gzip.decompress((paths.FILES / 'compat' / 'flax_2026_11.safetensors.gz').read_bytes()))
-    assert_leaves_count_up(tresnet_jax.create_model('test_tresnet', checkpoint=path))
-
-
-def assert_leaves_count_up(model) -> None:
-    """The weights of both files: in the order of the trees, every value of a leaf is its number / 256."""
-    _, params, batch_stats = tresnet_jax.functional(model)
-    leaves = jax.tree.leaves((params, batch_stats))
-    assert len(leaves) > 50
-    for number, leaf in enumerate(leaves, 1):
-        np.testing.assert_array_equal(leaf, np.float32(number / 256))
 
 
 def test_class_names_that_are_not_utf8(tmp_path):

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from tresnet_jax.checkpoints.layout import Layout
+from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.variants import CLASSIFICATION
 
-FLAX_FORMAT = 'tresnet_jax'  # value of 'format' in the metadata of our own files
+FLAX_FORMAT = CHECKPOINT.name  # value of 'format' in the metadata of our own files
 METRICS = {  # of runs, from 0 to 1, each with its name for people; one of them picks the best checkpoint
     'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'micro_f1': 'micro F1', 'macro_f1': 'macro F1',
     'sample_f1': 'sample F1',

@@ -22,6 +22,7 @@ from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
 from tresnet_jax.checkpoints.stated import class_name_lists, data_config, is_number, task
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.variants import CLASSIFICATION
 
 # Tensors can repeat elements by strides of 0. Bytes of a network that are always allowed; ResNet-200-D has 0.3 GB.
@@ -75,6 +76,7 @@ def read(
     if content.metadata.get('format') == FLAX_FORMAT:
         if key is not None:
             raise ConversionError(f'{path}: --key (key) is for files with several networks, and this file has one')
+        CHECKPOINT.check(path, content.metadata)
         return Checkpoint(path, content.container, content.tree, content.metadata)
     try:
         networks = find(content.tree, layouts)

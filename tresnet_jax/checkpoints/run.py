@@ -17,6 +17,7 @@ from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Ch
 from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
 from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.files import read_json, save_text
+from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.labels import are_names
 from tresnet_jax.models.base import ImageModel, Tree
 from tresnet_jax.variants import ARCHITECTURES, CLASSIFICATION, split_name
@@ -49,7 +50,7 @@ def save_description(
         ConversionError: the file cannot be written.
     """
     description = {
-        'format': FLAX_FORMAT,
+        **CHECKPOINT.fields(),
         'architecture': model.architecture,
         'tag': '',  # training changed the weights of the tag
         'num_classes': model.num_classes,
@@ -82,7 +83,7 @@ def stored_network(workdir: Path) -> dict[str, Any]:
     file = workdir / MODEL_FILE
     if not file.exists():
         return {}
-    description = _read_object(file)
+    description = _read_description(file)
     name, pool, stride = (description.get(key) or None for key in ('architecture', 'global_pool', 'output_stride'))
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ConversionError(
@@ -105,7 +106,7 @@ def stored_label_names(workdir: Path) -> tuple[str, ...] | None:
         return None
     for file, key in ((workdir / MODEL_FILE, 'label_names'), (workdir / OLDER_NAMES_FILE, None)):
         if file.exists():
-            names = _read_object(file).get(key) if key else read_json(file)
+            names = _read_description(file).get(key) if key else read_json(file)
             if not are_names(names or []):
                 raise ConversionError(f'{file}: expected a list of names')
             return tuple(names or ()) or None
@@ -124,7 +125,8 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
         ConversionError: Orbax is not installed, the description is missing or not ours, or the checkpoint does not
             exist or cannot be read.
     """
-    description = _read_object(path / MODEL_FILE) if (path / MODEL_FILE).exists() else _older_description(path)
+    file = path / MODEL_FILE
+    description = _read_description(file) if file.exists() else _older_description(path)
     weights = load_weights(path, step, ema=ema)
     training: dict[str, str | int | float] = {'step': weights.step}
     if weights.rating is not None:
@@ -143,6 +145,23 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
         weights.has_ema,
         training,
     )
+
+
+def check_version(workdir: Path) -> None:
+    """Check that this release reads a run, if the folder holds one.
+
+    Raises:
+        ConversionError: the run is of a newer release, or its description is damaged.
+    """
+    if (workdir / MODEL_FILE).exists():
+        _read_description(workdir / MODEL_FILE)
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    """Return the content of model.json. Raises ConversionError if it is damaged or of a newer release."""
+    description = _read_object(file)
+    CHECKPOINT.check(file, description)
+    return description
 
 
 def _as_metadata(value: Any) -> str:

@@ -9,11 +9,12 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT
+from tresnet_jax.checkpoints.checkpoint import COUNTER
 from tresnet_jax.checkpoints.names import flatten
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.errors import ConversionError, reason, shown
 from tresnet_jax.files import written_beside
+from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.models.base import Tree
 from tresnet_jax.version import __version__
 
@@ -61,7 +62,7 @@ def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report,
     tensors |= {f'batch_stats.{key}': np.asarray(value) for key, value in flatten(batch_stats).items()}
     versions = {'tresnet_jax': __version__} | {package.__name__: package.__version__ for package in (flax, jax, np)}
     metadata = {
-        'format': FLAX_FORMAT,
+        **{key: str(value) for key, value in CHECKPOINT.fields().items()},
         'architecture': report.architecture,
         'tag': report.tag or '',
         'num_classes': str(report.num_classes),

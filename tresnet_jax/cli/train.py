@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from tresnet_jax.checkpoints.run import has_checkpoint
+from tresnet_jax.checkpoints.run import check_version, has_checkpoint
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.options import as_flag, check_options, flag
@@ -73,11 +73,14 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
 
     Raises:
         TrainingError: the recipe is unknown, the configuration of the run is damaged, or a flag contradicts it.
+        ConversionError: the run is of a newer release.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument('--recipe')
     early.add_argument('--workdir', type=Path)
     known, _ = early.parse_known_args(argv)
+    if known.workdir:
+        check_version(known.workdir)
     saved = load_config(known.workdir) if known.workdir and (known.workdir / CONFIG_FILE).exists() else None
     begun = saved is not None and has_checkpoint(known.workdir)
     if saved and not begun:  # a run that ended before its first checkpoint begins again, perhaps with other flags

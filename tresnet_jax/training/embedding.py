@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from tresnet_jax.checkpoints.write import save_safetensors
 from tresnet_jax.errors import TrainingError, reason
 from tresnet_jax.files import read_json, save_text
+from tresnet_jax.formats import FEATURES
 from tresnet_jax.models.base import Tree
 from tresnet_jax.training.devices import AXIS
 from tresnet_jax.training.evaluate import one_behind
@@ -65,7 +66,7 @@ class Shards:
 
         Raises:
             TrainingError: the folder holds features of another identity, or cannot be made.
-            ConversionError: a file cannot be written.
+            ConversionError: a file cannot be written, or the features are of a newer release.
         """
         text = json.dumps(names, indent=0)
         identity = json.loads(json.dumps(self.identity | {'names_sha256': hashlib.sha256(text.encode()).hexdigest()}))
@@ -89,14 +90,15 @@ class Shards:
             finished = [bool(column.any()) for column in everywhere.T]
         if is_first_process and not index.exists():
             save_text(self.folder / NAMES_FILE, text)
-            save_text(index, json.dumps(identity, indent=2) + '\n')
+            save_text(index, json.dumps(FEATURES.fields() | identity, indent=2) + '\n')
         return finished
 
     def _check_same(self, index: Path, identity: dict[str, Any]) -> None:
-        """Raises TrainingError if the folder holds features of another identity."""
+        """Raise TrainingError if the features have another identity, ConversionError if a newer release wrote them."""
         saved = read_json(index, TrainingError, 'give another --out')
         if not isinstance(saved, dict):
             raise TrainingError(f'{index}: expected a JSON object; give another --out')
+        FEATURES.check(index, saved)
         changed = [name for name in identity if saved.get(name) != identity[name]]
         if changed:
             what = '; '.join(f'{n} was {reprlib.repr(saved.get(n))}, is {reprlib.repr(identity[n])}' for n in changed)
