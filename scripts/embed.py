@@ -11,6 +11,8 @@ the training images are embedded, or all images of a folder without splits; clas
     features, labels, indices = (np.concatenate([s[k] for s in shards]) for k in ('features', 'labels', 'indices'))
     names = json.load(open('FEATURES/names.json'))          # features[i] belongs to the image names[indices[i]]
 
+``--sheet FILE.png`` also shows images beside their nearest neighbours: some of the data, or those of ``--query``.
+
 Unreadable images have no features and are listed in FEATURES/unreadable.log. Several hosts: as for train.py, with a
 folder that all of them see.
 """

@@ -38,6 +38,21 @@ def test_a_contact_sheet_shows_images_and_captions(tmp_path):
     assert (below.max(-1) < 100).any(), 'no black letters below the first image'
 
 
+def test_columns_frames_and_empty_places(tmp_path):
+    path = tmp_path / 'sheet.png'
+    square = Image.new('RGB', (40, 20), (200, 30, 30))
+    contact_sheet([square, None, square, square], ['a', '', 'b', 'c'], path, columns=2, inches=1, framed=[3])
+    with Image.open(path) as saved:
+        sheet = np.asarray(saved.convert('RGB')).astype(int)
+    height, width = sheet.shape[:2]
+    assert 195 <= width <= 205 and height < 250
+    red = (abs(sheet - (200, 30, 30)).max(-1) < 5).reshape(height, width)
+    frame = abs(sheet - (232, 113, 10)).max(-1) < 5
+    quarters = [(slice(0, height // 2), half) for half in (slice(0, width // 2), slice(width // 2, width))]
+    assert red[quarters[0]].any() and not red[quarters[1]].any()
+    assert frame[height // 2 :, width // 2 :].any() and not frame[:, : width // 2].any()
+
+
 def test_a_contact_sheet_that_fails_leaves_no_file(tmp_path, monkeypatch):
     square = Image.new('RGB', (4, 4))
     with pytest.raises(ValueError, match='1 images and 0 captions'):

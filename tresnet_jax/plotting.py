@@ -15,6 +15,8 @@ from tresnet_jax.files import written_beside
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ACCENT = '#e8710a'
+
 
 def new_figure(width: float, height: float) -> 'Figure':
     """Return an empty figure; width and height are in inches.
@@ -63,6 +65,7 @@ def contact_sheet(
     *,
     columns: int | None = None,
     inches: float = 2.2,
+    framed: Sequence[int] = (),
 ) -> None:
     """Write a PNG file with all images in a grid, each above its caption.
 
@@ -72,6 +75,7 @@ def contact_sheet(
         path: the file to write, always as PNG.
         columns: images per row. None: as many as make the grid nearly square.
         inches: width of a column; 100 pixels each.
+        framed: positions of images that get a frame.
 
     Raises:
         ValueError: there are no images, or the numbers of images and captions differ.
@@ -89,9 +93,14 @@ def contact_sheet(
     for axis in axes:
         axis.set_axis_off()
     used = axes[: len(images)]  # the last row may have empty places
-    for axis, image, caption in zip(used, images, captions, strict=True):
+    for place, (axis, image, caption) in enumerate(zip(used, images, captions, strict=True)):
         if image is not None:
             axis.imshow(image.convert('RGB'))
+        if place in framed:
+            axis.set_axis_on()
+            axis.set(xticks=(), yticks=())
+            for spine in axis.spines.values():
+                spine.set(color=ACCENT, linewidth=4)
         # Captions may contain dollar signs, which Matplotlib would read as formulas.
         text = axis.text(0.5, -0.03, caption, fontsize=8, ha='center', va='top', transform=axis.transAxes)
         text.set_parse_math(False)

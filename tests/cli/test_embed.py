@@ -16,7 +16,7 @@ from tests.helpers.images import write_classes
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import free_port
 from tests.helpers.tar_files import image_members, write_tar
-from tresnet_jax.cli import common
+from tresnet_jax.cli import common, neighbours
 from tresnet_jax.cli import embed as embed_command
 from tresnet_jax.cli.embed import main
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
@@ -106,6 +106,57 @@ def test_missing_shards_are_made_again_and_others_kept(embed, toy, tmp_path):
     assert code == 2  # 256 images at a time make other shards
     code, said, _ = embed(*flags, '--out', out, '--batch-size', 8)
     assert code == 0 and 'already there: 4 files; wrote features of 0 images' in said
+
+
+def test_a_sheet_of_nearest_neighbours(embed, tmp_path, monkeypatch):
+    """By the mean of each row: images of the data with their neighbours, which are not the image itself."""
+    sheets = []
+    apply = lambda params, batch_stats, x: x.mean((2, 3))  # noqa: E731
+    monkeypatch.setattr(embed_command, 'functional', lambda model: (apply, *functional(model)[1:]))
+    monkeypatch.setattr(neighbours, 'contact_sheet', lambda *arguments, **options: sheets.append((arguments, options)))
+    out, sheet = tmp_path / 'out', tmp_path / 'sheet.png'
+    flags = (*MODEL, *DATA, '--shard-size', 16, '--batch-size', 16, '--out', out, '--sheet', sheet, '--neighbours', 3)
+    code, said, err = embed(*flags)
+    assert (code, err) == (0, '') and said.endswith(f'{sheet}: 8 images and 3 neighbours of each\n')
+    ((images, captions, path), options) = sheets[0]
+    assert (len(images), len(captions), path, options['columns']) == (32, 32, sheet, 4)
+    found = load(out)
+    features = found['features'] / np.linalg.norm(found['features'], axis=1, keepdims=True)
+    similarities = features[-1] @ features.T
+    order = np.argsort(-similarities, kind='stable')
+    nearest = [index for index in order if index != 59][:3]
+    names = tresnet_jax.class_names(NAME)
+    assert captions[-4] == f'…dded:fashion_mnist test[:60] 59\n{names[found["labels"][59]]}'
+    expected = [f'{names[found["labels"][index]]}\n{similarities[index]:.3f}' for index in nearest]
+    assert captions[-3:] == expected
+
+
+def test_neighbours_of_given_images(embed, tmp_path, monkeypatch):
+    """An image of the data is its own nearest neighbour; the file is made from the features that are there."""
+    sheets = []
+    monkeypatch.setattr(neighbours, 'contact_sheet', lambda *arguments, **options: sheets.append(arguments))
+    write_classes(tmp_path / 'photos', {'class0': 3, 'class1': 3})
+    flags = (*MODEL, '--data', f'folder:{tmp_path / "photos"}', '--out', tmp_path / 'out', '--batch-size', 4)
+    query = tmp_path / 'photos' / 'class1' / '04.png'
+    code, said, err = embed(*flags, '--sheet', tmp_path / 'sheet.png', '--neighbours', 9, '--query', query)
+    assert (code, err) == (0, '') and '1 images and 6 neighbours of each' in said
+    assert sheets[0][1][:2] == ['04.png', 'class1\n1.000'] and len(sheets[0][1]) == 7
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (('--neighbours', 3), '--query and --neighbours are for --sheet FILE.png, which is not given'),
+        (('--sheet', 'missing/a.png'), '--sheet missing/a.png: cannot be written there'),
+        (('--sheet', 'a.png', '--query', 'missing.png'), 'missing.png'),
+        (('--sheet', 'a.png', '--neighbours', 0), '--neighbours must be positive, got 0'),
+    ],
+)
+def test_wrong_flags_of_a_sheet_come_before_the_work(embed, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embed_command, 'load_inputs', lambda *arguments, **options: pytest.fail('loaded in vain'))
+    code, said, err = embed(*MODEL, *DATA, '--out', 'out', *flags)
+    assert (code, said) == (2, '') and err.startswith('error: ') and message in err and err.count('\n') == 1
 
 
 @pytest.mark.parametrize(

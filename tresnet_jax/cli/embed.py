@@ -11,14 +11,20 @@ import tyro
 
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_inputs
+from tresnet_jax.cli.neighbours import write_sheet
+from tresnet_jax.cli.outputs import check_plot
+from tresnet_jax.data.images import load_image
+from tresnet_jax.data.walk import find_images
 from tresnet_jax.errors import TrainingError, amount
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.models.functional import functional
-from tresnet_jax.options import POSITIVE, check_options
+from tresnet_jax.options import POSITIVE, check_options, flag
 from tresnet_jax.training.devices import replicate
 from tresnet_jax.training.embedding import Shards, digest, embed, make_feature_step
 from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.step import over_devices
+
+NEIGHBOURS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,12 @@ class EmbedArguments:
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
     shard_size: Annotated[int, POSITIVE] = 16384
     """Images per file, rounded down to whole batches, at least one batch."""
+    sheet: Annotated[Path | None, flag('FILE.png', 'none')] = None
+    """Also write a PNG file that shows images beside their nearest neighbours in the data, by cosine similarity."""
+    neighbours: Annotated[int | None, POSITIVE, flag('K', '5')] = None
+    """Neighbours of each image of --sheet."""
+    query: tuple[Path, ...] = ()
+    """Image files, and folders of them, whose neighbours --sheet shows. None: 8 images of the data."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,14 +56,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         check_options(arguments, TrainingError)
+        queries = check_sheet(arguments)
         inputs = load_inputs(arguments.flags, arguments.hosts, split='train', num_classes=0, unlabelled=True)
+        if arguments.sheet and jax.process_count() > 1:
+            raise TrainingError('--sheet is for one process: leave it out, then run the command again with one')
         print(write_features(arguments, inputs))
+        if arguments.sheet:
+            print(write_sheet(arguments.sheet, arguments.out, inputs, queries, arguments.neighbours or NEIGHBOURS))
     except ValueError as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
     except KeyboardInterrupt:
         print(f'interrupted; to resume {arguments.out}, run the same command again', file=sys.stderr)
         return 130
     return 0
+
+
+def check_sheet(arguments: EmbedArguments) -> list[Path]:
+    """Return the queries. Raises ValueError for what would otherwise fail after the work."""
+    if arguments.sheet is None:
+        if arguments.query or arguments.neighbours:
+            raise TrainingError('--query and --neighbours are for --sheet FILE.png, which is not given')
+        return []
+    check_plot('--sheet', arguments.sheet)
+    queries = find_images(arguments.query)
+    for query in queries:
+        load_image(query, max_value=arguments.flags.max_value)
+    if arguments.query and not queries:
+        raise TrainingError(f'--query: no images in {", ".join(map(str, arguments.query))}')
+    return queries
 
 
 def write_features(arguments: EmbedArguments, inputs: Inputs) -> str:
