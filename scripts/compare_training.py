@@ -42,7 +42,7 @@ Points = list[tuple[int, float]]  # (step, metric as a fraction) of each evaluat
 # Options that must have their defaults, because PyTorch's side does not have them.
 NEEDS_DEFAULT = ('loss_pos_weight', 'loss_class_weight', 'mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze')
 NEEDS_DEFAULT += ('accumulate', 'clip_grad', 'layer_decay', 'opt_eps', 'opt_betas', 'opt_kwargs', 'drop', 'drop_path')
-NEEDS_DEFAULT += ('pretrained', 'checkpoint', 'head', 'aug_repeats', 'cutmix_minmax')
+NEEDS_DEFAULT += ('pretrained', 'checkpoint', 'head', 'aug_repeats', 'cutmix_minmax', 'kd_model_name')
 TIMM_DTYPE = 'float32'  # of timm's side
 
 

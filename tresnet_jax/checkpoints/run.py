@@ -24,6 +24,7 @@ from tresnet_jax.variants import ARCHITECTURES, CLASSIFICATION, split_name
 
 MODEL_FILE = 'model.json'
 CHECKPOINTS = 'checkpoints'  # the folder of Orbax's checkpoints in a run
+PROJECTION = 'kd_projection'  # parameters of training alone, beside those of the model; see training/distillation.py
 METRICS_PART = 'metrics/metrics'  # the file in a checkpoint in which Orbax writes and reads its metrics
 
 # Runs of 0.1.0's development have no model.json; these two files hold the same information.
@@ -320,7 +321,8 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
     except Exception as error:  # of as many classes; also of ours, if the state is not one of a run
         raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
     state = state['ema'] if averaged else state
-    return Weights(step, metric, found[step], state['params'], state['batch_stats'], averaged, bool(saved.get('ema')))
+    params = {name: value for name, value in state['params'].items() if name != PROJECTION}
+    return Weights(step, metric, found[step], params, state['batch_stats'], averaged, bool(saved.get('ema')))
 
 
 def _choose(found: dict[int, float | None], which: int | str) -> int:

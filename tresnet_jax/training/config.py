@@ -187,6 +187,22 @@ class TrainConfig:
     loss_weight_max: Annotated[float | None, POSITIVE, flag('WEIGHT', 'no limit')] = None
     """Largest weight of a class by these methods."""
 
+    # Distillation
+    kd_model_name: Annotated[str | None, flag('NAME', 'none')] = None
+    """Teacher: a tag, or the architecture of kd_checkpoint."""
+    kd_checkpoint: Annotated[Path | None, flag('FILE', 'the pretrained weights of the tag')] = None
+    """Weights of the teacher: a file, or the folder of a run."""
+    kd_distill_type: Literal['logit', 'feature'] = 'logit'
+    """Learn the logits of the teacher, or its pooled features."""
+    kd_loss_type: Literal['kl'] = 'kl'
+    """Loss of 'logit': the KL divergence."""
+    kd_temperature: Annotated[float, POSITIVE] = 4.0
+    """Temperature of both softmaxes of 'logit'."""
+    distill_loss_weight: Annotated[float | None, NOT_NEGATIVE, flag('SHARE', '1, or 1 - task_loss_weight')] = None
+    """Factor of the loss of the teacher."""
+    task_loss_weight: Annotated[float | None, NOT_NEGATIVE, flag('SHARE', '1')] = None
+    """Factor of the loss of the labels."""
+
     # Evaluation
     interpolation: str = 'bicubic'
     """Filter for resizing images for evaluation."""
@@ -370,7 +386,7 @@ RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
 # Options that may change when a run resumes. They leave the weights unchanged, except for rounding.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
 CHANGEABLE += ('stop_epoch', 'save_epochs', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id')
-CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable')
+CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable', 'kd_checkpoint')
 # Options that may change when a run resumes with --accept-changes: the data.
 ACCEPTABLE = ('data', 'train_split', 'val_split', 'val_fraction', 'max_value', 'input_key', 'target_key')
 ACCEPTABLE += ('target_format', 'keep_unlabelled', 'class_stats')

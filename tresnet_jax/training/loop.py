@@ -30,6 +30,7 @@ from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.class_weights import loss_weights
 from tresnet_jax.training.config import TrainConfig, save_config
 from tresnet_jax.training.devices import AXIS, agreed, interruption, local_devices, replicate
+from tresnet_jax.training.distillation import without_projection
 from tresnet_jax.training.evaluate import EvalResult, evaluate, evaluate_multilabel
 from tresnet_jax.training.lock import locked
 from tresnet_jax.training.losses import create_loss
@@ -47,6 +48,7 @@ from tresnet_jax.training.step import (
     make_train_step,
     over_devices,
 )
+from tresnet_jax.training.teacher import create_distillation, load_teacher
 from tresnet_jax.training.update_rules import settings_of
 from tresnet_jax.training.wandb_log import open_wandb
 
@@ -110,7 +112,8 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         # Data. A run resumes with the examples, classes and splits that it began with.
         data = open_data(config, stored_classes(workdir) if resumes else None)
         checkpoints.keep(data.milestones)
-        origin = provenance(config, data.train, data.val, len(devices))
+        teacher = load_teacher(config)
+        origin = provenance(config, data.train, data.val, len(devices), teacher.identity if teacher else None)
         check_processes(origin)
         remarks: list[str] = []
         if checkpoints.latest is not None:
@@ -121,6 +124,10 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         config = _resolved(config, model)
         data_config = eval_data_config(config)
         apply, params, batch_stats = functional(model, config.freeze)
+        distillation, about_teacher = None, []
+        if teacher is not None:
+            distillation, extra, line = create_distillation(config, teacher, model, data.train)
+            apply, params, about_teacher = without_projection(apply), params | extra, [line]
 
         # State and steps.
         schedule = create_schedule(config, data.steps, data.steps_per_epoch)
@@ -129,7 +136,9 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         normalisation = {'mean': data_config['mean'], 'std': data_config['std']}
         loss = create_loss(config, **loss_weights(config, data.train, model.num_classes))
         arguments = {'num_classes': model.num_classes, 'mixing_steps': data.mixing_steps, 'loss': loss, **normalisation}
-        train_step = over_devices(make_train_step(apply, optimizer, config, **arguments), donate=True)
+        inner = make_train_step(apply, optimizer, config, distillation=distillation, **arguments)
+        fixed = None if teacher is None else replicate(teacher.variables, devices)
+        train_step = over_devices(inner, donate=True, fixed=fixed)
         eval_dtype = jnp.dtype(jnp.float64) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
         make_evaluation = make_multilabel_eval_step if config.multilabel else make_eval_step
         eval_step = over_devices(make_evaluation(apply, **normalisation, dtype=eval_dtype))
@@ -149,15 +158,16 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         if is_first_process and not resumes:
             for file in (METRICS_FILE, UNREADABLE_FILE):  # of a run that ended before its first checkpoint
                 (workdir / file).unlink(missing_ok=True)
-        del model, params, batch_stats
+        del model, params, batch_stats, teacher
         step = start = int(state.step)
         wandb = stack.enter_context(open_wandb(config, workdir)) if is_first_process else None
         log = RunLog(workdir, start=step, steps=data.end, active=is_first_process, wandb=wandb)
         stack.callback(log.close)
-        interval = Interval(config.batch_size, ('loss',) if config.multilabel else ('loss', 'top1'))
+        names = ('loss', *(() if config.multilabel else ('top1',)), *(('task_loss', 'kd_loss') if distillation else ()))
+        interval = Interval(config.batch_size, names)
         pending = PendingSteps(log, interval, config.skip_nonfinite, nonfinite=int(state.nonfinite))
         state = replicate(state, devices)
-        for line in [*([abandoned] if abandoned else []), *remarks]:
+        for line in [*([abandoned] if abandoned else []), *remarks, *about_teacher]:
             log.say(line)
         log.say(opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())

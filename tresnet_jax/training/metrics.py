@@ -66,11 +66,14 @@ class RunLog:
         """Log the metrics of an interval.
 
         Args:
-            values: `Interval.summary`: step, epoch, loss, lr, images_per_second, wait (share of the time), maybe top1.
+            values: `Interval.summary`: step, epoch, loss, lr, images_per_second, wait (share of the time), maybe top1,
+                task_loss and kd_loss.
             seconds_left: estimated seconds to the end of the run.
         """
         self._write('train', values)
         accuracy = f'top-1 {100 * values["top1"]:.1f} %  ' if 'top1' in values else ''
+        if 'kd_loss' in values:
+            accuracy = f'({values["task_loss"]:.4f} of the labels, {values["kd_loss"]:.4f} of the teacher)  {accuracy}'
         self.say(
             f'step {values["step"]:,}/{self._steps:,}  epoch {values["epoch"]:.2f}  loss {values["loss"]:.4f}  '
             f'{accuracy}lr {values["lr"]:.3g}  {values["images_per_second"]:.0f} img/s  '

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tresnet_jax.checkpoints.run import PROJECTION
 from tresnet_jax.models.base import PARTS, Tree, part_of
 from tresnet_jax.models.ml_decoder import QUERIES
 from tresnet_jax.training.config import TrainConfig
@@ -24,9 +25,12 @@ def keys_of(path: Sequence[Any]) -> tuple[str, ...]:
 def is_frozen(path: Sequence[Any], frozen: Sequence[str]) -> bool:
     """Return whether a parameter belongs to one of the `frozen` parts; 'backbone' is every part but the head.
 
-    The queries of an ML-Decoder, which are random constants, are always frozen.
+    The queries of an ML-Decoder, which are random constants, are always frozen. The projection of features for a
+    teacher never is.
     """
     names = keys_of(path)
+    if PROJECTION in names:
+        return False
     part = part_of(names)
     return QUERIES in names or part in frozen or ('backbone' in frozen and part != 'head')
 
@@ -93,11 +97,12 @@ def clip_norm(limit: float) -> optax.GradientTransformation:
 def clip_adaptively(factor: float) -> optax.GradientTransformation:
     """Clip the gradient of each output channel to `factor` times its weights (arXiv:2102.06171).
 
-    As in timm, the classifier is not clipped.
+    As in timm, the classifier is not clipped; the projection of features for a teacher is.
     """
 
     def is_clipped(tree: Tree) -> Tree:
-        return jax.tree_util.tree_map_with_path(lambda path, _: part_of(keys_of(path)) != 'head', tree)
+        paths = jax.tree_util.tree_map_with_path
+        return paths(lambda path, _: PROJECTION in keys_of(path) or part_of(keys_of(path)) != 'head', tree)
 
     return optax.masked(optax.adaptive_grad_clip(factor), is_clipped)
 

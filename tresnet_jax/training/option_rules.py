@@ -52,6 +52,13 @@ USES = (
     _weights(('loss_weight_beta',), 'effective_num'),
     _weights(('loss_weight_max', 'class_stats'), *POS_WEIGHTS, *CLASS_WEIGHTS),
     Use(
+        ('kd_checkpoint', 'kd_distill_type', 'kd_temperature', 'distill_loss_weight', 'task_loss_weight'),
+        'a teacher (--kd-model-name)',
+        lambda config: config.kd_model_name is not None,
+    ),
+    Use(('kd_temperature',), '--kd-distill-type logit', lambda config: config.kd_distill_type == 'logit'),
+    Use(('kd_model_name',), '--task classification', lambda c: not c.multilabel, lambda c: f'--task {c.task}'),
+    Use(
         ('target_format', 'multilabel_threshold'),
         '--task multilabel',
         lambda config: config.multilabel,
@@ -73,6 +80,8 @@ def conflicts(config: Any, defaults: Any) -> Iterator[str]:
         yield f'--loss {config.loss} is not for {task}; it has {", ".join(losses)}'
     if config.rating not in metrics:
         yield f'--eval-metric {config.eval_metric} is not for {task}; it has {", ".join(metrics)}'
+    if config.distill_loss_weight is None and (config.task_loss_weight or 0) > 1:
+        yield f'--task-loss-weight {config.task_loss_weight:g}: without --distill-loss-weight must be at most 1'
     for use in USES:
         given = [name for name in use.names if getattr(config, name) != getattr(defaults, name)]
         if given and not use.holds(config):

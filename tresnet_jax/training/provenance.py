@@ -55,6 +55,7 @@ class Provenance:
         versions: of this library and of those it computes with.
         resolved: names of the options that were not given, but set to the values of the data or the model.
         changes: the changes of resumed runs: {'step': number of steps done, 'changes': descriptions}.
+        teacher: name, origin and SHA-256 of the weights of the teacher, if there is one.
     """
 
     train: Examples
@@ -64,27 +65,33 @@ class Provenance:
     versions: dict[str, str]
     resolved: tuple[str, ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
+    teacher: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def provenance(config: TrainConfig, train: Source, val: Source, devices: int) -> Provenance:
+def provenance(
+    config: TrainConfig, train: Source, val: Source, devices: int, teacher: dict[str, str] | None = None
+) -> Provenance:
     """Return what a run depends on now.
 
     Args:
         config: the configuration, before it is resolved.
         train, val: the two splits.
         devices: number of devices of this process.
+        teacher: as in `Provenance`; None: there is no teacher.
     """
     versions = {'tresnet_jax': __version__} | {name: importlib.metadata.version(name) for name in LIBRARIES}
     resolved = tuple(name for name in RESOLVED if getattr(config, name) is None)
     devices *= jax.process_count()
-    return Provenance(_examples(train), _examples(val), train.class_names, devices, versions, resolved)
+    return Provenance(
+        _examples(train), _examples(val), train.class_names, devices, versions, resolved, teacher=teacher or {}
+    )
 
 
 def check_processes(now: Provenance) -> None:
-    """Check that all processes read the same data. Every process calls this.
+    """Check that all processes read the same data and have the same teacher. Every process calls this.
 
     Raises:
-        TrainingError: the data differs, in all processes.
+        TrainingError: they differ, in all processes.
     """
     text = json.dumps([dataclasses.asdict(now.train), dataclasses.asdict(now.val), now.class_names])
     other = differing_process(hashlib.blake2b(text.encode(), digest_size=16).digest())
@@ -93,6 +100,8 @@ def check_processes(now: Provenance) -> None:
             f'{now.train.name}: process {other} reads other training or evaluation images than the first process; all '
             'hosts need the same files, with the same names and sizes'
         )
+    if now.teacher and (other := differing_process(bytes.fromhex(now.teacher['sha256']))) is not None:
+        raise TrainingError(f'{now.teacher["name"]}: process {other} has another teacher than the first process')
 
 
 def _examples(source: Source) -> Examples:
@@ -127,6 +136,7 @@ def load_provenance(workdir: Path) -> Provenance | None:
             versions={str(name): str(version) for name, version in values['versions'].items()},
             resolved=tuple(map(str, values['resolved'])),
             changes=tuple(map(dict, values['changes'])),
+            teacher={str(name): str(value) for name, value in values.get('teacher', {}).items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrainingError(
@@ -181,6 +191,8 @@ def compare(
     if before:
         found += _of_examples('training', before.train, now.train)
         found += _of_examples('evaluation', before.val, now.val)
+        if before.teacher.get('sha256') != now.teacher.get('sha256'):
+            found.append(f'the teacher is {_of_teacher(now)} instead of {_of_teacher(before)}')
     found += _of_classes(stored_classes(workdir), now.class_names)
     if before and not config.sync_bn and before.devices != now.devices:
         found.append(f'{amount(now.devices, "device")} instead of {before.devices}, which matters with --no-sync-bn')
@@ -214,6 +226,11 @@ def _of_examples(what: str, before: Examples, now: Examples) -> Iterator[str]:
     other = sorted(part for part in parts if before.digests[part] != now.digests[part])
     if before.count == now.count and other:
         yield f'other {" and ".join(other)} of the {what} images, or another order'
+
+
+def _of_teacher(value: Provenance) -> str:
+    name, weights, digest = (value.teacher.get(key, '') for key in ('name', 'weights', 'sha256'))
+    return f'{shown(name)} ({shown(weights)}, SHA-256 {digest[:12]})' if name else 'none'
 
 
 def _of_classes(before: Sequence[str] | None, now: Sequence[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ b = batch_size / (processes * local devices):
 `over_devices` maps a step over the leading axis: one device sees (b, H, W, 3) images and (b,) labels. `index` is not
 used here; the loop removes it from training batches and keeps it for error messages.
 
-    make_train_step:  (TrainState, batch) -> (TrainState, metrics)
+    make_train_step:  (TrainState, batch) -> (TrainState, metrics), with a third argument if there is a teacher
     make_eval_step:   ((params, batch_stats), batch) -> sums
 
 States, metrics and sums are the same on every device, and have no device axis outside of the step. The metrics are
@@ -36,6 +36,7 @@ from tresnet_jax.models.base import Tree
 from tresnet_jax.training.batch_augment import cutout, mix, random_erasing
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.distillation import Distillation
 from tresnet_jax.training.losses import create_loss, smooth_binary
 from tresnet_jax.training.optim import is_frozen
 
@@ -83,7 +84,7 @@ def create_state(params: Tree, batch_stats: Tree, optimizer: optax.GradientTrans
 
 
 def over_devices(
-    step: Callable[[Any, Batch], Any], *, donate: bool = False, devices: Sequence[Any] | None = None
+    step: Callable[..., Any], *, donate: bool = False, devices: Sequence[Any] | None = None, fixed: Any = None
 ) -> Callable[[Any, Batch], Any]:
     """Map a step over devices with pmap. The library calls pmap nowhere else.
 
@@ -92,18 +93,20 @@ def over_devices(
             the axis AXIS must make its results the same on every device.
         donate: reuse the memory of the old state for the new one; the old state is deleted.
         devices: the devices; None: as many devices of this process as the batch has shares.
+        fixed: a third argument of `step`, the same on every device in all steps; None: it takes two.
 
     Returns:
         A function of the state and of a batch with arrays (devices, b, ...). It returns what `step` returns.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         step,
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0) if fixed is None else (None, 0, None),
         out_axes=None,
         donate_argnums=(0,) if donate else (),
         devices=devices,
     )
+    return mapped if fixed is None else lambda state, batch: mapped(state, batch, fixed)
 
 
 def make_train_step(
@@ -116,7 +119,8 @@ def make_train_step(
     std: tuple[float, ...],
     mixing_steps: int | None = None,
     loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    distillation: Distillation | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Return the training step for `over_devices`; the module docstring describes its inputs and outputs.
 
     A step with a non-finite loss or gradient changes only the counters `step` and `nonfinite`. After more than
@@ -130,38 +134,53 @@ def make_train_step(
         mean, std: normalisation of each channel, for values in [0, 1].
         mixing_steps: number of steps after which images are no longer mixed; None: all steps mix.
         loss: function of logits and targets; None: `create_loss` of the configuration, without weights of classes.
+        distillation: how to learn from a teacher too. The step then takes the teacher's (params, batch_stats) as its
+            third argument, and its metrics have `task_loss` and `kd_loss`, whose weighted sum is the loss.
     """
 
     criterion = create_loss(config) if loss is None else loss
     pairs = 2 if config.mixes else 1
 
     def loss_of(
-        params: Tree, batch_stats: Tree, key: jax.Array, batch: Batch, mixing: jax.Array | None = None
+        params: Tree,
+        batch_stats: Tree,
+        key: jax.Array,
+        batch: Batch,
+        mixing: jax.Array | None = None,
+        teacher: tuple[Tree, Tree] | None = None,
     ) -> tuple[jax.Array, Any]:
         augment_keys, model_keys = jax.vmap(jax.random.split, out_axes=1)(batch['key'])
         images, targets = augment(key, augment_keys, batch, config, num_classes, mean, std, mixing)
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: jax.lax.stop_gradient(leaf) if is_frozen(path, config.freeze) else leaf, params
         )
-        logits, batch_stats = apply(params, batch_stats, images, train=True, rngs={'dropout': model_keys})
+        if distillation is None:
+            logits, batch_stats = apply(params, batch_stats, images, train=True, rngs={'dropout': model_keys})
+        else:
+            logits, outputs, batch_stats = distillation.student(apply, params, batch_stats, images, model_keys)
         logits = logits.astype(targets.dtype)
         loss = criterion(logits, targets)
         metrics = {'loss': loss}
+        if distillation is not None:
+            assert teacher is not None
+            metrics |= {'task_loss': loss, 'kd_loss': distillation.loss(outputs, teacher, images)}
+            of_task, of_teacher = distillation.shares
+            loss = metrics['loss'] = of_task * loss + of_teacher * metrics['kd_loss']
         if 'label' in batch:
             metrics['top1'] = jnp.mean(jax.lax.argmax(logits, 1, jnp.int32) == batch['label'], dtype=loss.dtype)
         return loss, (batch_stats, metrics)
 
     gradient = jax.grad(loss_of, has_aux=True)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, teacher: tuple[Tree, Tree] | None = None) -> tuple[TrainState, Metrics]:
         batch_key, image_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
         # One key per image, from its position in the batch of all devices: their number does not matter.
         count = batch['image'].shape[0]
         positions = jax.lax.axis_index(AXIS) * count + jnp.arange(count, dtype=jnp.int32)
         batch = batch | {'key': jax.vmap(jax.random.fold_in, (None, 0))(image_key, positions)}
-        compute = gradient
+        compute = functools.partial(gradient, teacher=teacher)
         if mixing_steps is not None:
-            compute = functools.partial(gradient, mixing=state.step < mixing_steps)
+            compute = functools.partial(compute, mixing=state.step < mixing_steps)
         grads, batch_stats, metrics = _accumulated(compute, state, batch_key, batch, config.accumulate, pairs)
         # Average the running statistics even when batch norm is not synchronised: evaluation uses one copy.
         grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), AXIS)
