@@ -1,5 +1,6 @@
 """``evaluate.py``: the figures, the published ones beside them, classes by name, several hosts, and what goes wrong."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -25,10 +26,9 @@ from tresnet_jax.cli.evaluate import (
     figure,
     main,
     published_for,
-    with_labels,
-    with_outputs,
 )
 from tresnet_jax.cli.inputs import match_inputs
+from tresnet_jax.cli.measuring import with_labels, with_outputs
 from tresnet_jax.cli.results import read_results, write_result
 from tresnet_jax.data.sources import open_source
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
@@ -70,9 +70,9 @@ def expected(logits: np.ndarray) -> dict[str, float]:
     return {'top1': (ranks < 1).mean(), 'top5': (ranks < 5).mean(), 'loss': losses.mean()}
 
 
-def test_figures(evaluate, logits):
-    """500 images on 4 devices, the last batch of 48 not full."""
-    code, out, err = evaluate(*PLAIN, '--batch-size', 48, '--json')
+def test_figures(evaluate, logits, tmp_path):
+    """500 images on 4 devices, the last batch of 48 not full; with a report."""
+    code, out, err = evaluate(*PLAIN, '--batch-size', 48, '--json', '--report', tmp_path)
     found, wanted = json.loads(out), expected(logits)
     assert (code, err) == (0, '')
     assert (found['model'], found['data']) == (NAME, 'embedded:fashion_mnist test')
@@ -85,6 +85,12 @@ def test_figures(evaluate, logits):
     assert (found['top1']['published'], found['top5']['published']) == (91.99, 99.94)
     sigma = 100 * math.sqrt(0.9199 * 0.0801 / 500)
     assert found['top1']['distance'] == pytest.approx((100 * wanted['top1'] - 91.99) / sigma)
+    with (tmp_path / 'confusion.csv').open(newline='') as file:
+        rows = list(csv.reader(file))[1:]
+    expected_matrix = np.zeros((10, 10), int)
+    np.add.at(expected_matrix, (open_source(DATA, 'test').labels, logits.argmax(1)), 1)
+    assert [[int(number) for number in row[1:]] for row in rows] == expected_matrix.tolist()
+    assert [row[0] for row in rows] == [*tresnet_jax.class_names(NAME)]
 
 
 ACCURACY = EvalResult(loss=0.5, top1=0.78, top5=0.94, count=50_000)  # standard errors: 0.19 and 0.11 %

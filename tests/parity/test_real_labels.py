@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.data.real_labels import RealLabelsImagenet
 
-from tresnet_jax.cli.evaluate import with_accepted
+from tresnet_jax.cli.measuring import with_accepted
 from tresnet_jax.data.real_labels import accepted_labels, read_real_labels
 from tresnet_jax.training.step import make_eval_step, over_devices
 

@@ -82,9 +82,10 @@ def test_resumed_to_the_bit(run, config, tmp_path):
     ][-1]
 
 
-def test_the_metric_is_that_of_the_model(run, config, capsys):
+def test_the_metric_is_that_of_the_model(run, config, capsys, tmp_path):
     """evaluate.py gives the mean average precision of the outputs of the model that the run holds."""
-    assert evaluate.main(['--checkpoint', str(run), '--batch-size', '12', '--devices', '4', '--json']) == 0
+    flags = ['--batch-size', '12', '--devices', '4', '--json', '--report', str(tmp_path)]
+    assert evaluate.main(['--checkpoint', str(run), *flags]) == 0
     document = json.loads(capsys.readouterr().out)
     model = tresnet_jax.create_model('test_resnet', checkpoint=run)
     transform = tresnet_jax.create_transform(**tresnet_jax.resolve_data_config(model))
@@ -96,6 +97,9 @@ def test_the_metric_is_that_of_the_model(run, config, capsys):
     assert document['map'] == pytest.approx(expected.mean()) and [*document['average_precisions']] == list(NAMES)
     assert document['map'] == pytest.approx(load_weights(run).rating)
     assert document['threshold'] == config.multilabel_threshold
+    rows = (tmp_path / 'classes.csv').read_text().splitlines()[1:]
+    assert [row.split(',')[1] for row in rows] == list(NAMES)
+    np.testing.assert_allclose([float(row.split(',')[3]) for row in rows], expected, atol=1e-5)
     assert evaluate.main(['--checkpoint', str(run), '--batch-size', '16', '--check']) == 2
     assert '--check: for one class per image' in capsys.readouterr().err
 

@@ -150,13 +150,15 @@ def test_gradient_of_targets(changes, whole):
 def test_outputs_for_whole_data_sets():
     """The evaluation step returns what every device has, without the classes that the data lacks."""
     variables = toy_trees()
-    values = with_targets() | {'mask': (np.arange(BATCH) < 13).astype(np.float32)}
+    indices = np.arange(BATCH, dtype=np.int32)
+    values = with_targets() | {'mask': (indices < 13).astype(np.float32), 'index': indices}
     step = over_devices(make_multilabel_eval_step(toy, mean=MEAN, std=STD, dtype=jnp.float64))
     found = step(variables, shares(values, 4))
     logits = toy(*variables, (values['image'] / 255 - 0.5) / 0.25)[:, : CLASSES - 1]
     assert_close(found['logits'], logits, 1e-13)
     np.testing.assert_array_equal(found['targets'], values['target'])
     np.testing.assert_array_equal(found['mask'], values['mask'])
+    np.testing.assert_array_equal(found['index'], indices)
     y = values['target'].astype(np.float64)
     loss = -y * np.log(jax.nn.sigmoid(logits)) - (1 - y) * np.log(jax.nn.sigmoid(-logits))
     assert_close(found['loss'], loss.mean(1), 1e-12)
@@ -267,15 +269,23 @@ def test_donation_takes_the_memory():
 def test_evaluation_counts_each_image_once():
     """Sums over devices with padding masked, against NumPy."""
     params, stats = toy_trees()
-    values = batch() | {'mask': np.arange(BATCH) < 11}
-    sums = over_devices(make_eval_step(toy, mean=MEAN, std=STD, dtype=jnp.float64))((params, stats), shares(values, 4))
+    values = batch() | {'mask': np.arange(BATCH) < 11, 'index': np.arange(BATCH, dtype=np.int32)}
+    step = make_eval_step(toy, mean=MEAN, std=STD, dtype=jnp.float64, each_image=True)
+    sums = over_devices(step)((params, stats), shares(values, 4))
     logits = np.asarray(toy(params, stats, (values['image'][:11] / 255 - 0.5) / 0.25))
     labels = values['label'][:11]
     assert float(sums['count']) == 11
     assert float(sums['top1']) == (logits.argmax(-1) == labels).sum()
     assert float(sums['top5']) == 11  # of three classes
-    expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(11), labels].sum()
-    assert float(sums['loss']) == pytest.approx(expected, rel=1e-12)
+    expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(11), labels]
+    assert float(sums['loss']) == pytest.approx(expected.sum(), rel=1e-12)
+    found = {name: np.asarray(value) for name, value in sums['images'].items()}
+    for name in ('label', 'mask', 'index'):
+        np.testing.assert_array_equal(found[name], values[name])
+    np.testing.assert_array_equal(found['predicted'][:11], logits.argmax(-1))
+    np.testing.assert_allclose(found['probability'][:11], np.asarray(jax.nn.softmax(logits)).max(-1), rtol=1e-12)
+    np.testing.assert_allclose(found['loss'][:11], expected, rtol=1e-12)
+    assert found['top5'].all()
 
 
 def test_randomness_differs_between_steps_and_not_between_runs():

@@ -4,34 +4,34 @@ With any number of classes per image: mean average precision and F1.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from tresnet_jax.checkpoints.checkpoint import METRICS
 from tresnet_jax.checkpoints.report import describe_images
-from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
-from tresnet_jax.cli.inputs import InputFlags, Inputs, input_batches, load_inputs, match_inputs
+from tresnet_jax.cli.common import fail, parse, quiet_libraries
+from tresnet_jax.cli.inputs import InputFlags, Inputs, load_inputs, match_inputs
+from tresnet_jax.cli.measuring import measure_all, with_accepted, with_labels
+from tresnet_jax.cli.outputs import check_plot_folder
+from tresnet_jax.cli.report import write_multilabel_report, write_report
 from tresnet_jax.cli.results import read_results, timm_row, write_result
 from tresnet_jax.data.real_labels import accepted_labels, read_real_labels
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import TrainingError, amount, shown
-from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.labels import class_synsets
-from tresnet_jax.models.functional import functional
 from tresnet_jax.options import SHARE, check_options, flag, flag_name
 from tresnet_jax.published import TEST_SETS, PublishedAccuracy
-from tresnet_jax.training.devices import replicate
-from tresnet_jax.training.evaluate import EvalResult, evaluate, evaluate_multilabel
+from tresnet_jax.training.evaluate import Arrays, EvalResult, evaluate, evaluate_multilabel
 from tresnet_jax.training.hosts import Hosts
-from tresnet_jax.training.step import make_eval_step, make_multilabel_eval_step, over_devices
+from tresnet_jax.training.step import make_eval_step, make_multilabel_eval_step
 
 TestSetName = Literal['imagenet-real', 'imagenet-v2', 'imagenet-sketch', 'imagenet-a', 'imagenet-r']
 IMAGENET_CLASSES = 1000
@@ -70,6 +70,8 @@ class EvaluateArguments:
         tyro.conf.arg(metavar='FILE.csv', aliases=('--results-file',), help_behavior_hint='(default: none)'),
     ] = None
     """Also write the accuracies to a CSV file with timm's columns. A file with these columns gets another row."""
+    report: Annotated[Path | None, flag('FOLDER', 'none')] = None
+    """Also write CSV and PNG files: scores of each class, confusion matrix, most confused classes, worst images."""
 
 
 class Classes(NamedTuple):
@@ -122,6 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         check_options(arguments, TrainingError)
+        if arguments.report is not None:
+            check_plot_folder('--report', arguments.report)
+            if arguments.real_labels is not None:
+                raise TrainingError('--report needs one right class for each image; leave out --real-labels')
         inputs = load_inputs(arguments.flags, arguments.hosts)
         if isinstance(inputs.source, MultiLabelSource):
             print_multilabel(arguments, inputs)
@@ -134,18 +140,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise TrainingError(_nothing_to_check(inputs, test_set))
         if arguments.results is not None:
             read_results(arguments.results)
-        result = measure(inputs, arguments.flags, classes)
+        images: list[Arrays] | None = None if arguments.report is None else []
+        result = measure(inputs, arguments.flags, classes, images)
     except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
     top1 = figure(result, result.top1, published and published.top1)
     top5 = figure(result, result.top5, published and published.top5)
     if jax.process_index() == 0:
         print((_as_json if arguments.json else _as_text)(inputs, classes, result, top1, top5, test_set))
-        if arguments.results is not None:
-            try:
+        try:
+            if arguments.results is not None:
                 write_result(arguments.results, timm_row(inputs, top1.value, top5.value))
-            except ValueError as error:
-                return fail(error)
+            if arguments.report is not None and images is not None:
+                write_report(arguments.report, inputs, classes.labels, classes.outputs, result, images)
+                if not arguments.json:
+                    print(f'report    {arguments.report}')
+        except ValueError as error:
+            return fail(error)
     agree = all(abs(f.distance) <= MAX_DISTANCE for f in (top1, top5) if f.distance is not None)
     return 1 if arguments.check and not agree else 0
 
@@ -204,23 +215,26 @@ def choose_test_set(arguments: EvaluateArguments, inputs: Inputs, classes: Class
     return name
 
 
-def measure(inputs: Inputs, flags: InputFlags, classes: Classes) -> EvalResult:
+def measure(inputs: Inputs, flags: InputFlags, classes: Classes, images: list[Arrays] | None = None) -> EvalResult:
     """Evaluate the model on all images, on all devices and hosts, and show progress.
+
+    Args:
+        inputs, flags, classes: the model and the data.
+        images: a list that gets the values of single images.
 
     Raises:
         DataError: the data cannot be read.
         TrainingError: there is no image.
     """
-    apply, *variables = functional(fold_batchnorm(inputs.model))
-    mean, std = inputs.data_config['mean'], inputs.data_config['std']
-    step = make_eval_step(with_outputs(apply, classes.outputs), mean=mean, std=std, dtype=inputs.dtype)
-    with Progress(len(inputs.source), 'images', active=jax.process_index() == 0) as progress:
-        return evaluate(
-            over_devices(with_accepted(with_labels(step, classes.labels), classes.accepted)),
-            replicate(tuple(variables), inputs.devices),
-            input_batches(inputs, flags),
-            tick=progress.update,
-        )
+    return measure_all(
+        inputs,
+        flags,
+        classes.outputs,
+        functools.partial(make_eval_step, each_image=images is not None),
+        evaluate,
+        lambda step: with_accepted(with_labels(step, classes.labels), classes.accepted),
+        images=images,
+    )
 
 
 def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
@@ -239,20 +253,21 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
     match = match_inputs(inputs)
     threshold = arguments.multilabel_threshold
     threshold = inputs.multilabel_threshold if threshold is None else threshold
-    source, images = inputs.source, describe_images(inputs.data_config)
-    apply, *variables = functional(fold_batchnorm(inputs.model))
-    mean, std = inputs.data_config['mean'], inputs.data_config['std']
-    step = make_multilabel_eval_step(with_outputs(apply, match.places), mean=mean, std=std, dtype=inputs.dtype)
-    with Progress(len(source), 'images', active=jax.process_index() == 0) as progress:
-        result = evaluate_multilabel(
-            over_devices(step),
-            replicate(tuple(variables), inputs.devices),
-            input_batches(inputs, arguments.flags),
-            progress.update,
-            threshold,
-        )
+    source = inputs.source
+    images: list[Arrays] = []
+    result = measure_all(
+        inputs,
+        arguments.flags,
+        match.places,
+        make_multilabel_eval_step,
+        evaluate_multilabel,
+        threshold=threshold,
+        images=images,
+    )
     if jax.process_index() != 0:
         return
+    if arguments.report is not None:
+        write_multilabel_report(arguments.report, inputs, result, images, threshold)
     if arguments.json:
         precisions = dict(zip(source.class_names, result.average_precisions.tolist(), strict=True))
         document = {
@@ -271,37 +286,13 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
     lines = [
         f'{inputs.name} on {source.name}: {amount(result.count, "image")}'
         + (f'; not counted: {amount(skipped, "unreadable image")}' if skipped else ''),
-        f'images    {images}',
+        f'images    {describe_images(inputs.data_config)}',
         f'classes   {match.text}',
         *(f'{METRICS[name]:10}{100 * value:.3f} %' for name, value in result.metrics().items() if name in METRICS),
         f'loss      {result.loss:.4f}',
+        *([f'report    {arguments.report}'] if arguments.report else []),
     ]
     print('\n'.join(lines))
-
-
-def with_outputs(apply: Callable[..., Any], outputs: np.ndarray | None) -> Callable[..., Any]:
-    """Return a function like `apply`, from `functional`, that returns only these outputs; None: all."""
-    return apply if outputs is None else lambda *inputs: apply(*inputs)[..., jnp.asarray(outputs)]
-
-
-def with_labels(step: Callable[[Any, Any], Any], labels: np.ndarray) -> Callable[[Any, Any], Any]:
-    """Return an evaluation step that first maps the labels of the data to outputs: label i to ``labels[i]``."""
-    if np.array_equal(labels, np.arange(len(labels))):
-        return step
-    return lambda variables, batch: step(variables, batch | {'label': jnp.asarray(labels)[batch['label']]})
-
-
-def with_accepted(step: Callable[[Any, Any], Any], accepted: np.ndarray | None) -> Callable[[Any, Any], Any]:
-    """Return an evaluation step with several right outputs for an image; one without any is not counted."""
-    if accepted is None:
-        return step
-
-    def several(variables: Any, batch: Any) -> Any:
-        right = jnp.asarray(accepted)[batch['index']]  # index -1 is padding, with mask 0
-        mask = batch['mask'] * (right >= 0).any(-1).astype(batch['mask'].dtype)
-        return step(variables, batch | {'accepted': right, 'mask': mask})
-
-    return several
 
 
 def published_for(inputs: Inputs, test_set: TestSetName | None = None) -> PublishedAccuracy | None:

@@ -11,6 +11,7 @@ from tresnet_jax.errors import TrainingError
 from tresnet_jax.training.multilabel import MultiLabelResult, multilabel_result
 
 T = TypeVar('T')
+Arrays = dict[str, np.ndarray]
 
 NO_IMAGE = 'there is no image to evaluate'
 
@@ -44,6 +45,7 @@ def evaluate(
     variables: Any,
     batches: Any,
     tick: Callable[[int], object] = lambda count: None,
+    images: list[Arrays] | None = None,
 ) -> EvalResult:
     """Run an evaluation step over all batches.
 
@@ -52,6 +54,7 @@ def evaluate(
         variables: (params, batch_stats), on every device.
         batches: an `eval_dataset`, on the devices.
         tick: called after each batch with the number of images evaluated so far, to show progress.
+        images: a list that gets the values of single images, if the step returns them: a dict of arrays per batch.
 
     Raises:
         DataError: the images cannot be read.
@@ -62,6 +65,8 @@ def evaluate(
         for values in one_behind(step(variables, batch) for batch in iterator):
             for name in sums:
                 sums[name] += float(values[name])
+            if images is not None:
+                images.append(_without_padding(values['images']))
             tick(round(sums['count']))
     count = round(sums['count'])
     if count == 0:
@@ -75,6 +80,7 @@ def evaluate_multilabel(
     batches: Any,
     tick: Callable[[int], object] = lambda count: None,
     threshold: float = 0.5,
+    images: list[Arrays] | None = None,
 ) -> MultiLabelResult:
     """Run an evaluation step over all batches of images with any number of classes.
 
@@ -84,22 +90,28 @@ def evaluate_multilabel(
         step: `make_multilabel_eval_step`, over devices.
         variables, batches, tick: as for `evaluate`.
         threshold: probability from which a class counts as predicted in F1.
+        images: a list that gets the results of `step`, without padding.
 
     Raises:
         DataError, TrainingError: as `evaluate`.
     """
-    rows: list[dict[str, np.ndarray]] = []
+    rows: list[Arrays] = [] if images is None else images
     count = 0
     with contextlib.closing(iter(batches)) as iterator:
         for found in one_behind(step(variables, batch) for batch in iterator):
-            kept = np.asarray(found['mask']) > 0
-            rows.append({name: np.asarray(found[name])[kept] for name in ('logits', 'targets', 'loss')})
-            count += int(kept.sum())
+            rows.append(_without_padding(found))
+            count += len(rows[-1]['loss'])
             tick(count)
     if count == 0:
         raise TrainingError(NO_IMAGE)
     logits, targets, losses = (np.concatenate([row[name] for row in rows]) for name in ('logits', 'targets', 'loss'))
     return multilabel_result(float(losses.mean(dtype=np.float64)), logits, targets, threshold)
+
+
+def _without_padding(values: dict[str, Any]) -> Arrays:
+    """Return arrays of a batch on the host, without the rows whose mask is 0."""
+    kept = np.asarray(values['mask']) > 0
+    return {name: np.asarray(value)[kept] for name, value in values.items()}
 
 
 def one_behind(items: Iterable[T]) -> Iterator[T]:

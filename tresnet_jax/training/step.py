@@ -320,19 +320,27 @@ def moving_average(ema: Any, new: Any, step: jax.Array, config: TrainConfig) -> 
 
 
 def make_eval_step(
-    apply: Callable[..., Any], *, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any = jnp.float32
-) -> Callable[[tuple[Tree, Tree], Batch], Metrics]:
+    apply: Callable[..., Any],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: Any = jnp.float32,
+    each_image: bool = False,
+) -> Callable[[tuple[Tree, Tree], Batch], dict[str, Any]]:
     """Return the evaluation step for `over_devices`.
 
     Args:
         apply: as `functional` returns it.
         mean, std: normalisation of each channel, for values in [0, 1].
         dtype: dtype of the normalised images, the loss and the sums.
+        each_image: also return values of each image.
 
     Returns:
         A function of (params, batch_stats) and of a batch with 'mask' and, if images have several right classes,
         'accepted', (b, classes) int32 padded with -1. It returns sums over the images of all devices
-        and hosts whose mask is 1: loss (cross entropy), top1, top5 and count.
+        and hosts whose mask is 1: loss (cross entropy), top1, top5 and count. With `each_image`, it also returns
+        'images', a dict of arrays (B,) of the whole batch: index, mask, label, loss, top5, predicted (the likeliest
+        class) and probability (of that class).
     """
 
     def step(variables: tuple[Tree, Tree], batch: Batch) -> Metrics:
@@ -343,7 +351,12 @@ def make_eval_step(
         accepted = batch.get('accepted', batch['label'][:, None])
         best = (jax.lax.top_k(logits, min(5, logits.shape[-1]))[1][:, :, None] == accepted[:, None]).any(-1)
         each = {'loss': loss, 'top1': best[:, 0], 'top5': best.any(-1), 'count': jnp.ones_like(mask)}
-        return jax.lax.psum({name: (value.astype(dtype) * mask).sum() for name, value in each.items()}, AXIS)
+        sums = jax.lax.psum({name: (value.astype(dtype) * mask).sum() for name, value in each.items()}, AXIS)
+        if not each_image:
+            return sums
+        found = {name: batch[name] for name in ('index', 'mask', 'label')} | {'loss': loss, 'top5': each['top5']}
+        found |= {'predicted': logits.argmax(-1), 'probability': jax.nn.softmax(logits).max(-1)}
+        return sums | {'images': jax.lax.all_gather(found, AXIS, tiled=True)}
 
     return step
 
@@ -357,8 +370,9 @@ def make_multilabel_eval_step(
         apply, mean, std, dtype: as for `make_eval_step`.
 
     Returns:
-        A function of (params, batch_stats) and of a batch with 'target' and 'mask'. It returns logits, targets and mask
-        of the whole batch, over all devices and hosts, and the sigmoid cross entropy of each image, (B,).
+        A function of (params, batch_stats) and of a batch with 'target', 'mask' and 'index'. It returns logits,
+        targets, mask and index of the whole batch, over all devices and hosts, and the sigmoid cross entropy of each
+        image, (B,).
     """
 
     def step(variables: tuple[Tree, Tree], batch: Batch) -> Batch:
@@ -366,7 +380,7 @@ def make_multilabel_eval_step(
         targets = batch['target'].astype(dtype)
         logits = logits[:, : targets.shape[-1]]  # the model may have more classes than the data
         loss = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
-        found = {'logits': logits, 'targets': targets, 'mask': batch['mask'], 'loss': loss}
+        found = {'logits': logits, 'targets': targets, 'loss': loss} | {name: batch[name] for name in ('mask', 'index')}
         # The results of a step must be the same on every device.
         return jax.lax.all_gather(found, AXIS, tiled=True)
 
