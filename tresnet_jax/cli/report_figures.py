@@ -80,7 +80,7 @@ def draw_scores(
         axis = figure.subplots()
         axis.barh(places, precisions[order], 0.7, color=LIGHT, label='average precision')
         axis.plot(f1[order], places, 'o', color=ACCENT, markersize=5, label=f'F1 from probability {threshold:g}')
-        axis.set_yticks(places, [_cut(names[index]) for index in order.tolist()])
+        axis.set_yticks(places, [_cut(names[int(index)]) for index in order])
         axis.set(xlim=(0, 1), ylim=(-0.6, len(order) - 0.4))
         axis.grid(axis='x', color='0.9')
     else:
