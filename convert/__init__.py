@@ -7,7 +7,6 @@
 On the command line: ``python -m convert SOURCE TARGET``.
 """
 
-from convert.reading import read as read
 from tresnet_jax.checkpoints.checkpoint import Checkpoint as Checkpoint
 from tresnet_jax.checkpoints.match import to_flax as to_flax
 from tresnet_jax.checkpoints.match import to_torch as to_torch
@@ -15,3 +14,5 @@ from tresnet_jax.checkpoints.report import Report as Report
 from tresnet_jax.checkpoints.write import save_flax as save_flax
 from tresnet_jax.checkpoints.write import save_torch as save_torch
 from tresnet_jax.errors import ConversionError as ConversionError
+
+from .reading import read as read

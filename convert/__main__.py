@@ -20,11 +20,6 @@ import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16'
 import numpy as np
 import tyro
 
-from convert.average import average, choose
-from convert.golden import write_golden
-from convert.inspect import inspect
-from convert.reading import read
-from convert.verify import compare_with_stored, compare_with_timm, first_difference, plot_errors, reference_state
 from tresnet_jax.checkpoints.choose import SeveralNetworksError
 from tresnet_jax.checkpoints.match import match, to_torch
 from tresnet_jax.checkpoints.report import Report
@@ -38,6 +33,12 @@ from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import fill
 from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, check_options, flag
 from tresnet_jax.variants import PRETRAINED, pretrained_config
+
+from .average import average, choose
+from .golden import write_golden
+from .inspect import inspect
+from .reading import read
+from .verify import compare_with_stored, compare_with_timm, first_difference, plot_errors, reference_state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert.reading import read
 from tresnet_jax.checkpoints.match import to_flax
 from tresnet_jax.checkpoints.names import flatten, split_collections
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.run import CHECKPOINTS, rated_steps
 from tresnet_jax.errors import ConversionError, listing
 from tresnet_jax.models.base import Tree
+
+from .reading import read
 
 # What checkpoints must agree on, if they state it.
 AGREED = ('num_classes', 'in_chans', 'global_pool', 'output_stride', 'abn_slope', 'data_config', 'label_names', 'task')

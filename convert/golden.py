@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from convert.comparison import relative_error
 from tresnet_jax.checkpoints.match import match, to_torch
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.write import save_safetensors
 from tresnet_jax.errors import ConversionError
 from tresnet_jax.files import sha256
 from tresnet_jax.variants import family_of, split_name
+
+from .comparison import relative_error
 
 
 def seeded_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

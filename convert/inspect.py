@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from convert.reading import read
 from tresnet_jax.checkpoints.heads import classes_of, decoder_of, foreign_classifier, shown
 from tresnet_jax.checkpoints.identify import describe, identify, image_channels
 from tresnet_jax.checkpoints.layouts import to_timm
@@ -14,6 +13,8 @@ from tresnet_jax.checkpoints.records import printable
 from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.files import sha256
 from tresnet_jax.variants import CLASSIFICATION, PRETRAINED
+
+from .reading import read
 
 # The names of timm's releases before the hub end with the first eight digits of their SHA-256, so the digest of a
 # renamed file still tells which release it is.

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from convert.foreign import LAYOUTS
 from tresnet_jax.checkpoints import read as reader
 from tresnet_jax.checkpoints.checkpoint import Checkpoint
+
+from .foreign import LAYOUTS
 
 
 def read(

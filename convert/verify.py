@@ -10,8 +10,6 @@ import numpy as np
 import safetensors
 from flax import nnx
 
-from convert.comparison import Comparison, relative_error
-from convert.golden import add_timm_ml_decoder, timm_model, timm_outputs
 from tresnet_jax.checkpoints.checkpoint import Checkpoint
 from tresnet_jax.checkpoints.find import clean
 from tresnet_jax.checkpoints.layouts import to_timm
@@ -21,6 +19,9 @@ from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.hooks import add_forward_hook
 from tresnet_jax.plotting import new_figure, save_figure
+
+from .comparison import Comparison, relative_error
+from .golden import add_timm_ml_decoder, timm_model, timm_outputs
 
 Outputs = dict[str, np.ndarray]  # name -> array in torch's layout
 

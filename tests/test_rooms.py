@@ -27,10 +27,12 @@ def imports(path: Path, known: set[str]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f'{path}: a relative import'
+            # convert/ is tresnet_jax/convert/ in the wheel, so its files name each other relative to it.
+            assert not node.level or (node.level, path.parent) == (1, ROOT / 'convert'), f'{path}: a relative import'
+            module = f'convert.{node.module}' if node.level else str(node.module)
             for alias in node.names:
-                whole = f'{node.module}.{alias.name}'
-                found.add(whole if whole in known else str(node.module))
+                whole = f'{module}.{alias.name}'
+                found.add(whole if whole in known else module)
     return found & known
 
 

@@ -12,7 +12,7 @@ from tresnet_jax.errors import missing_extra
 
 def convert() -> int:
     """Run `tresnet-jax-convert`: convert, inspect and verify checkpoints."""
-    return _run('convert.__main__')
+    return _run('tresnet_jax.convert.__main__')
 
 
 def embed() -> int:
