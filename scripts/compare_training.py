@@ -22,6 +22,7 @@ import torch
 import tyro
 from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+from timm.loss.poly_loss import PolyBinaryCrossEntropy, PolyCrossEntropy
 from timm.task.evaluator import ClassificationEvaluator, MultiLabelClassificationEvaluator
 
 from convert.golden import timm_model
@@ -42,7 +43,7 @@ Points = list[tuple[int, float]]  # (step, metric as a fraction) of each evaluat
 # Options that must have their defaults, because PyTorch's side does not have them.
 NEEDS_DEFAULT = ('loss_pos_weight', 'loss_class_weight', 'mixup', 'cutmix', 'reprob', 'cutout', 'model_ema', 'freeze')
 NEEDS_DEFAULT += ('accumulate', 'clip_grad', 'layer_decay', 'opt_eps', 'opt_betas', 'opt_kwargs', 'drop', 'drop_path')
-NEEDS_DEFAULT += ('pretrained', 'checkpoint', 'head', 'aug_repeats', 'cutmix_minmax', 'kd_model_name')
+NEEDS_DEFAULT += ('pretrained', 'checkpoint', 'head', 'aug_repeats', 'cutmix_minmax', 'kd_model_name', 'semantic_tree')
 TIMM_DTYPE = 'float32'  # of timm's side
 
 
@@ -109,6 +110,11 @@ def loss_of_timm(config: TrainConfig) -> torch.nn.Module:
         return BinaryCrossEntropy(
             config.label_smoothing, config.bce_target_thresh, sum_classes=config.bce_sum, smooth_dense=config.multilabel
         )
+    if config.loss_name == 'poly':
+        epsilon, smoothing = config.poly_epsilon, config.label_smoothing
+        if not config.multilabel:
+            return PolyCrossEntropy(epsilon, smoothing)
+        return PolyBinaryCrossEntropy(epsilon, config.poly_gamma, config.poly_alpha, smoothing)
     return AsymmetricLossMultiLabel(
         config.asl_gamma_neg, config.asl_gamma_pos, config.asl_clip, reduction=config.asl_reduction,
         smoothing=config.label_smoothing, disable_torch_grad_focal_loss=not config.asl_focal_gradient,

@@ -6,7 +6,14 @@ import jax
 import numpy as np
 import pytest
 import torch
-from timm.loss import AsymmetricLossMultiLabel, BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import (
+    AsymmetricLossMultiLabel,
+    BinaryCrossEntropy,
+    LabelSmoothingCrossEntropy,
+    PolyBinaryCrossEntropy,
+    PolyCrossEntropy,
+    SoftTargetCrossEntropy,
+)
 from timm.loss.class_weights import compute_class_weights
 
 from tests.helpers.closeness import assert_close
@@ -122,6 +129,27 @@ def test_asl_of_its_authors(focal_gradient):
     both(create_loss(config), reference, *data('hard'))
 
 
+@pytest.mark.parametrize('epsilon', [2.0, -1.0, 0.0])
+def test_poly(epsilon):
+    """Soft targets as after mixup, and smoothed one-hot ones, against class indices."""
+    logits, soft = data('soft')
+    ours = create_loss(TrainConfig(loss='poly', poly_epsilon=epsilon))
+    both(ours, PolyCrossEntropy(epsilon), logits, soft / soft.sum(1, keepdims=True))
+    labels = np.random.default_rng(2).integers(0, CLASSES, IMAGES)
+    reference = PolyCrossEntropy(epsilon, smoothing=0.1)
+    targets = np.eye(CLASSES)[labels] * 0.9 + 0.1 / CLASSES
+    both(ours, lambda x, _: reference(x, torch.from_numpy(labels)), logits, targets)
+
+
+@pytest.mark.parametrize('kind', TARGETS)
+@pytest.mark.parametrize('options', [{}, {'gamma': 2.0}, {'alpha': 0.3}, {'gamma': 1.5, 'alpha': 0.3, 'epsilon': -1.0}])
+def test_poly_of_independent_classes(kind, options):
+    config = TrainConfig(task='multilabel', loss='poly', **{f'poly_{name}': value for name, value in options.items()})
+    ours = create_loss(config)
+    reference = PolyBinaryCrossEntropy(smoothing=0.1, **options)
+    both(lambda x, y: ours(x, smooth_binary(y, 0.1)), reference, *data(kind))
+
+
 def test_the_two_gradients_differ():
     """The gradient through the focal weight is no detail: the two have other directions and lengths."""
     logits, targets = data('hard')
@@ -149,3 +177,6 @@ def test_defaults_of_timm():
     both(create_loss(TrainConfig(task='multilabel')), BinaryCrossEntropy(0.0, smooth_dense=True), logits, targets)
     config = dataclasses.replace(TrainConfig(task='multilabel'), loss='asl')
     both(create_loss(config), AsymmetricLossMultiLabel(), logits, targets)
+    both(create_loss(dataclasses.replace(config, loss='poly')), PolyBinaryCrossEntropy(), logits, targets)
+    one_hot = np.eye(CLASSES)[np.arange(IMAGES) % CLASSES]
+    both(create_loss(TrainConfig(loss='poly')), PolyCrossEntropy(), logits, one_hot)

@@ -10,7 +10,7 @@ import pytest
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.training.class_weights import CLASS_WEIGHTS, POS_WEIGHTS, ClassCounts, loss_weight, read_class_stats
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.training.losses import asymmetric_loss, binary_cross_entropy
+from tresnet_jax.training.losses import asymmetric_loss, binary_cross_entropy, poly_binary_cross_entropy
 
 FAR = jnp.asarray([[-200.0, -20.0, -17.0, 0.0, 17.0, 20.0, 200.0]], jnp.float32)
 
@@ -23,6 +23,16 @@ def test_asl_has_no_nan(gammas, target, focal_gradient, clip):
     """Probabilities that round to 0 or 1 in float32 give finite losses and gradients, with a gamma of 0 too."""
     options = {'gamma_neg': gammas[0], 'gamma_pos': gammas[1], 'focal_gradient': focal_gradient, 'clip': clip}
     loss, gradient = jax.value_and_grad(lambda x: asymmetric_loss(x, jnp.full_like(x, target), **options))(FAR)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
+@pytest.mark.parametrize('target', [0.0, 0.3, 1.0])
+def test_poly_has_no_nan(gamma, target):
+    options = {'gamma': gamma, 'alpha': 0.3}
+    loss, gradient = jax.value_and_grad(lambda x: poly_binary_cross_entropy(x, jnp.full_like(x, target), **options))(
+        FAR
+    )
     assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
@@ -84,8 +94,8 @@ def test_class_stats(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'loss': 'asl'}, '--loss asl is not for --task classification; it has ce, bce'),
-        ({'task': 'multilabel', 'loss': 'ce'}, '--loss ce is not for --task multilabel; it has bce, asl'),
+        ({'loss': 'asl'}, '--loss asl is not for --task classification; it has ce, bce, poly'),
+        ({'task': 'multilabel', 'loss': 'ce'}, '--loss ce is not for --task multilabel; it has bce, asl, poly'),
         ({'task': 'multilabel', 'eval_metric': 'top1'}, '--eval-metric top1 is not for --task multilabel'),
         ({'eval_metric': 'map'}, '--eval-metric map is not for --task classification'),
         (
@@ -99,6 +109,15 @@ def test_class_stats(tmp_path):
         ({'loss': 'bce', 'loss_pos_weight': '2', 'class_stats': Path('a.json')}, '--class-stats a.json: only for --lo'),
         ({'loss': 'bce', 'loss_pos_weight': 'neg_pos', 'loss_weight_beta': 0.5}, '--loss-class-weight effective_num$'),
         ({'loss': 'bce', 'loss_class_weight': 'effective_num', 'loss_weight_power': 2.0}, 'weight neg_pos and --loss-'),
+        ({'poly_epsilon': 1.0}, '--poly-epsilon 1.0: for --loss poly, not for ce'),
+        ({'loss': 'poly', 'poly_gamma': 1.0}, '--poly-gamma 1.0: for --task multilabel, not for --task classification'),
+        ({'loss': 'semantic'}, '--loss semantic: needs the tree of the classes; give --semantic-tree FILE'),
+        ({'semantic_tree': Path('a.json')}, '--semantic-tree a.json: for --loss semantic, not for ce'),
+        ({'eval_metric': 'semantic_top1'}, '--eval-metric semantic_top1 is for --loss semantic, not for ce'),
+        (
+            {'loss': 'semantic', 'semantic_tree': Path('a.json'), 'kd_model_name': 'a'},
+            '--kd-model-name a: only for --kd-distill-type feature with --loss semantic',
+        ),
         ({'multilabel_threshold': 0.4}, '--multilabel-threshold 0.4: for --task multilabel, not for --task classifi'),
     ],
 )

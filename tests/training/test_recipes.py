@@ -35,7 +35,7 @@ CARD_OPEN = {'batch_size', 'cutout', 'smoothing', 'model_ema', 'pct_start'}
 IN21K = {
     'opt': 'adam', 'opt_betas': (0.9, 0.999), 'opt_eps': 1e-8, 'lr': 3e-4, 'sched': 'one_cycle', 'pct_start': 0.1,
     'div_factor': 20, 'final_div_factor': 1e4, 'epochs': 80, 'weight_decay': 1e-4, 'smoothing': 0.2, 'cutout': 0.5,
-    'hflip': 0, 'image_size': 224, **UNIT,
+    'hflip': 0, 'image_size': 224, 'loss': 'semantic', **UNIT,
 }  # fmt: skip
 RA2 = {'opt': 'rmsproptf', 'sched': 'step', 'sched_on_updates': False, 'model_ema': True, 'crop_pct': 0.875, **IMAGENET}
 RA2_OPEN = {'lr', 'batch_size', 'epochs', 'weight_decay', 'smoothing', 'aa', 'reprob', 'warmup_epochs', 'decay_rate'}
@@ -104,6 +104,12 @@ FACTS = {
         {'opt': 'sgd', 'lr': 0.6, 'batch_size': 8 * 190, 'sched': 'cosine', 'epochs': 300, 'mixup': 0.2,
          'aa': 'rand-m9-mstd0.5-inc1', 'reprob': 0.4, 'remode': 'pixel', 'model_ema': True},
         {'weight_decay', 'smoothing', 'warmup_epochs'}),
+    'tresnet_m_usi': (
+        {'opt': 'adamw', 'lr': 2e-3, 'batch_size': 8 * 128, 'weight_decay': 0.02, 'sched': 'cosine', 'epochs': 300,
+         'cooldown_epochs': 10, 'warmup_epochs': 5, 'warmup_lr': 1e-4, 'min_lr': 1e-6, 'aa': 'rand-m7-mstd0.5-inc1',
+         'mixup': 0.8, 'cutmix': 1.0, 'smoothing': 0, 'model_ema': True, 'model_ema_decay': 0.99996,
+         'train_interpolation': 'bicubic', 'interpolation': 'bicubic', 'distill_loss_weight': 5, 'kd_temperature': 1},
+        {'kd_model_name', 'dtype'}),
     'coco_asl': (COCO | {'epochs': 80, 'stop_epoch': 40}, {'batch_size', 'aa', 'model'}),
     'coco_ml_decoder': (
         COCO | {'epochs': 40, 'stop_epoch': None, 'batch_size': 56, 'head': 'ml_decoder', 'model': 'tresnet_v2_l'},
@@ -130,7 +136,7 @@ def test_every_tag_has_a_recipe():
     tags = {name for name, row in PRETRAINED.items() if not row.embedded}
     assert len(tags) == 26
     assert (
-        tags | OWN | {'tresnet_m_imagenet_timm', 'coco_asl', 'coco_ml_decoder'} == RECIPES.keys()
+        tags | OWN | {'tresnet_m_imagenet_timm', 'tresnet_m_usi', 'coco_asl', 'coco_ml_decoder'} == RECIPES.keys()
         and FACTS.keys() == RECIPES.keys() - OWN
     )
     assert {*OTHER_NAMES.values()} <= RECIPES.keys()
@@ -195,8 +201,10 @@ def tiny(config: TrainConfig, **options) -> TrainConfig:
         'model': model, 'pretrained': False, 'data': 'embedded:fashion_mnist', 'image_size': 32, 'batch_size': 16,
         'train_split': 'train[:64]', 'val_split': 'test[:16]', 'val_batch_size': 16, 'epochs': 1.0, 'steps': 2,
         'eval_every': 100.0, 'eval_at_start': False, 'checkpoint_every': 100, 'devices': 1, 'threads': 2,
-        'dtype': 'float32', 'log_every': 1, 'stop_epoch': None,
+        'dtype': 'float32', 'log_every': 1, 'stop_epoch': None, 'cooldown_epochs': 0.0,
     }  # fmt: skip
+    if config.kd_model_name is not None:
+        fixed['kd_model_name'] = 'test_tresnet.fashion_mnist'
     return dataclasses.replace(config, **fixed | options)
 
 
@@ -216,9 +224,14 @@ def test_two_steps(name, programs, tmp_path):
         images, labels = np.zeros((64, 16, 16, 3), np.uint8), np.eye(10, dtype=np.float32)[np.arange(64) % 10]
         np.savez(tmp_path / 'a.npz', x_train=images, y_train=labels, x_test=images, y_test=labels)
         data = {'data': f'npz:{tmp_path}/a.npz', 'target_format': 'multihot'}
-    result = loop.train(tiny(config, **data), tmp_path)
+    if config.loss == 'semantic':
+        (tmp_path / 'tree.json').write_text(
+            json.dumps({'class_tree_list': [[0], [1], *([i, 1] for i in range(2, 10))]})
+        )
+        data = {'semantic_tree': tmp_path / 'tree.json'}
+    result = loop.train(tiny(config, **data), tmp_path / 'run')
     assert result.finished and result.step == 2
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_weights(tmp_path, 'latest').params))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_weights(tmp_path / 'run', 'latest').params))
 
 
 def test_resume(programs, tmp_path):

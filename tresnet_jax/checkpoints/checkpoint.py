@@ -12,8 +12,8 @@ from tresnet_jax.variants import CLASSIFICATION
 
 FLAX_FORMAT = CHECKPOINT.name  # value of 'format' in the metadata of our own files
 METRICS = {  # of runs, from 0 to 1, each with its name for people; one of them picks the best checkpoint
-    'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'micro_f1': 'micro F1', 'macro_f1': 'macro F1',
-    'sample_f1': 'sample F1',
+    'semantic_top1': 'semantic top-1', 'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'micro_f1': 'micro F1',
+    'macro_f1': 'macro F1', 'sample_f1': 'sample F1',
 }  # fmt: skip
 COUNTER = 'num_batches_tracked'  # name of torch's counter of batches in a batch norm
 

@@ -155,8 +155,12 @@ class TrainConfig:
     """Label smoothing."""
 
     # Loss
-    loss: Annotated[Literal['ce', 'bce', 'asl'] | None, flag('{ce,bce,asl}', 'ce; bce for --task multilabel')] = None
-    """Softmax cross entropy, sigmoid cross entropy, or for --task multilabel the asymmetric loss."""
+    loss: Annotated[
+        Literal['ce', 'bce', 'asl', 'poly', 'semantic'] | None,
+        flag('{ce,bce,asl,poly,semantic}', 'ce; bce for --task multilabel'),
+    ] = None
+    """Softmax cross entropy, sigmoid cross entropy, Poly-1, the semantic softmax over a tree of classes, or for --task
+    multilabel the asymmetric loss."""
     bce_target_thresh: Annotated[float | None, SHARE, flag('SHARE', 'targets as they are')] = None
     """Targets of 'bce' above it count as 1, all others as 0."""
     bce_sum: bool = False
@@ -172,6 +176,14 @@ class TrainConfig:
     averaged over both."""
     asl_focal_gradient: bool = True
     """The gradient of 'asl' passes through its focal weight, as in timm; its authors train without."""
+    poly_epsilon: float = 2.0
+    """Weight of the term that 'poly' adds to the cross entropy."""
+    poly_gamma: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Exponent of the focal weight of 'poly' with --task multilabel."""
+    poly_alpha: Annotated[float | None, SHARE, flag('SHARE', 'no weights')] = None
+    """Weight of positives in 'poly' with --task multilabel; negatives have 1 - poly_alpha."""
+    semantic_tree: Annotated[Path | None, flag('FILE', 'none')] = None
+    """Tree of the classes for 'semantic': FILE.json, or the authors' imagenet21k_miil_tree.pth."""
     loss_pos_weight: Annotated[str | None, flag('WEIGHT', '1')] = None
     """Weight of positives in 'bce' and 'asl': a number, one per class separated by commas, or 'neg_pos', the images
     without the class over those with it."""
@@ -211,8 +223,11 @@ class TrainConfig:
     crop_mode: Literal['center', 'squash', 'border'] = 'center'
     """How images that are not square are evaluated: cut, squashed, or with a border."""
     eval_metric: Annotated[
-        Literal['top1', 'top5', 'map', 'micro_f1', 'macro_f1', 'sample_f1'] | None,
-        flag('{top1,top5,map,micro_f1,macro_f1,sample_f1}', 'top1; map for --task multilabel'),
+        Literal['top1', 'top5', 'semantic_top1', 'map', 'micro_f1', 'macro_f1', 'sample_f1'] | None,
+        flag(
+            '{top1,top5,semantic_top1,map,micro_f1,macro_f1,sample_f1}',
+            'top1; map for --task multilabel; semantic_top1 for --loss semantic',
+        ),
     ] = None
     """Metric that picks the best checkpoint."""
     multilabel_threshold: Annotated[float, SHARE] = 0.5
@@ -368,9 +383,15 @@ class TrainConfig:
         return self.smoothing if self.smoothing is not None else 0.0 if self.multilabel else 0.1
 
     @property
+    def target_smoothing(self) -> float:
+        """Label smoothing of the targets; 0 if the loss smooths."""
+        return 0.0 if self.loss_name == 'semantic' else self.label_smoothing
+
+    @property
     def rating(self) -> str:
         """`eval_metric`, or the default of the task: the metric that picks the best checkpoint."""
-        return self.eval_metric or ('map' if self.multilabel else 'top1')
+        default = 'semantic_top1' if self.loss_name == 'semantic' else 'top1'
+        return self.eval_metric or ('map' if self.multilabel else default)
 
     def check(self) -> None:
         """Raises TrainingError if a value is of the wrong type or out of range, or does not suit the others."""
@@ -389,7 +410,7 @@ CHANGEABLE += ('stop_epoch', 'save_epochs', 'log_wandb', 'wandb_project', 'wandb
 CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable', 'kd_checkpoint')
 # Options that may change when a run resumes with --accept-changes: the data.
 ACCEPTABLE = ('data', 'train_split', 'val_split', 'val_fraction', 'max_value', 'input_key', 'target_key')
-ACCEPTABLE += ('target_format', 'keep_unlabelled', 'class_stats')
+ACCEPTABLE += ('target_format', 'keep_unlabelled', 'class_stats', 'semantic_tree')
 
 
 def changed_options(saved: TrainConfig, config: TrainConfig, free: Sequence[str]) -> list[str]:

@@ -24,16 +24,19 @@ class EvalResult:
         loss: mean cross entropy.
         top1, top5: shares of the images whose label is the likeliest class, or among the five likeliest.
         count: number of images.
+        semantic_top1: with a tree of classes, the share of right answers among all levels of all images, as in
+            github.com/Alibaba-MIIL/ImageNet21K; the loss is then that of the semantic softmax.
     """
 
     loss: float
     top1: float
     top5: float
     count: int
+    semantic_top1: float | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Return all attributes."""
-        return dataclasses.asdict(self)
+        """Return all attributes that are known."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def standard_error(self, share: float) -> float:
         """Return the standard error of a share of `count` independent images."""
@@ -60,18 +63,19 @@ def evaluate(
         DataError: the images cannot be read.
         TrainingError: there is no image.
     """
-    sums = dict.fromkeys(('loss', 'top1', 'top5', 'count'), 0.0)
+    sums = dict.fromkeys(('loss', 'top1', 'top5', 'count', 'semantic_hits', 'semantic_levels'), 0.0)
     with contextlib.closing(iter(batches)) as iterator:
         for values in one_behind(step(variables, batch) for batch in iterator):
             for name in sums:
-                sums[name] += float(values[name])
+                sums[name] += float(values.get(name, 0))
             if images is not None:
                 images.append(_without_padding(values['images']))
             tick(round(sums['count']))
     count = round(sums['count'])
     if count == 0:
         raise TrainingError(NO_IMAGE)
-    return EvalResult(sums['loss'] / count, sums['top1'] / count, sums['top5'] / count, count)
+    semantic = sums['semantic_hits'] / sums['semantic_levels'] if sums['semantic_levels'] else None
+    return EvalResult(sums['loss'] / count, sums['top1'] / count, sums['top5'] / count, count, semantic)
 
 
 def evaluate_multilabel(

@@ -40,6 +40,7 @@ from tresnet_jax.training.optim import create_optimizer
 from tresnet_jax.training.provenance import check_processes, compare, provenance, save_provenance, stored_classes
 from tresnet_jax.training.run_data import open_data, opening
 from tresnet_jax.training.schedules import create_schedule
+from tresnet_jax.training.semantic import read_semantic_tree
 from tresnet_jax.training.step import (
     TrainState,
     create_state,
@@ -134,13 +135,16 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         optimizer = create_optimizer(config, schedule, params)
         state = create_state(params, batch_stats, optimizer, config.model_ema)
         normalisation = {'mean': data_config['mean'], 'std': data_config['std']}
-        loss = create_loss(config, **loss_weights(config, data.train, model.num_classes))
+        tree = config.semantic_tree and read_semantic_tree(config.semantic_tree, model.num_classes, data.train)
+        loss = create_loss(config, **loss_weights(config, data.train, model.num_classes), tree=tree)
         arguments = {'num_classes': model.num_classes, 'mixing_steps': data.mixing_steps, 'loss': loss, **normalisation}
         inner = make_train_step(apply, optimizer, config, distillation=distillation, **arguments)
         fixed = None if teacher is None else replicate(teacher.variables, devices)
         train_step = over_devices(inner, donate=True, fixed=fixed)
         eval_dtype = jnp.dtype(jnp.float64) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
-        make_evaluation = make_multilabel_eval_step if config.multilabel else make_eval_step
+        make_evaluation = (
+            make_multilabel_eval_step if config.multilabel else functools.partial(make_eval_step, tree=tree)
+        )
         eval_step = over_devices(make_evaluation(apply, **normalisation, dtype=eval_dtype))
         evaluate_state = functools.partial(_evaluate, eval_step, config, data.val, devices, workdir)
 

@@ -5,6 +5,8 @@ each class is a probability of its own: 'bce' and 'asl' are sums over the classe
 
 - bce: ``timm/loss/binary_cross_entropy.py``; its threshold and its sum are those of arXiv:2110.00476.
 - asl: Ridnik et al., arXiv:2009.14119; ``timm/loss/asymmetric_loss.py`` and github.com/Alibaba-MIIL/ASL.
+- poly: Poly-1, Leng et al., arXiv:2204.12511; ``timm/loss/poly_loss.py``.
+- semantic: a tree of classes, see `semantic.py`.
 """
 
 import functools
@@ -17,6 +19,7 @@ import numpy as np
 import optax
 
 from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.semantic import SemanticTree, semantic_softmax
 
 Weight = float | np.ndarray | None
 """One number, or one per class; None: 1."""
@@ -27,6 +30,38 @@ REDUCTIONS = ('batchmean', 'sum', 'mean')
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the mean softmax cross entropy of a batch."""
     return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def poly_cross_entropy(logits: jax.Array, targets: jax.Array, *, epsilon: float = 2.0) -> jax.Array:
+    """Return the mean Poly-1 loss of a batch, ``PolyCrossEntropy`` in timm: cross entropy + epsilon (1 - p).
+
+    Args:
+        logits, targets: (b, classes), floating point.
+        epsilon: factor of 1 - p, where p is the mean probability of the classes, weighted by the targets.
+    """
+    right = (targets * jax.nn.softmax(logits)).sum(-1)
+    return (optax.softmax_cross_entropy(logits, targets) + epsilon * (1 - right)).mean()
+
+
+def poly_binary_cross_entropy(
+    logits: jax.Array, targets: jax.Array, *, epsilon: float = 2.0, gamma: float = 0.0, alpha: float | None = None
+) -> jax.Array:
+    """Return the mean Poly-1 loss of independent classes, ``PolyBinaryCrossEntropy`` in timm.
+
+    Args:
+        logits, targets: (b, classes), floating point.
+        epsilon: factor of the term that is added to the sigmoid cross entropy, the probability of the wrong answer.
+        gamma: exponent of this probability, the focal weight of both terms.
+        alpha: weight of positives; negatives have 1 - alpha. None: both have 1.
+    """
+    positive = jax.nn.sigmoid(logits)
+    wrong = 1 - (targets * positive + (1 - targets) * (1 - positive))
+    loss = optax.sigmoid_binary_cross_entropy(logits, targets) + epsilon * wrong
+    if gamma:
+        loss = loss * _power(wrong, jnp.full_like(wrong, gamma))
+    if alpha is not None:
+        loss = loss * (targets * alpha + (1 - targets) * (1 - alpha))
+    return loss.mean()
 
 
 def smooth_binary(targets: jax.Array, smoothing: float) -> jax.Array:
@@ -107,15 +142,19 @@ def asymmetric_loss(
 
 
 def create_loss(
-    config: TrainConfig, class_weight: Weight = None, pos_weight: Weight = None
+    config: TrainConfig, class_weight: Weight = None, pos_weight: Weight = None, tree: SemanticTree | None = None
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Return the loss of a configuration: (logits, targets) of the batch of one device -> its share of the loss.
 
     The mean over devices, and over the parts of a batch, is the loss of the whole batch; so is that of a 'sum'.
 
     Args:
-        config: loss, bce_*, asl_*, batch_size.
-        class_weight, pos_weight: see `binary_cross_entropy`; not for 'ce'.
+        config: loss, bce_*, asl_*, poly_*, smoothing, batch_size.
+        class_weight, pos_weight: see `binary_cross_entropy`; for 'bce' and 'asl'.
+        tree: of the classes, for 'semantic'.
+
+    Raises:
+        ValueError: 'semantic' has no tree.
     """
     weights: dict[str, Any] = {'class_weight': class_weight, 'pos_weight': pos_weight}
     if config.loss_name == 'bce':
@@ -134,6 +173,15 @@ def create_loss(
             **weights,
         )
         return (lambda logits, targets: config.batch_size * loss(logits, targets)) if whole else loss
+    if config.loss_name == 'poly':
+        if not config.multilabel:
+            return functools.partial(poly_cross_entropy, epsilon=config.poly_epsilon)
+        options = {'epsilon': config.poly_epsilon, 'gamma': config.poly_gamma, 'alpha': config.poly_alpha}
+        return functools.partial(poly_binary_cross_entropy, **options)
+    if config.loss_name == 'semantic':
+        if tree is None:
+            raise ValueError("loss 'semantic' needs a tree of the classes")
+        return functools.partial(semantic_softmax, tree=tree, smoothing=config.label_smoothing)
     return cross_entropy
 
 

@@ -260,7 +260,7 @@ def plot_curves(workdir: Path) -> None:
     records = read_records(workdir)
     figure = new_figure(12, 3.6)
     axes = figure.subplots(1, 3)
-    rated = {name: METRICS[name] for name in ('top1', 'map')}
+    rated = {name: METRICS[name] for name in ('top1', 'semantic_top1', 'map')}
     accuracies = rated | {f'ema_{name}': f'{title} of the average' for name, title in rated.items()}
     for axis, names, scale, title in (
         (axes[0], {'loss': 'loss'}, 1, 'loss'),

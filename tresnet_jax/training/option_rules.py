@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 
 from tresnet_jax.options import as_flag
 
-LOSSES = {'classification': ('ce', 'bce'), 'multilabel': ('bce', 'asl')}
-METRICS = {'classification': ('top1', 'top5'), 'multilabel': ('map', 'micro_f1', 'macro_f1', 'sample_f1')}
+LOSSES = {'classification': ('ce', 'bce', 'poly', 'semantic'), 'multilabel': ('bce', 'asl', 'poly')}
+METRICS = {
+    'classification': ('top1', 'top5', 'semantic_top1'),
+    'multilabel': ('map', 'micro_f1', 'macro_f1', 'sample_f1'),
+}
 # Methods of --loss-pos-weight and --loss-class-weight.
 POS_WEIGHTS, CLASS_WEIGHTS = ('neg_pos',), ('inv_freq', 'effective_num')
 
@@ -48,6 +51,14 @@ USES = (
     _loss(('bce_target_thresh', 'bce_sum'), 'bce'),
     _loss(('loss_pos_weight', 'loss_class_weight'), 'bce', 'asl'),
     _loss(('asl_gamma_neg', 'asl_gamma_pos', 'asl_clip', 'asl_focal_gradient', 'asl_reduction'), 'asl'),
+    _loss(('poly_epsilon', 'poly_gamma', 'poly_alpha'), 'poly'),
+    Use(('poly_gamma', 'poly_alpha'), '--task multilabel', lambda c: c.multilabel, lambda c: f'--task {c.task}'),
+    _loss(('semantic_tree',), 'semantic'),
+    Use(
+        ('kd_model_name',),
+        '--kd-distill-type feature with --loss semantic, which has no softmax of all classes',
+        lambda config: config.loss_name != 'semantic' or config.kd_distill_type == 'feature',
+    ),
     _weights(('loss_weight_power',), 'neg_pos', 'inv_freq'),
     _weights(('loss_weight_beta',), 'effective_num'),
     _weights(('loss_weight_max', 'class_stats'), *POS_WEIGHTS, *CLASS_WEIGHTS),
@@ -80,6 +91,10 @@ def conflicts(config: Any, defaults: Any) -> Iterator[str]:
         yield f'--loss {config.loss} is not for {task}; it has {", ".join(losses)}'
     if config.rating not in metrics:
         yield f'--eval-metric {config.eval_metric} is not for {task}; it has {", ".join(metrics)}'
+    if config.rating == 'semantic_top1' and config.loss_name != 'semantic':
+        yield f'--eval-metric semantic_top1 is for --loss semantic, not for {config.loss_name}'
+    if config.loss_name == 'semantic' and config.semantic_tree is None:
+        yield '--loss semantic: needs the tree of the classes; give --semantic-tree FILE'
     if config.distill_loss_weight is None and (config.task_loss_weight or 0) > 1:
         yield f'--task-loss-weight {config.task_loss_weight:g}: without --distill-loss-weight must be at most 1'
     for use in USES:

@@ -39,6 +39,7 @@ from tresnet_jax.training.devices import AXIS
 from tresnet_jax.training.distillation import Distillation
 from tresnet_jax.training.losses import create_loss, smooth_binary
 from tresnet_jax.training.optim import is_frozen
+from tresnet_jax.training.semantic import SemanticTree, semantic_hits, semantic_losses
 
 Batch = dict[str, jax.Array]  # the batch of this process, or the share of one device
 Metrics = dict[str, jax.Array]
@@ -232,11 +233,12 @@ def augment(
         mixing: () bool; False: do not mix. None: mix.
 
     Returns:
-        Images (b, H, W, 3) and smoothed, mixed targets (b, num_classes); both float32, or float64 with that dtype.
+        Images (b, H, W, 3) and mixed targets (b, num_classes), smoothed unless the loss itself does; both float32, or
+        float64 with that dtype.
     """
     dtype = jnp.dtype(config.dtype) if config.dtype == 'float64' else jnp.dtype(jnp.float32)
     images = batch['image'].astype(dtype)
-    smoothing = config.label_smoothing
+    smoothing = config.target_smoothing
     if 'label' in batch:
         targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], num_classes, dtype=dtype), smoothing)
     else:
@@ -326,6 +328,7 @@ def make_eval_step(
     std: tuple[float, ...],
     dtype: Any = jnp.float32,
     each_image: bool = False,
+    tree: SemanticTree | None = None,
 ) -> Callable[[tuple[Tree, Tree], Batch], dict[str, Any]]:
     """Return the evaluation step for `over_devices`.
 
@@ -334,6 +337,8 @@ def make_eval_step(
         mean, std: normalisation of each channel, for values in [0, 1].
         dtype: dtype of the normalised images, the loss and the sums.
         each_image: also return values of each image.
+        tree: of the classes, for a model that was trained with the semantic softmax. The loss is then that one, and
+            there are the sums semantic_hits and semantic_levels (`semantic_hits`).
 
     Returns:
         A function of (params, batch_stats) and of a batch with 'mask' and, if images have several right classes,
@@ -347,10 +352,15 @@ def make_eval_step(
         images = normalise(batch['image'], mean, std, dtype)
         logits = apply(*variables, images).astype(dtype)
         mask = batch['mask'].astype(dtype)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+        if tree is None:
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+        else:
+            loss = semantic_losses(logits, jax.nn.one_hot(batch['label'], logits.shape[-1], dtype=dtype), tree)
         accepted = batch.get('accepted', batch['label'][:, None])
         best = (jax.lax.top_k(logits, min(5, logits.shape[-1]))[1][:, :, None] == accepted[:, None]).any(-1)
         each = {'loss': loss, 'top1': best[:, 0], 'top5': best.any(-1), 'count': jnp.ones_like(mask)}
+        if tree is not None:
+            each['semantic_hits'], each['semantic_levels'] = semantic_hits(logits, batch['label'], tree)
         sums = jax.lax.psum({name: (value.astype(dtype) * mask).sum() for name, value in each.items()}, AXIS)
         if not each_image:
             return sums
