@@ -36,6 +36,7 @@ from jax.ad_checkpoint import checkpoint_name
 from tresnet_jax.models.cpu import computed_once
 from tresnet_jax.models.layers import at_least_float32, param_dtype
 from tresnet_jax.models.memory import CONVOLUTION, STATISTICS
+from tresnet_jax.models.meshes import vary_alike
 
 SCALE_FLOOR = 1e-5
 
@@ -164,7 +165,6 @@ def batch_norm_act(
     return y, mean, var
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def inplace_abn(
     x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -173,6 +173,14 @@ def inplace_abn(
     Without an activation (slope None) it needs x, and does not divide by the scale. The slope must not be 0, because a
     ReLU has no inverse. There is no forward-mode derivative.
     """
+    # Pyright cannot see what a custom_vjp function returns.
+    return _inplace_abn(*vary_alike(x, scale, bias), slope, epsilon, axis_name)  # pyright: ignore
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _inplace_abn(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float | None, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     return batch_norm_act(x, scale, bias, slope, epsilon, axis_name)
 
 
@@ -212,7 +220,7 @@ def _inplace_abn_bwd(
     return gradient.astype(x_or_y.dtype), sum_gn, sum_g
 
 
-inplace_abn.defvjp(_inplace_abn_fwd, _inplace_abn_bwd)
+_inplace_abn.defvjp(_inplace_abn_fwd, _inplace_abn_bwd)
 
 
 class BatchNormAct(nnx.Module):
@@ -263,6 +271,11 @@ class BatchNormAct(nnx.Module):
         self.invert = False
         self.use_running_average = True
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Set the mode in a view; ``nnx.view`` calls this."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     def __call__(self, x: jax.Array) -> jax.Array:
         return self._evaluate(x) if self.use_running_average else self._train(x)
 
@@ -280,8 +293,7 @@ class BatchNormAct(nnx.Module):
             raise ValueError(f'expected more than 1 value per channel when training, got input of shape {x.shape}')
         x = checkpoint_name(x, CONVOLUTION)
         args = (x, self.scale[...], self.bias[...], self.slope, self.epsilon, self.axis_name)
-        # Pyright cannot see what a custom_vjp function returns.
-        y, mean, var = inplace_abn(*args) if self.invert else batch_norm_act(*args)  # pyright: ignore
+        y, mean, var = inplace_abn(*args) if self.invert else batch_norm_act(*args)
         self._update(mean, var, n)
         return y
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tresnet_jax.models.meshes import shard_like
+
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 Pads = Sequence[tuple[int, int]]  # pixels before and after, for H and W
 
@@ -187,7 +189,8 @@ def computed_once(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax
     """
 
     def unused(*inputs: jax.Array) -> jax.Array:
-        return jnp.zeros_like(jax.eval_shape(function, *inputs))
+        output = jax.eval_shape(function, *inputs)
+        return shard_like(jnp.zeros_like(output), output)
 
     def as_branch(*inputs: jax.Array) -> jax.Array:
         # The barrier hides from XLA that the predicate is constant.

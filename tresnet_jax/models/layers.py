@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from tresnet_jax.models.cpu import conv_general_dilated
 from tresnet_jax.models.initializers import kaiming_normal, torch_uniform
 from tresnet_jax.models.memory import STATISTICS
+from tresnet_jax.models.meshes import shard_like
 
 
 def param_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -80,8 +81,9 @@ def space_to_depth(x: jax.Array, block_size: int = 4) -> jax.Array:
     """
     b, h, w, c = x.shape
     n = block_size
-    x = x.reshape(b, h // n, n, w // n, n, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // n, w // n, n * n * c)
+    # One axis at a time: JAX cannot tell how a reshape of several splits an array whose sharding is explicit.
+    x = x.reshape(b, h // n, n, w, c).reshape(b, h // n, n, w // n, n, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // n, w // n, n, n * c).reshape(b, h // n, w // n, n * n * c)
 
 
 class Identity(nnx.Module):
@@ -133,7 +135,8 @@ def draw_key(rngs: nnx.Rngs | None, what: str) -> jax.Array:
     stream = rngs.dropout
     if stream.key.shape == ():
         return stream()
-    keys = jax.vmap(jax.random.fold_in)(stream.key[...], stream.count[...])  # as the stream does with a single key
+    # As the stream does with a single key.
+    keys = jax.vmap(jax.random.fold_in)(stream.key[...], shard_like(stream.count[...], stream.key[...]))
     stream.count[...] += 1
     return keys
 
@@ -154,12 +157,12 @@ def drop(x: jax.Array, key: jax.Array, rate: float, shape: Sequence[int]) -> jax
         raise ValueError(f'expected one random key, or one per image: got {key.shape} keys for {x.shape[0]} images')
     keep = 1.0 - rate
     if keep == 0.0:
-        return jnp.zeros_like(x)
+        return shard_like(jnp.zeros_like(x), x)
     if key.ndim:
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, tuple(shape[1:])))(key)
     else:
         kept = jax.random.bernoulli(key, keep, tuple(shape))
-    return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
+    return jnp.where(shard_like(kept, x), x / keep, jnp.zeros((), x.dtype))
 
 
 class DropPath(nnx.Module):
@@ -168,6 +171,11 @@ class DropPath(nnx.Module):
     def __init__(self, rate: float):
         self.rate = rate
         self.deterministic = True
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Set the mode in a view; ``nnx.view`` calls this."""
+        if deterministic is not None:
+            self.deterministic = deterministic
 
     @property
     def is_random(self) -> bool:
@@ -186,6 +194,11 @@ class Dropout(nnx.Module):
     def __init__(self, rate: float):
         self.rate = rate
         self.deterministic = True
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Set the mode in a view; ``nnx.view`` calls this."""
+        if deterministic is not None:
+            self.deterministic = deterministic
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         if self.deterministic or self.rate == 0:

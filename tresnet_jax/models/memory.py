@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tresnet_jax.models.cpu import computed_once
+from tresnet_jax.models.meshes import barrier
 
 # Names (``checkpoint_name``) of values that a mode can keep while it recomputes the rest.
 STATISTICS = 'statistics'  # one number per channel or image and channel: means, variances, squeeze-excite's vectors
@@ -61,9 +62,7 @@ def _relu_of_sum_bwd(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.
 relu_of_sum_from_output.defvjp(_relu_of_sum_fwd, _relu_of_sum_bwd)
 
 
-def recomputed(
-    function: Callable[..., Any], module: nnx.Module, x: jax.Array, keep: tuple[str, ...], *, wait: bool
-) -> Any:
+def recomputed(function: Callable[..., Any], module: Any, x: jax.Array, keep: tuple[str, ...], *, wait: bool) -> Any:
     """Evaluate ``function(module, x)``; the backward pass recomputes all but `x` and the values named in `keep`.
 
     Like ``jax.checkpoint``, but the caller chooses what the optimisation barrier covers. A barrier is required: without
@@ -71,7 +70,7 @@ def recomputed(
 
     Args:
         function: takes a module and an array; it may update the module's statistics.
-        module: the module whose parameters and statistics `function` uses.
+        module: the module, or a tuple of modules, whose parameters and statistics `function` uses.
         x: the array.
         keep: names given with ``checkpoint_name``.
         wait: let the barrier cover the incoming gradient too, as ``jax.checkpoint`` does. Nothing is then recomputed
@@ -89,9 +88,9 @@ def recomputed(
 
     def backward(pullback: Any, gradient: Any) -> Any:
         if wait:
-            pullback, gradient = jax.lax.optimization_barrier((pullback, gradient))
+            pullback, gradient = barrier((pullback, gradient))
         else:
-            pullback = jax.lax.optimization_barrier(pullback)
+            pullback = barrier(pullback)
         return pullback(gradient)
 
     run = jax.custom_vjp(run)
@@ -131,7 +130,7 @@ class Memory:
         """Evaluate ``function(module, x)``, a shortcut."""
         return function(module, x) if self.end is None else recomputed(function, module, x, (STATISTICS,), wait=False)
 
-    def run_block(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
+    def run_block(self, function: Callable[..., Any], module: Any, x: jax.Array) -> Any:
         """Evaluate ``function(module, x)``, both branches of a block or the stem."""
         return function(module, x) if self.block is None else recomputed(function, module, x, self.block, wait=True)
 

@@ -13,6 +13,7 @@ from flax import nnx
 
 from tresnet_jax.models.initializers import normal, uniform
 from tresnet_jax.models.layers import Dropout, at_least_float32, linear, param_dtype
+from tresnet_jax.models.meshes import shard_like
 
 QUERIES = 'query_embed'  # the name of the queries, which are drawn, stored and never trained
 DEFAULT_GROUPS, DEFAULT_EMBEDDING = 100, 768
@@ -89,7 +90,7 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x: jax.Array, memory: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """(1 or B, G, features) and (B, N, features) -> (B, G, features)."""
         if not self.dropout1.deterministic:  # the queries of each image are dropped on their own
-            x = jnp.broadcast_to(x, (memory.shape[0], *x.shape[1:]))
+            x = shard_like(jnp.broadcast_to(x, (memory.shape[0], *x.shape[1:])), memory)
         x = self.norm1(x + self.dropout1(x, rngs))
         x = self.norm2(x + self.dropout2(self.multihead_attn(x, memory, rngs), rngs))
         hidden = self.dropout(nnx.relu(self.linear1(x)), rngs)

@@ -47,7 +47,7 @@ def blur_pool(x: jax.Array) -> jax.Array:
     def filtered(x: jax.Array, axis: int) -> jax.Array:
         # Replacing the zeros at the border by the reflected pixels is fused; jnp.pad would write a padded copy.
         before, at, after = _neighbours(x, axis, 0)
-        position = jax.lax.broadcasted_iota(jnp.int32, at.shape, axis)
+        position = jax.lax.broadcasted_iota(jnp.int32, at.shape, axis, out_sharding=jax.typeof(at).sharding)
         reflected = jnp.where(position == 0, after, before)
         if x.shape[axis] % 2:
             after = jnp.where(position == at.shape[axis] - 1, before, after)

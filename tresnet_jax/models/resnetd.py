@@ -188,11 +188,13 @@ class ResNetD(ImageModel):
         self.start_classifier(num_classes, rngs)
 
     def _stem(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def run(stem: Stack, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            x = stem(x)
+        def run(stem: tuple[Stack, BatchNormAct], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            conv1, bn1 = stem
+            x = bn1(conv1(x))
             return x, max_pool(x)
 
-        return self.memory.run_block(run, Stack([self.conv1, self.bn1]), x)
+        # A tuple, because nnx.tabulate cannot show a module that is made in a call.
+        return self.memory.run_block(run, (self.conv1, self.bn1), x)
 
     def _trunk(self) -> nnx.Module:
         return self
