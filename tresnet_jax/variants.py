@@ -196,8 +196,8 @@ class PretrainedConfig:
 
     architecture: str
     tag: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: str
     accuracies: tuple[PublishedAccuracy, ...] = ()
     input_size: tuple[int, int, int] = (3, 224, 224)

@@ -193,12 +193,15 @@ def test_backbones_of_transformers_that_are_refused(fields, words):
         parsed(RT_DETR | fields)
 
 
-@pytest.mark.parametrize('mean, stated', [([0.5, 0.5, 0.5], True), ([0.5], False)])
-def test_images(mean, stated):
-    """Those of one channel are not prepared by `create_transform`."""
-    images = config_file.images(parsed({**TIMM, 'pretrained_cfg': {'mean': mean, 'input_size': [3, 64, 64]}}))
-    assert (images is not None) == stated
-    assert not stated or images['input_size'] == (3, 64, 64) and images['std'] == (0.229, 0.224, 0.225)
+@pytest.mark.parametrize(
+    'mean, channels, expected',
+    [([0.5, 0.4, 0.3], 3, (0.5, 0.4, 0.3)), ([0.5], 3, (0.5,) * 3), ([0.5, 0.25], 1, (0.375,)), ([0.5], 1, (0.5,))],
+)
+def test_images(mean, channels, expected):
+    """Values of another number of channels are averaged, as in timm's scripts."""
+    images = config_file.images(parsed({**TIMM, 'pretrained_cfg': {'mean': mean, 'input_size': [channels, 64, 48]}}))
+    assert images is not None and images['input_size'] == (channels, 64, 48) and images['mean'] == expected
+    assert images['std'] == (0.229, 0.224, 0.225) if channels == 3 else images['std'] == pytest.approx((0.226,))
     assert config_file.images(parsed(WRAPPER)) is None
 
 

@@ -21,6 +21,7 @@ TIMM = {
     'model': 'test_resnet', 'img_size': None, 'input_size': None, 'crop_pct': None, 'mean': None, 'std': None,
     'interpolation': '', 'lr': 0.1, 'resume': Path('last.pth.tar'),
 }  # fmt: skip
+GREY = {'mean': (0.5,), 'std': (0.5,)}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,10 @@ def test_numbers_that_are_no_characters():
         ({}, {}),
         ({'img_size': 48}, {'input_size': (3, 48, 48)}),
         ({'input_size': [3, 48, 32], 'img_size': 64}, {'input_size': (3, 48, 32)}),
+        ({'input_size': [1, 48, 32]}, {'input_size': (1, 48, 32), **GREY}),
+        ({'in_chans': 1, 'img_size': 48}, {'input_size': (1, 48, 48), **GREY}),
+        ({'in_chans': 1, 'mean': [0.4], 'std': [1]}, {'input_size': (1, 160, 160), 'mean': (0.4,), 'std': (1,)}),
+        ({'in_chans': 10**9}, {}),
         ({'crop_pct': 0.7}, {'crop_pct': 0.7}),
         ({'mean': [0.5, 0.4, 0.3], 'std': [0.25]}, {'mean': (0.5, 0.4, 0.3), 'std': (0.25, 0.25, 0.25)}),
         ({'interpolation': 'bicubic'}, {'interpolation': 'bicubic'}),

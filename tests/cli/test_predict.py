@@ -211,7 +211,7 @@ def test_broken_checkpoints(run, greys):
         assert err.startswith('error: ') and 'a.safetensors' in err and 'Traceback' not in err
 
 
-@pytest.mark.parametrize('stub', [fashion(in_chans=1), fashion(num_classes=0)])
+@pytest.mark.parametrize('stub', [fashion(in_chans=4), fashion(num_classes=0)])
 def test_models_without_colours_or_classes(run, greys, stub):
     code, _, err = run(greys, '--model', EMBEDDED, stub=stub)
     assert code == 2 and 'cannot classify' in err

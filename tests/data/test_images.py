@@ -46,6 +46,11 @@ def test_modes_are_converted_as_pillow_does(tmp_path, noise, mode, suffix):
         expected = np.asarray(saved.convert('RGB'))
     assert np.array_equal(pixels(path), expected)
     assert expected.shape == (24, 36, 3) and expected.std() > 10
+    if mode != 'LAB':  # which Pillow does not convert to grey
+        with Image.open(path) as saved:
+            grey = np.asarray(saved.convert('L'))
+        for image in (load_image(path, channels=1), finish_decoding(decode(path.read_bytes(), channels=1), 'L')):
+            assert image.mode == 'L' and np.array_equal(np.asarray(image), grey)
 
 
 def test_transparency_is_dropped_as_in_timm(tmp_path):
@@ -233,6 +238,10 @@ def test_arrays_are_decoded_too(shape):
     decoded = decode(array)
     expected = np.broadcast_to(array.reshape(3, 4, -1)[..., :3], (3, 4, 3))
     assert decoded.mode == 'RGB' and np.array_equal(np.asarray(decoded), expected)
+    grey = decode(array, channels=1)
+    assert grey.mode == 'L' and np.array_equal(np.asarray(grey), np.asarray(decoded.convert('L')))
+    with pytest.raises(ImageError, match='the number of channels of the images is 2, that of the model 3'):
+        decode(np.zeros((3, 4, 2), np.uint8))
 
 
 def test_only_upright_rgb_jpegs_stay_undecoded(noise):

@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.images import encode, noise_image, write_classes
 from tests.helpers.sources import refuse
 from tresnet_jax.data.real_labels import accepted_labels
-from tresnet_jax.data.sources import open_source
+from tresnet_jax.data.sources import check_channels, open_source
 from tresnet_jax.errors import DataError
 
 
@@ -69,7 +69,7 @@ def test_npz(tmp_path):
         ({'y_train': np.zeros(6, int), 'y_test': np.zeros(3, int)}, 'only one class'),
         ({'y_train': np.arange(5) % 3}, '6 images but 5 labels'),
         ({'x_train': np.zeros((6, 5, 4), np.float32)}, '(6, 5, 4) float32'),
-        ({'x_train': np.zeros((6, 5, 4, 2), np.uint8)}, '(6, 5, 4, 2) uint8'),
+        ({'x_train': np.zeros((6, 5, 4, 2, 1), np.uint8)}, '(6, 5, 4, 2, 1) uint8'),
         ({'x_train': np.zeros((0, 5, 4), np.uint8)}, 'no images'),
         ({'x_train': None}, "no split 'train'; it has test"),
         ({'x_train': np.array([{}] * 6)}, 'cannot be read'),
@@ -303,3 +303,32 @@ def test_sources_can_be_pickled(tmp_path, array_record, tfrecord):
         again = pickle.loads(pickle.dumps(source))
         assert len(again) == len(source) and again.class_names == source.class_names
         assert again[2]['label'] == source[2]['label'] and np.array_equal(again[2]['image'], source[2]['image'])
+
+
+@pytest.mark.parametrize(
+    'shape, fitting', [((), (1, 3)), ((1,), (1, 3)), ((4,), (1, 3, 4)), ((2,), (2,)), ((7,), (7,))]
+)
+def test_channels_of_arrays(shape, fitting, tmp_path):
+    """Grey, RGB and RGBA arrays can be grey or RGB images; others have their own number."""
+    np.savez(tmp_path / 'a.npz', x_train=np.zeros((4, 2, 2, *shape), np.uint8), y_train=np.arange(4))
+    source = open_source(f'npz:{tmp_path}/a.npz', 'train')
+    number = (*shape, 1)[0]
+    for channels in range(1, 9):
+        if channels in fitting:
+            check_channels(source, channels)
+            continue
+        with pytest.raises(DataError) as caught:
+            check_channels(source, channels)
+        message = f'{source.name}: the number of channels of the images is {number}, that of the model {channels}; '
+        assert str(caught.value) == f'{message}train with --in-chans {number}'
+
+
+def test_channels_of_image_files(tmp_path):
+    write_classes(tmp_path / 'train', {'a': 2, 'b': 2})
+    source = open_source(f'folder:{tmp_path}', 'train')
+    check_channels(source, 1)
+    check_channels(source, 3)
+    with pytest.raises(DataError, match='train: the model takes 4 channels; image files have 1 .grey. or 3 .RGB'):
+        check_channels(source, 4)
+    (tmp_path / 'train' / 'a' / '00.png').unlink()  # reported when it is read for use
+    check_channels(source, 4)

@@ -129,17 +129,55 @@ class TestTransform:
     @pytest.mark.parametrize(
         'wrong',
         [
-            {'input_size': (1, 2, 3)}, {'input_size': 0}, {'input_size': 2.5}, {'crop': 'center'},
+            {'input_size': (0, 2, 3)}, {'input_size': 0}, {'input_size': 2.5}, {'crop': 'center'},
             {'scale': (0.5, 0.1)}, {'scale': (0, 1)}, {'scale': (0.1, 2)}, {'ratio': (2, 1)}, {'ratio': (0, 1)},
             {'padding': -1}, {'padding_mode': 'edge'}, {'interpolation': 'cubic'}, {'hflip': 1.1}, {'vflip': -0.1},
             {'color_jitter': -0.1}, {'color_jitter': (0.1, 0.1)}, {'color_jitter': (0.1, 0.1, 0.1, 0.1)},
-            {'mean': (0.5,)},
+            {'mean': (0.5, 0.5)}, {'mean': (0.5, 0.5, 0.5), 'input_size': (1, 8, 8)},
+            {'color_jitter': 0.4, 'input_size': (4, 8, 8), 'mean': (0.5,)},
+            {'auto_augment': 'original', 'input_size': (2, 8, 8), 'mean': (0.5,)},
         ],
         ids=str,
     )  # fmt: skip
     def test_wrong_arguments(self, wrong):
         with pytest.raises(ValueError, match=f'^{next(iter(wrong))} must be'):
             create_train_transform(**wrong)
+
+
+class TestChannels:
+    def test_each_channel_of_an_array_is_drawn_the_same_numbers(self):
+        options: Any = {'crop': 'rkrr', 'vflip': 0.5, 'color_jitter': 0, 'mean': (0.5,)}
+        image = np.random.default_rng(0).integers(0, 256, (40, 30, 5), np.uint8)
+        many, one = (create_train_transform((channels, 20, 24), **options) for channels in (5, 1))
+        assert pickle.loads(pickle.dumps(many)) == many
+        rng = generator()
+        for _ in range(10):
+            state = rng.bit_generator.state
+            result, after = many(image, rng), rng.bit_generator.state
+            assert result.shape == (20, 24, 5) and after != state
+            for channel in range(5):
+                rng.bit_generator.state = state
+                alone = one(Image.fromarray(image[..., channel]), rng)
+                assert np.array_equal(alone[..., 0], result[..., channel]) and rng.bit_generator.state == after
+
+    def test_grey_images(self):
+        """Colours are converted as by Pillow before anything else happens."""
+        options: Any = {'auto_augment': 'rand-m9-mstd0.5-inc1', 'force_color_jitter': True, 'mean': (0.4,)}
+        transform = create_train_transform((1, 20, 24), **options)
+        for seed in range(20):
+            image = noise_image(40, 30, seed=seed)
+            result = transform(image, generator(seed))
+            assert result.shape == (20, 24, 1) and result.dtype == np.uint8
+            assert np.array_equal(result, transform(image.convert('L'), generator(seed)))
+
+    def test_images_of_another_kind(self):
+        array = np.zeros((8, 8, 4), np.uint8)
+        transform = create_train_transform((2, 8, 8), color_jitter=0, mean=(0.5,))
+        for wrong in (array, array[..., :2].astype(np.float32), array[..., 0], Image.fromarray(array)):
+            with pytest.raises(ValueError, match=r'expected an array \(height, width, 2\) uint8, got '):
+                transform(wrong, generator())
+        with pytest.raises(ValueError, match='expected a PIL image, got ndarray'):
+            create_train_transform(8)(array, generator())
 
 
 class TestDraft:
@@ -177,3 +215,17 @@ class TestDraft:
         data = jpeg(noise_image(640, 480))
         drafted, expected = (transform(decode(data), generator()) for transform in (draft, exact))
         assert not np.array_equal(drafted, expected)
+
+    def test_grey_images(self):
+        """A JPEG in colour or in grey is decoded at a smaller size; other images stay as they are."""
+        options: Any = {'input_size': (1, 32, 32), 'crop': 'none', 'hflip': 0, 'color_jitter': 0, 'mean': (0.5,)}
+        exact, draft = (create_train_transform(**options, draft=draft) for draft in (False, True))
+        for mode in ('RGB', 'L'):
+            data = jpeg(wave_image(640, 480).convert(mode))
+            drafted = decode(data, channels=1)
+            near, expected = draft(drafted, generator()), exact(decode(data, channels=1), generator())
+            assert drafted.size == (80, 60) and near.shape == (32, 32, 1)
+            difference = np.abs(near.astype(int) - expected)
+            assert 0 < difference.max() <= 12
+            png = encode(wave_image(640, 480).convert(mode))
+            assert np.array_equal(*(create(decode(png, channels=1), generator()) for create in (exact, draft)))

@@ -476,9 +476,9 @@ def transform_with(
             part = image.crop((x0, y0, x0 + across, y0 + down))
             x = np.asarray(part.resize((self.width, self.height), filter_), np.float32)
         elif resize is not None:
-            x = np.asarray(self._crop(Image.fromarray(resize(image, size, filter_))), np.float32)
+            x = np.asarray(self._crop(Image.fromarray(resize(image, size, filter_)), (0, 0, 0)), np.float32)
         else:
-            x = np.asarray(self._crop(image.resize(size, filter_)), np.float32)
+            x = np.asarray(self._crop(image.resize(size, filter_), (0, 0, 0)), np.float32)
         return normalise(x, np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32))
 
     return (transforms.EvalTransform, '__call__', call)

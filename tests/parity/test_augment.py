@@ -175,16 +175,20 @@ def test_a_policy_gives_the_same_images(config, interpolation, drawn_from):
     ],
     ids=str,
 )
-def test_the_whole_transform_equals_timms(options, drawn_from):
-    """With boxes, flips and jitter."""
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_the_whole_transform_equals_timms(mode, options, drawn_from):
+    """With boxes, flips and jitter, of colour and grey images."""
+    if mode == 'L':
+        options = {**options, 'mean': options.get('mean', (0.4,))[:1]}
     for size in (48, (40, 56)):
-        ours = create_train_transform(size, **options)
+        height, width = (size, size) if isinstance(size, int) else size
+        ours = create_train_transform((1, height, width) if mode == 'L' else size, **options)
         others = {name: value for name, value in options.items() if name != 'crop'}
-        mode = options.get('crop')
-        theirs: Any = transforms_imagenet_train(size, train_crop_mode=mode, **others, use_prefetcher=True)
+        crop = options.get('crop')
+        theirs: Any = transforms_imagenet_train(size, train_crop_mode=crop, **others, use_prefetcher=True)
         for seed, image in enumerate(list(images().values()) * 4):
             drawn_from(np.random.default_rng(seed))
-            expected = theirs(image).numpy().transpose(1, 2, 0)
+            expected = theirs(image.convert(mode)).numpy().transpose(1, 2, 0)
             assert np.array_equal(ours(image, np.random.default_rng(seed)), expected), (size, seed)
 
 

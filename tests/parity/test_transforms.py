@@ -1,12 +1,17 @@
 """The evaluation transform against timm's, to the bit, on photographs and odd sizes."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 from timm.data.config import resolve_data_config as timm_resolve
+from timm.data.model_config import resolve_input_data_config
+from timm.data.transforms_factory import create_transform
 
+import tresnet_jax
 from tests.helpers.reference import TIMM_ARCHITECTURES, TIMM_TAGS
 from tests.helpers.timm_transforms import images, timm_config, timm_transform
 from tresnet_jax import variants
@@ -109,6 +114,41 @@ def test_modes_are_converted_as_in_timms_dataset():
         assert np.array_equal(transform(image), timm_transform(image, input_size=64)), mode
 
 
+@pytest.mark.parametrize('crop_mode', transforms.CROP_MODES)
+@pytest.mark.parametrize('size', [(1, 224, 224), (1, 160, 225)])
+def test_grey_images(size, crop_mode):
+    """timm's data set converts them to 'L' for one channel."""
+    config: Any = {**SQUARE, 'input_size': size, 'crop_mode': crop_mode, 'mean': (0.4,), 'std': (0.2,)}
+    transform = transforms.create_transform(**config)
+    theirs: Any = create_transform(**config)
+    for name, image in images().items():
+        expected = theirs(image.convert('L')).numpy().transpose(1, 2, 0)
+        assert np.array_equal(transform(image), expected), name
+
+
+def test_any_number_of_channels():
+    """Each is what a grey image of it would be, with its own mean."""
+    config: Any = {**SQUARE, 'crop_mode': 'border', 'interpolation': 'bilinear'}
+    mean, std = (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.4, 0.3, 0.2, 0.1)
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 5), np.uint8)
+    found = transforms.create_transform(**{**config, 'input_size': (5, 24, 32), 'mean': mean, 'std': std})(image)
+    for channel in range(5):
+        one = {**config, 'input_size': (1, 24, 32), 'mean': mean[channel : channel + 1], 'std': (std[channel],)}
+        theirs: Any = create_transform(**one)
+        expected = theirs(Image.fromarray(image[..., channel])).numpy()[0]
+        assert np.array_equal(found[..., channel], expected)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_resolve_data_config_of_other_channels(channels):
+    """As timm's scripts resolve it."""
+    model = tresnet_jax.create_model('resnet18d', in_chans=channels)
+    theirs = timm.create_model('resnet18d', in_chans=channels)
+    for use_test_size in (False, True):
+        expected = resolve_input_data_config(theirs, use_test_size=use_test_size)
+        assert transforms.resolve_data_config(model, use_test_size) == expected
+
+
 def test_thin_images_keep_one_pixel():
     with warnings.catch_warnings(action='error'):
         x = transforms.create_transform(32, crop_mode='border')(Image.new('RGB', (1, 300), 'white'))
@@ -127,14 +167,15 @@ def test_an_image_that_would_fill_the_memory_is_refused():
     [
         ({'crop_mode': 'centre'}, "center, squash, border, got 'centre'"),
         ({'interpolation': 'random'}, "bicubic, box, .* got 'random'"),
-        ({'input_size': (1, 224, 224)}, 'input_size'),
+        ({'input_size': (1, 224, 224)}, 'mean and std must be one number, std not zero'),
+        ({'input_size': (0, 224, 224)}, 'input_size'),
         ({'input_size': (224,)}, 'input_size'),
         ({'input_size': (0, 224)}, 'input_size'),
         ({'input_size': 224.0}, 'input_size'),
         ({'input_size': '224'}, 'input_size'),
         ({'crop_pct': 0}, 'crop_pct'),
         ({'crop_pct': 225}, 'crop_pct'),
-        ({'mean': (0.5,)}, 'mean and std'),
+        ({'mean': (0.5, 0.4)}, 'mean and std must be one or 3 numbers each'),
         ({'std': (1, 0, 1)}, 'std not zero'),
     ],
 )

@@ -39,8 +39,8 @@ WRONG = [
 ONLY_JSON = [
     ('model', 'null', 'must be a text, got null'),
     ('lr', '[1]', 'must be a number, got [1]'),
-    ('mean', '[1, 2]', 'must be 3 numbers, got [1, 2]'),
-    ('mean', '{"r": 1}', 'must be 3 numbers, got {"r": 1}'),
+    ('in_chans', '[1, 2]', 'must be a whole number of at most 2147483647, got [1, 2]'),
+    ('mean', '{"r": 1}', 'must be a list of numbers, got {"r": 1}'),
     ('image_size', '[1, 2, 3]', 'must be a whole number of at most 2147483647 or 2 whole numbers, got [1, 2, 3]'),
     ('remat', '1', 'must be true or false, got 1'),
     ('sched', '"cosin"', 'must be one of cosine, one_cycle, step, multistep, poly, wsd, constant, got "cosin"'),

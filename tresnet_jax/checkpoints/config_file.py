@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tresnet_jax.checkpoints.records import printable
-from tresnet_jax.checkpoints.stated import SMALLEST_CROP_PCT, is_edge, is_number, listed_names, transform_of
+from tresnet_jax.checkpoints.stated import (
+    SMALLEST_CROP_PCT,
+    is_channels,
+    is_edge,
+    is_number,
+    listed_names,
+    transform_of,
+)
 from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import ConversionError
 from tresnet_jax.files import read_json
@@ -191,7 +198,7 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
     task = MULTILABEL if config.get('problem_type') == TRANSFORMERS_MULTILABEL else CLASSIFICATION
     size = take(pretrained, 'input_size', _is_size, (3, 224, 224))
     test_size = take(pretrained, 'test_input_size', _is_size)
-    channels = take(arguments, 'in_chans', _is_positive, size[0])
+    channels = take(arguments, 'in_chans', is_channels, size[0])
     # Before it had model_args, timm wrote the pooling here, and did not read it.
     pool = take(config, 'global_pool', _is_pooling)
     return SavedConfig(
@@ -229,10 +236,10 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
 
 def images(saved: SavedConfig) -> dict[str, Any] | None:
     """Return how images are prepared, as arguments of `create_transform`; None if the file does not say it."""
-    config = {**resolve_data_config(saved), 'input_size': (3, *saved.input_size[1:])}
+    config = resolve_data_config(saved)
     try:
         transform_of(config)
-    except ValueError:  # such as the mean of images with one channel
+    except ValueError:
         return None
     return config if saved.states_images else None
 
@@ -294,7 +301,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and _is_positive(value[0]) and all(map(is_edge, value[1:]))
+    return isinstance(value, list) and len(value) == 3 and is_channels(value[0]) and all(map(is_edge, value[1:]))
 
 
 def _is_rate(value: Any) -> bool:

@@ -90,11 +90,12 @@ def stored_network(workdir: Path) -> dict[str, Any]:
         raise ConversionError(
             f'{file}: architecture is {reprlib.repr(name)}; expected one of {", ".join(ARCHITECTURES)}'
         )
-    head = {key: description[key] for key in ('head', 'num_of_groups', 'decoder_embedding') if key in description}
-    for key in ('num_of_groups', 'decoder_embedding'):
-        if type(head.get(key, 0)) is not int:
-            raise ConversionError(f'{file}: {key} is {reprlib.repr(head[key])}; expected an integer')
-    return {'name': name, 'global_pool': pool, 'output_stride': stride, **head}
+    numbers = ('in_chans', 'num_of_groups', 'decoder_embedding')
+    stated = {key: description[key] for key in ('head', *numbers) if key in description}
+    for key in numbers:
+        if type(stated.get(key, 0)) is not int:
+            raise ConversionError(f'{file}: {key} is {reprlib.repr(stated[key])}; expected an integer')
+    return {'name': name, 'global_pool': pool, 'output_stride': stride, **stated}
 
 
 def stored_label_names(workdir: Path) -> tuple[str, ...] | None:

@@ -2,19 +2,26 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from tresnet_jax.checkpoints.records import Record, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
-from tresnet_jax.data.transforms import INTERPOLATIONS, EvalTransform, create_transform, resolve_data_config
+from tresnet_jax.data.transforms import (
+    INTERPOLATIONS,
+    EvalTransform,
+    create_transform,
+    for_channels,
+    resolve_data_config,
+)
 from tresnet_jax.errors import reason
 from tresnet_jax.variants import TASKS, pretrained_config, split_name
 
 MOST_CLASSES = 1_000_000
 LARGEST_EDGE = 99_999  # pixels of an image
+MOST_CHANNELS = 65_536  # of an image
 SMALLEST_CROP_PCT = 0.01  # an image is resized to the crop's edge over crop_pct
 MOST_NESTED = 3  # containers around the names; timm has them at the top, OpenMMLab in meta.dataset_meta
 # idx_to_class, id2label, label2id, class_to_idx, idx2class, ...; class_names, classnames, label_names, ...
@@ -109,6 +116,7 @@ def data_config(tree: Any, architecture: str) -> dict[str, Any] | None:
         if stated is None:
             continue
         config = {**resolve_data_config(_row(arguments.get('model'), architecture)), **stated}
+        config = for_channels(config, _channels(arguments))
         try:
             transform_of(config)
         except ValueError:
@@ -127,6 +135,9 @@ def transform_of(config: Mapping[str, Any]) -> EvalTransform:
         ValueError: an argument is unknown, of another type or out of range, or would need enormous images.
     """
     try:
+        size = config.get('input_size')
+        if isinstance(size, list | tuple) and len(size) == 3 and not is_channels(size[0]):
+            raise ValueError(f'input_size must have 1 to {MOST_CHANNELS} channels')
         transform = create_transform(**config)
     except TypeError as error:
         raise ValueError(reason(error)) from None
@@ -166,21 +177,40 @@ def _timm(arguments: dict[Any, Any]) -> dict[str, Any] | None:
         return None
     stated: dict[str, Any] = {}
     size, edge = arguments.get('input_size'), arguments.get('img_size')
-    if isinstance(size, list | tuple) and len(size) == 3 and all(map(is_edge, size)):
-        stated['input_size'] = (3, *size[1:])
+    if _is_size(size):
+        stated['input_size'] = tuple(size)
     elif is_edge(edge):
         stated['input_size'] = (3, edge, edge)
     if is_number(arguments.get('crop_pct')):
         stated['crop_pct'] = arguments['crop_pct']
     for key in ('mean', 'std'):
         values = arguments.get(key)
-        if isinstance(values, list | tuple) and len(values) in (1, 3) and all(map(is_number, values)):
-            stated[key] = tuple(values) * (3 // len(values))
+        if (
+            isinstance(values, list | tuple)
+            and len(values) in (1, _channels(arguments))
+            and all(map(is_number, values))
+        ):
+            stated[key] = tuple(values)
     if interpolation := _interpolation(arguments):
         stated['interpolation'] = interpolation
     if arguments.get('crop_mode'):
         stated['crop_mode'] = arguments['crop_mode']
     return stated
+
+
+def _channels(arguments: dict[Any, Any]) -> int:
+    """Return the number of channels that timm's arguments give; 3 if none."""
+    size, channels = arguments.get('input_size'), arguments.get('in_chans')
+    if _is_size(size):
+        return size[0]
+    return channels if is_channels(channels) else 3
+
+
+def _is_size(value: Any) -> TypeGuard[Sequence[int]]:
+    """Return whether a value is (channels, height, width)."""
+    return (
+        isinstance(value, list | tuple) and len(value) == 3 and is_channels(value[0]) and all(map(is_edge, value[1:]))
+    )
 
 
 def _torchvision(arguments: dict[Any, Any]) -> dict[str, Any] | None:
@@ -204,6 +234,11 @@ def _interpolation(arguments: dict[Any, Any]) -> str | None:
 def is_edge(value: Any) -> bool:
     """Return whether a value can be the height or the width of images in pixels."""
     return type(value) is int and 0 < value <= LARGEST_EDGE
+
+
+def is_channels(value: Any) -> TypeGuard[int]:
+    """Return whether a value can be the number of channels of images."""
+    return type(value) is int and 0 < value <= MOST_CHANNELS
 
 
 def is_number(value: Any) -> bool:

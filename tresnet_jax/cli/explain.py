@@ -204,9 +204,9 @@ def _explain_all(arguments: ExplainArguments, model: Any, paths: list[Path]) -> 
     classes = list(given) or min(arguments.topk or 1, model.num_classes)
     data_config = resolve_data_config(model, use_test_size=arguments.test_size)
     if arguments.image_size is not None:
-        data_config['input_size'] = (3, arguments.image_size, arguments.image_size)
+        data_config['input_size'] = (model.in_chans, arguments.image_size, arguments.image_size)
     transform = create_transform(**data_config)
-    blank = np.zeros((1, transform.height, transform.width, 3), np.float32)
+    blank = np.zeros((1, transform.height, transform.width, model.in_chans), np.float32)
     shape = jax.eval_shape(functools.partial(grad_cam, layer=arguments.layer), model, blank).shape
     if shape[1:] == (1, 1):
         raise ValueError(
@@ -261,7 +261,8 @@ def _draw(
     out: Path,
 ) -> Image.Image:
     """Write the PNG file of one image: a row for each class. Return the first overlay."""
-    crop = Image.fromarray(transform.crop_image(image))
+    pixels = transform.crop_image(image)
+    crop = Image.fromarray(pixels[..., 0] if transform.channels == 1 else pixels).convert('RGB')
     scale = max(1, PANEL_PIXELS // max(crop.size))
     crop = crop.resize((crop.width * scale, crop.height * scale), Image.Resampling.NEAREST)
     panels: list[Image.Image | None] = []

@@ -1,18 +1,17 @@
 """Inputs of predict and explain: image files, and a model that classifies them."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import tyro
-from PIL import Image
 
 from tresnet_jax.checkpoints.run import CHECKPOINTS
-from tresnet_jax.data.images import load_image, warn_narrow_range
+from tresnet_jax.data.images import MODES, load_image, warn_narrow_range
+from tresnet_jax.data.transforms import EvalTransform
 from tresnet_jax.data.walk import find_images
-from tresnet_jax.errors import ImageError
+from tresnet_jax.errors import ImageError, amount
 from tresnet_jax.factory import create_model
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.options import POSITIVE, check_options, flag
@@ -82,12 +81,15 @@ def load_classifier(flags: ImageFileFlags) -> Any:
     """Load the model and fold its batch norm.
 
     Raises:
-        ValueError: it cannot classify RGB images.
+        ValueError: it cannot classify grey or RGB images.
     """
     model = create_model(flags.model, pretrained=flags.checkpoint is None, checkpoint=flags.checkpoint)
-    if model.in_chans != 3 or not model.num_classes:
-        what = f'{model.in_chans} channels and {model.num_classes} classes'
-        raise ValueError(f'{flags.checkpoint or flags.model}: a model with {what} cannot classify RGB images')
+    if model.in_chans not in MODES or not model.num_classes:
+        what = f'{amount(model.in_chans, "channel")} and {amount(model.num_classes, "class", "classes")}'
+        raise ValueError(
+            f'{flags.checkpoint or flags.model}: a model with {what} cannot classify image files, which have 1 channel '
+            '(grey) or 3 (RGB)'
+        )
     return fold_batchnorm(model)
 
 
@@ -96,10 +98,10 @@ def is_multilabel(flags: ImageFileFlags, model: Any) -> bool:
     return (flags.task or model.pretrained_cfg.task) == MULTILABEL
 
 
-def read_image(path: Path, transform: Callable[[Image.Image], np.ndarray], max_value: float | None) -> np.ndarray | str:
+def read_image(path: Path, transform: EvalTransform, max_value: float | None) -> np.ndarray | str:
     """Return the transformed image, or one line that says why it cannot be read."""
     try:
-        return transform(load_image(path, max_value=max_value))
+        return transform(load_image(path, max_value=max_value, channels=transform.channels))
     except ImageError as error:
         return str(error)
     except ValueError as error:

@@ -13,8 +13,8 @@ from tresnet_jax.checkpoints.shards import file_of_folder
 from tresnet_jax.data.class_matching import ClassMatch, match_classes
 from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.pipeline import eval_dataset, to_devices
-from tresnet_jax.data.sources import Source, open_source
-from tresnet_jax.data.transforms import create_transform, resolve_data_config
+from tresnet_jax.data.sources import Source, check_channels, open_source
+from tresnet_jax.data.transforms import create_transform, height_width, resolve_data_config
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.factory import create_model
 from tresnet_jax.hub.client import split_source
@@ -63,8 +63,10 @@ class InputFlags:
     """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     test_size: bool = False
     """Use the image size and crop of the best published accuracy."""
-    image_size: Annotated[int | None, POSITIVE, flag('PIXELS', 'that of the tag or the run')] = None
-    """Edge of the square images in pixels."""
+    image_size: Annotated[
+        int | tuple[int, int] | None, POSITIVE, flag('PIXELS | HEIGHT WIDTH', 'that of the tag or the run')
+    ] = None
+    """Edge of the square images in pixels, or height and width."""
     crop_pct: Annotated[float | None, POSITIVE, flag('SHARE', 'that of the tag or the run')] = None
     """Edge of the crop over the edge of the resized image."""
     batch_size: Annotated[int, POSITIVE] = 256
@@ -156,11 +158,10 @@ def load_inputs(
     max_value = flags.max_value if flags.max_value is not None or run is None else run.max_value
     if max_value is None and jax.process_index() == 0:
         warn_narrow_range(lambda index: source[index]['image'], len(source), source.name)
-    if model.in_chans != 3:
-        raise TrainingError(f'{name}: takes {model.in_chans} channels; the images have 3')
+    check_channels(source, model.in_chans)
     data_config = resolve_data_config(model, use_test_size=flags.test_size)
     if flags.image_size is not None:
-        data_config['input_size'] = (3, flags.image_size, flags.image_size)
+        data_config['input_size'] = (model.in_chans, *height_width(flags.image_size, '--image-size'))
     if flags.crop_pct is not None:
         data_config['crop_pct'] = flags.crop_pct
     return Inputs(

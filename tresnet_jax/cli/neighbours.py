@@ -11,9 +11,9 @@ from PIL import Image
 
 from tresnet_jax.cli.inputs import Inputs
 from tresnet_jax.cli.thumbnails import CAPTION, short_name, thumbnail, thumbnail_of
-from tresnet_jax.data.images import load_image
+from tresnet_jax.data.images import MODES, load_image
 from tresnet_jax.data.transforms import create_transform
-from tresnet_jax.errors import TrainingError, reason
+from tresnet_jax.errors import TrainingError, amount, reason
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.models.functional import functional
 from tresnet_jax.plotting import contact_sheet
@@ -43,6 +43,9 @@ def write_sheet(path: Path, folder: Path, inputs: Inputs, queries: Sequence[Path
     """
     files = sorted(folder.glob('features-*.safetensors'))
     if queries:
+        if inputs.model.in_chans not in MODES:
+            channels = amount(inputs.model.in_chans, 'channel')
+            raise TrainingError(f'{inputs.name}: takes {channels}; image files have 1 (grey) or 3 (RGB)')
         transform = create_transform(**inputs.data_config)
         asked = [load_image(query, max_value=inputs.max_value) for query in queries]
         apply, *variables = functional(fold_batchnorm(inputs.model))

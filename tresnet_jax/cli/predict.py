@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from tresnet_jax.cli.common import Progress, fail, parse, quiet_libraries
 from tresnet_jax.cli.image_files import (
@@ -27,7 +26,7 @@ from tresnet_jax.cli.image_files import (
 from tresnet_jax.cli.outputs import check_plot
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.data.images import load_image
-from tresnet_jax.data.transforms import create_transform, resolve_data_config
+from tresnet_jax.data.transforms import EvalTransform, create_transform, resolve_data_config
 from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.options import POSITIVE, SHARE, flag
 from tresnet_jax.plotting import contact_sheet
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(
     model: Any,
-    transform: Callable[[Image.Image], np.ndarray],
+    transform: EvalTransform,
     paths: Sequence[Path],
     batch_size: int,
     max_value: float | None = None,
@@ -95,8 +94,8 @@ def predict(
     """Yield the class probabilities of each image in order, or one line that says why it cannot be read.
 
     Args:
-        model: (batch, height, width, 3) float32 -> (batch, num_classes) logits, a pytree for `jax.jit`.
-        transform: PIL image -> (height, width, 3) float32; see `create_transform`.
+        model: (batch, height, width, channels) float32 -> (batch, num_classes) logits, a pytree for `jax.jit`.
+        transform: as `create_transform` returns it.
         paths: image files.
         batch_size: images per batch. Every batch has this size, padded if needed, so the model compiles once.
         max_value: white in grey images of more than 8 bits; see `load_image`.

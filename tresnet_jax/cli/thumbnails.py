@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 from PIL import Image
 
 from tresnet_jax.data.images import decode, finish_decoding
@@ -20,7 +21,7 @@ def thumbnail(image: Image.Image) -> Image.Image:
 
 
 def thumbnail_of(source: Source, index: int, max_value: float | None) -> Image.Image:
-    """Return a small copy of an image of a data set.
+    """Return a small copy of an image of a data set. Of an array of many channels it shows the first three.
 
     Args:
         source, index: the data set and the position of the image.
@@ -29,7 +30,10 @@ def thumbnail_of(source: Source, index: int, max_value: float | None) -> Image.I
     Raises:
         ImageError: it cannot be read.
     """
-    return thumbnail(finish_decoding(decode(source[index]['image'], max_value)))
+    data = source[index]['image']
+    if isinstance(data, np.ndarray) and data.ndim == 3:
+        data = data[..., :3] if data.shape[2] >= 3 else data[..., :1]
+    return thumbnail(finish_decoding(decode(data, max_value)))
 
 
 def short_name(name: str) -> str:

@@ -54,7 +54,7 @@ def open_npz(
 ) -> ArraySource | MultiLabelSource:
     """Open one split of a .npz file.
 
-    The split NAME consists of x_NAME, (N, H, W) or (N, H, W, 1, 3 or 4) uint8, and y_NAME, (N,) or (N, 1) integers; or
+    The split NAME consists of x_NAME, (N, H, W) or (N, H, W, channels) uint8, and y_NAME, (N,) or (N, 1) integers; or
     with `target_format` 'multihot', (N, classes) numbers from 0 to 1.
 
     Args:
@@ -140,8 +140,8 @@ def _labels(labels: np.ndarray, where: str) -> np.ndarray:
 
 
 def _check_images(images: np.ndarray, labels: int, where: str) -> None:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
-        raise DataError(f'{where}: expected (N, H, W) or (N, H, W, 1, 3 or 4) uint8, got {images.shape} {images.dtype}')
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise DataError(f'{where}: expected (N, H, W) or (N, H, W, channels) uint8, got {images.shape} {images.dtype}')
     if not images.size:
         raise DataError(f'{where}: no images')
     if len(images) != labels:

@@ -15,7 +15,7 @@ class Operation(NamedTuple):
     """A row of `OPERATIONS`."""
 
     apply: Callable[..., Image.Image]
-    """(RGB image[, argument]) -> RGB image. Geometric operations take the keywords `resample` and `fillcolor` too."""
+    """(image[, argument]) -> image, 'RGB' or 'L'. Geometric ones take the keywords `resample` and `fillcolor` too."""
     argument: Callable[[float, np.random.Generator], Any] | None = None
     """(level, generator) -> argument. None: `apply` takes no argument."""
     geometric: bool = False
@@ -76,12 +76,13 @@ def _blur(image: Image.Image, radius: float) -> Image.Image:
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
     """Keep the highest bits of each pixel. With 0 bits the image is black; `ImageOps.posterize` of Pillow 13 raises."""
     mask = 256 - (256 >> max(0, min(bits, 8)))
-    return image.point([level & mask for level in range(256)] * 3)
+    return image.point([level & mask for level in range(256)] * len(image.getbands()))
 
 
 def _solarize_add(image: Image.Image, add: int) -> Image.Image:
     """Add to the pixels below 128."""
-    return image.point([min(255, level + add) if level < 128 else level for level in range(256)] * 3)
+    added = [min(255, level + add) if level < 128 else level for level in range(256)]
+    return image.point(added * len(image.getbands()))
 
 
 _color, _contrast = _enhance(ImageEnhance.Color), _enhance(ImageEnhance.Contrast)

@@ -111,10 +111,10 @@ class Policy:
     """Standard deviation of the magnitude; infinite: the magnitude is uniform in [0, magnitude]."""
     magnitude_max: float = 10.0
     interpolation: str = 'random'
-    fill: tuple[int, int, int] = (128, 128, 128)
+    fill: tuple[int, ...] = (128, 128, 128)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the augmented image, in RGB and of the same size."""
+        """Return the augmented image, of the same mode ('RGB' or 'L') and size."""
         for choice in rng.choice(len(self.choices), self.layers, replace=self.weights is None, p=self.weights):
             for step in self.choices[choice]:
                 if step.probability == 1 or rng.random() <= step.probability:
@@ -181,7 +181,7 @@ def _rand_augment(values: dict[str, str], config: str, options: dict[str, Any]) 
 
 
 def auto_augment_transform(
-    config: str, *, interpolation: str = 'random', fill: tuple[int, int, int] = (128, 128, 128)
+    config: str, *, interpolation: str = 'random', fill: tuple[int, ...] = (128, 128, 128)
 ) -> Policy:
     """Return the policy of one of timm's configuration strings.
 
@@ -190,7 +190,7 @@ def auto_augment_transform(
             deviation of the magnitudes ('original-mstd0.5'); or 'rand' with any of `PARTS`, as in
             'rand-m9-mstd0.5-inc1'. A magnitude is at most 10 unless `mmax` allows more.
         interpolation: 'nearest', 'bilinear' or 'bicubic'; or 'random', one of the last two for each operation.
-        fill: colour of the pixels that geometric operations bring in from outside the image.
+        fill: colour of the pixels that geometric operations bring in from outside the image: one value for grey images.
 
     Raises:
         ValueError: a part of the string, or the interpolation, is unknown. (timm ignores unknown parts, and uses the

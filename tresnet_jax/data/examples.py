@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from tresnet_jax.data.images import decode, finish_decoding
+from tresnet_jax.data.images import MODES, channels_problem, decode, finish_decoding
 from tresnet_jax.data.sources import Source
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, ImageError, reason, shown
@@ -25,7 +24,7 @@ class Example(NamedTuple):
     """An image, its label, and what happened when it was read."""
 
     image: np.ndarray
-    """(H, W, 3) uint8."""
+    """(H, W, channels) uint8."""
     label: int | np.ndarray
     """The class, or with any number of classes per image (classes,) float32."""
     index: int
@@ -87,10 +86,11 @@ class TrainExamples:
 
     source: Source
     orders: EpochOrders
-    transform: Callable[[Image.Image, np.random.Generator], np.ndarray]
+    transform: Callable[[Any, np.random.Generator], np.ndarray]
     patience: int
     max_value: float | None = None
     """White in grey images of more than 8 bits; see `load_image`."""
+    channels: int = 3
 
     def __call__(self, position: int) -> Example:
         failed: list[tuple[int, str]] = []
@@ -100,9 +100,8 @@ class TrainExamples:
             try:
                 label = _label(self.source, index, record)
                 rng = np.random.default_rng((self.orders.seed, position))
-                pixels = _transformed(
-                    record['image'], lambda image, rng=rng: self.transform(image, rng), self.max_value
-                )
+                transform = lambda image, rng=rng: self.transform(image, rng)  # noqa: E731
+                pixels = _transformed(record['image'], transform, self.max_value, self.channels)
             except ImageError as error:
                 failed.append((index, str(error)))
                 continue
@@ -142,20 +141,21 @@ class EvalExamples:
     """Examples of one pass in the source's order. Unreadable images and padding are blanks with mask False."""
 
     source: Source
-    crop: Callable[[Image.Image], np.ndarray]
+    crop: Callable[[Any], np.ndarray]
     height: int
     width: int
     max_value: float | None = None
+    channels: int = 3
 
     def __call__(self, position: int) -> Example:
-        blank = np.zeros((self.height, self.width, 3), np.uint8)
+        blank = np.zeros((self.height, self.width, self.channels), np.uint8)
         none = self.source.blank() if isinstance(self.source, MultiLabelSource) else 0
         if position >= len(self.source):
             return Example(blank, none, -1, False, -1, '')
         record = _read(self.source, position)
         try:
             label = _label(self.source, position, record)
-            pixels = _transformed(record['image'], self.crop, self.max_value)
+            pixels = _transformed(record['image'], self.crop, self.max_value, self.channels)
             return Example(pixels, label, position, True, position, '')
         except ImageError as error:
             return Example(blank, none, position, False, position, str(error))
@@ -185,23 +185,29 @@ def _label(source: Source, index: int, record: Any) -> int | np.ndarray:
     return label
 
 
-def _transformed(data: Any, transform: Callable[[Image.Image], np.ndarray], max_value: float | None) -> np.ndarray:
-    """Decode and transform an image.
+def _transformed(
+    data: Any, transform: Callable[[Any], np.ndarray], max_value: float | None, channels: int
+) -> np.ndarray:
+    """Decode and transform an image, or an array of another number of channels than 1 and 3.
 
     Raises:
         ImageError: the image cannot be read, or the transform refuses it with a ValueError.
     """
     if isinstance(data, Exception):
         raise ImageError(reason(data))
+    if channels not in MODES:
+        if problem := channels_problem(data, channels):
+            raise ImageError(problem)
+        return transform(data)
     try:
-        return transform(decode(data, max_value))
+        return transform(decode(data, max_value, channels))
     except ImageError:
         raise
     except ValueError as error:
         raise ImageError(reason(error)) from error
     except Exception:
         # Pillow may raise nearly anything. If the image can be decoded, the error is the transform's.
-        finish_decoding(decode(data, max_value))
+        finish_decoding(decode(data, max_value, channels))
         raise
 
 

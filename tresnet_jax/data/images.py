@@ -1,19 +1,23 @@
-"""Decoding of image files to upright 'RGB' images, and the range of grey images of more than 8 bits."""
+"""Decoding of image files to upright images, and the range of grey images of more than 8 bits.
+
+Images have 3 channels (mode 'RGB') or 1 (mode 'L', grey), as timm's ``input_img_mode``. Arrays may have any number.
+"""
 
 import contextlib
 import io
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tresnet_jax.errors import ImageError, reason, shown
+from tresnet_jax.errors import ImageError, amount, reason, shown
 
+MODES = {1: 'L', 3: 'RGB'}  # channels: mode of an image
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 NARROW = 4096  # a 16-bit image whose values stay below probably has 12 bits
 PROBED = 32  # images of a data set whose range is looked at
@@ -54,28 +58,28 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode == 'F' or image.mode.startswith('I')
 
 
-def to_rgb(image: Image.Image, max_value: float | None = None) -> Image.Image:
-    """Convert an image of any mode to 'RGB', as `load_image` describes."""
+def to_mode(image: Image.Image, mode: str, max_value: float | None = None) -> Image.Image:
+    """Convert an image of any mode to 'RGB' or 'L', as `load_image` describes."""
     if image.mode == 'P':
         # `convert` uses the palette's colours either way, but warns about transparency.
         image.info.pop('transparency', None)
     if _is_deep(image):
         image = Image.fromarray(_to_8_bits(np.asarray(image), max_value))
-    return image.convert('RGB')
+    return image.convert(mode)
 
 
-def _upright_rgb(image: Image.Image, max_value: float | None) -> Image.Image:
-    """Decode the pixels of an opened image, rotate it upright and convert it to 'RGB'."""
+def _upright(image: Image.Image, mode: str, max_value: float | None) -> Image.Image:
+    """Decode the pixels of an opened image, rotate it upright and convert it to a mode."""
     image.load()
     if _orientation(image) != 1:
         # Pillow rewrites the EXIF data when it rotates. If that fails, the pixels are still good.
         with contextlib.suppress(Exception):
             image = ImageOps.exif_transpose(image)
-    return to_rgb(image, max_value)
+    return to_mode(image, mode, max_value)
 
 
-def load_image(path: str | os.PathLike, *, max_value: float | None = None) -> Image.Image:
-    """Read an image file: upright, mode 'RGB', the first frame of an animation.
+def load_image(path: str | os.PathLike, *, max_value: float | None = None, channels: int = 3) -> Image.Image:
+    """Read an image file: upright, mode 'RGB' or 'L', the first frame of an animation.
 
     As in timm, transparency is dropped and the colours under it show. Unlike in timm, images are rotated as their
     EXIF data says, and grey images of more than 8 bits are scaled instead of clipped at 255. White is 65535 in
@@ -86,6 +90,7 @@ def load_image(path: str | os.PathLike, *, max_value: float | None = None) -> Im
         path: the file.
         max_value: the value that is white in grey images of more than 8 bits, for example 4095 for 12 bits in files
             of 16. None: as above.
+        channels: 3, or 1 for a grey image, for which Pillow weighs the colours as timm does.
 
     Raises:
         ImageError: the file is missing, empty, truncated, not an image, or larger than Pillow's limit.
@@ -97,42 +102,76 @@ def load_image(path: str | os.PathLike, *, max_value: float | None = None) -> Im
         if not path.stat().st_size:
             raise ValueError('the file is empty')
         with Image.open(path) as image:
-            return _upright_rgb(image, max_value)
+            return _upright(image, MODES[channels], max_value)
 
 
-def decode(data: bytes | np.ndarray, max_value: float | None = None) -> Image.Image:
-    """Decode an image as `load_image` does: upright, mode 'RGB'.
+def decode(data: bytes | np.ndarray, max_value: float | None = None, channels: int = 3) -> Image.Image:
+    """Decode an image as `load_image` does: upright, mode 'RGB', or 'L' for 1 channel.
 
-    An upright RGB JPEG is only opened. Its pixels are decoded on first access, so that a transform can decode it at
-    a smaller size (`Image.draft`).
+    An upright RGB JPEG is only opened, and for 1 channel a grey one too. Its pixels are decoded on first access, so
+    that a transform can decode it at a smaller size (`Image.draft`) before `finish_decoding` converts it.
 
     Args:
-        data: the bytes of an image file, or (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8.
+        data: the bytes of an image file; or (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, grey, RGB or RGBA.
         max_value: as in `load_image`.
+        channels: 1 or 3.
 
     Raises:
         ImageError: the image cannot be decoded; the message is the reason alone, without a file name.
     """
     if isinstance(data, np.ndarray):
-        return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data).convert('RGB')
+        if problem := channels_problem(data, channels):
+            raise ImageError(problem)
+        return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data).convert(MODES[channels])
     with _image_errors():
         if not data:
             raise ValueError('the file is empty')
         image = Image.open(io.BytesIO(data))
-        if image.format == 'JPEG' and image.mode == 'RGB' and _orientation(image) == 1:
+        if image.format == 'JPEG' and image.mode in ('RGB', MODES[channels]) and _orientation(image) == 1:
             return image
-        return _upright_rgb(image, max_value)
+        return _upright(image, MODES[channels], max_value)
 
 
-def finish_decoding(image: Image.Image) -> Image.Image:
-    """Decode the pixels of an image that `decode` has only opened; convert an image of another mode to 'RGB'.
+def channels_problem(data: bytes | np.ndarray, channels: int) -> str:
+    """Return why images like this one cannot have a number of channels; '' if they can."""
+    if not isinstance(data, np.ndarray):
+        if channels in MODES:
+            return ''
+        return f'the model takes {amount(channels, "channel")}; image files have 1 (grey) or 3 (RGB)'
+    found = 1 if data.ndim == 2 else data.shape[2]
+    fits = found == channels or (channels in MODES and found in (1, 3, 4))
+    return '' if fits else f'the number of channels of the images is {found}, that of the model {channels}'
+
+
+def planes(image: np.ndarray | Image.Image, channels: int) -> list[Image.Image]:
+    """Return the channels of an array as images of mode 'L'.
+
+    Raises:
+        ValueError: it is not (H, W, channels) uint8.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
+        got = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f'expected an array (height, width, {channels}) uint8, got {got}')
+    return [Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(channels)]
+
+
+def pixels_of(images: Sequence[Image.Image]) -> np.ndarray:
+    """Return the pixels of one image, or of the channels of one: (H, W, channels) uint8."""
+    if len(images) > 1:
+        return np.stack([np.asarray(image) for image in images], -1)
+    pixels = np.array(images[0])
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def finish_decoding(image: Image.Image, mode: str = 'RGB') -> Image.Image:
+    """Decode the pixels of an image that `decode` has only opened; convert an image of another mode.
 
     Raises:
         ImageError: the image cannot be decoded.
     """
     with _image_errors():
         image.load()
-        return image if image.mode == 'RGB' else to_rgb(image)
+        return image if image.mode == mode else to_mode(image, mode)
 
 
 def narrow_range(data: bytes | str | os.PathLike) -> tuple[int, int] | None:

@@ -19,7 +19,6 @@ import absl.flags
 import grain
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image
 
 from tresnet_jax.data.examples import EpochOrders, EvalExamples, Example, SpreadExamples, TrainExamples, Unreadable
 from tresnet_jax.data.sources import Source
@@ -183,7 +182,7 @@ def _check_shares(batch_size: int, shard: tuple[int, int]) -> None:
 
 def train_dataset(
     source: Source,
-    transform: Callable[[Image.Image, np.random.Generator], np.ndarray],
+    transform: Callable[[Any, np.random.Generator], np.ndarray],
     *,
     batch_size: int,
     seed: int,
@@ -194,6 +193,7 @@ def train_dataset(
     log: Path | None = None,
     max_value: float | None = None,
     repeats: float = 0.0,
+    channels: int = 3,
 ) -> grain.IterDataset:
     """Return endless batches for training: all images, reshuffled each epoch, with new augmentation each time.
 
@@ -206,8 +206,8 @@ def train_dataset(
 
     Args:
         source: labelled images.
-        transform: (image of mode 'RGB', random generator) -> (H, W, 3) uint8; it can be pickled. The image may be a
-            JPEG that is not decoded yet.
+        transform: (image, random generator) -> (H, W, channels) uint8; it can be pickled. The image has the mode 'RGB',
+            'L' for 1 channel, or is a JPEG that is not decoded yet; for another number of channels it is an array.
         batch_size: images in a batch, over all processes.
         seed: determines the order and the augmentation, at least 0.
         shard: the number of this process, from 0, and the number of processes.
@@ -219,10 +219,12 @@ def train_dataset(
         max_value: white in grey images of more than 8 bits; see `load_image`.
         repeats: repeated augmentation, see `EpochOrders`. A batch has the same images as with timm's
             ``RepeatAugSampler``; copies of an image are not neighbours in it.
+        channels: channels of the images.
 
     Returns:
-        A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, index in the source},
-        where b is batch_size / processes. A `MultiLabelSource` gives 'target', (b, classes) float32, not 'label'.
+        A dataset of {'image': (b, H, W, channels) uint8, 'label': (b,) int32, 'index': (b,) int32, the index in the
+        source}, where b is batch_size / processes. A `MultiLabelSource` gives 'target', (b, classes) float32, instead
+        of 'label'.
 
     Raises:
         DataError: the batch size is not a multiple of the processes. While reading: too many images are unreadable,
@@ -233,7 +235,8 @@ def train_dataset(
     # Unreadable images may cluster: up to `allowed` at the end of an epoch and again at the start of the next.
     copies = max(1, math.ceil(repeats))
     patience = (2 * unreadable.allowed + 1) * copies
-    examples = TrainExamples(source, EpochOrders(len(source), seed, repeats), transform, patience, max_value)
+    orders = EpochOrders(len(source), seed, repeats)
+    examples = TrainExamples(source, orders, transform, patience, max_value, channels)
     if copies > 1:
         examples = SpreadExamples(examples, batch_size, copies)
     batches = _Batches(examples, ENDLESS, batch_size, shard, threads, masked=False)
@@ -262,14 +265,15 @@ def eval_dataset(
         source, batch_size, shard, threads, workers, max_unreadable, log, max_value: as for `train_dataset`.
 
     Returns:
-        A dataset of {'image': (b, H, W, 3) uint8, 'label': (b,) int32, 'index': (b,) int32, -1 for padding,
+        A dataset of {'image': (b, H, W, channels) uint8, 'label': (b,) int32, 'index': (b,) int32, -1 for padding,
         'mask': (b,) float32, 1 or 0}, or with 'target' as for `train_dataset`.
 
     Raises:
         DataError: as for `train_dataset`.
     """
     _check_shares(batch_size, shard)
-    examples = EvalExamples(source, eval_transform.crop_image, eval_transform.height, eval_transform.width, max_value)
+    size = eval_transform.height, eval_transform.width
+    examples = EvalExamples(source, eval_transform.crop_image, *size, max_value, eval_transform.channels)
     count = -(-len(source) // batch_size)
     batches = _Batches(examples, count, batch_size, shard, threads, masked=True)
     return ResumableDataset(batches, workers, Unreadable(source, max_unreadable, log).check)

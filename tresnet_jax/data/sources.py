@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from tresnet_jax.data.arrays import open_npz
 from tresnet_jax.data.coco import open_coco
 from tresnet_jax.data.csv_source import open_csv
 from tresnet_jax.data.folders import open_folder
 from tresnet_jax.data.hfds import open_hfds
+from tresnet_jax.data.images import channels_problem
 from tresnet_jax.data.target_values import TargetFormat
 from tresnet_jax.data.tfds import open_tfds
 from tresnet_jax.data.webdataset import open_webdataset
@@ -157,3 +160,20 @@ def open_source(
         embedded = Path(str(importlib.resources.files('tresnet_jax') / 'embedded' / 'fashion_mnist_subset.npz'))
         return open_npz(embedded, split, data, FASHION_MNIST)
     raise DataError(f'unknown data {data!r}; expected {KINDS}')
+
+
+def check_channels(source: Source, channels: int) -> None:
+    """Check that the first image of a source can have the number of channels that a model takes.
+
+    Raises:
+        DataError: it cannot.
+    """
+    try:
+        image = source[0]['image']
+    except Exception:  # reported when the image is read for use
+        return
+    if problem := channels_problem(image, channels):
+        hint = (
+            f'train with --in-chans {image.shape[-1]}' if isinstance(image, np.ndarray) else 'npz:FILE has any number'
+        )
+        raise DataError(f'{source.name}: {problem}; {hint}')

@@ -3,16 +3,24 @@
 The rest of the augmentation (normalising, Cutout, random erasing, mixup, CutMix) runs on the devices, on whole batches.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from tresnet_jax.data.auto_augment import Policy, auto_augment_transform
-from tresnet_jax.data.images import finish_decoding
-from tresnet_jax.data.transforms import INTERPOLATIONS, draw_interpolation, height_width
+from tresnet_jax.data.images import MODES, finish_decoding, pixels_of, planes
+from tresnet_jax.data.transforms import (
+    INTERPOLATIONS,
+    channels_of,
+    draw_interpolation,
+    height_width,
+    per_channel,
+)
 from tresnet_jax.variants import IMAGENET
 
 CROPS = ('resized', 'rkrc', 'rkrr', 'pad', 'none')
@@ -81,10 +89,16 @@ def reflected_crop(image: Image.Image, left: int, top: int, size: tuple[int, int
     before = max(-top, 0), max(-left, 0)
     after = max(top + size[1] - image.height, 0), max(left + size[0] - image.width, 0)
     if any(before) or any(after):
-        borders = (before[0], after[0]), (before[1], after[1]), (0, 0)
-        image = Image.fromarray(np.pad(np.asarray(image), borders, 'reflect'))
+        borders = (before[0], after[0]), (before[1], after[1])
+        image = _padded(image, borders, 'reflect')
     left, top = max(left, 0), max(top, 0)
     return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def _padded(image: Image.Image, borders: tuple[tuple[int, int], tuple[int, int]], mode: Any) -> Image.Image:
+    """Add borders, (top, bottom) and (left, right), as `np.pad` fills them."""
+    pixels = np.asarray(image)
+    return Image.fromarray(np.pad(pixels, (*borders, (0, 0))[: pixels.ndim], mode))
 
 
 def _middle(length: int, wanted: int) -> int:
@@ -98,14 +112,18 @@ def _anywhere(length: int, wanted: int, rng: np.random.Generator) -> int:
     return offset if length > wanted else -offset
 
 
-def resized_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """Return the box of an image, in RGB, resized to `size` (width, height); the bits are timm's."""
+def resized_crop(
+    image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling, mode: str = 'RGB'
+) -> Image.Image:
+    """Return the box of an image, in `mode`, resized to `size` (width, height); the bits are timm's."""
     left, top, width, height = box
     # Crop first: with `resize(box=...)` the filter would use pixels outside the box.
-    return finish_decoding(image).crop((left, top, left + width, top + height)).resize(size, resample)
+    return finish_decoding(image, mode).crop((left, top, left + width, top + height)).resize(size, resample)
 
 
-def draft_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+def draft_crop(
+    image: Image.Image, box: Box, size: tuple[int, int], resample: Image.Resampling, mode: str = 'RGB'
+) -> Image.Image:
     """Like `resized_crop`, but decode a JPEG that is not decoded yet at 1/2, 1/4 or 1/8 of its size if possible.
 
     The box keeps at least `size` pixels in both directions. The decoder shrinks with a filter of its own, so the bits
@@ -118,21 +136,20 @@ def draft_crop(image: Image.Image, box: Box, size: tuple[int, int], resample: Im
     drafted = image.draft(None, needed)
     shrink = drafted[1][2] / full_width if drafted else 1
     if shrink == 1:
-        return resized_crop(image, box, size, resample)
+        return resized_crop(image, box, size, resample, mode)
     edges = (left * shrink, top * shrink, (left + width) * shrink, (top + height) * shrink)
-    return finish_decoding(image).resize(size, resample, box=edges)
+    return finish_decoding(image, mode).resize(size, resample, box=edges)
 
 
 def pad_crop(image: Image.Image, padding: int, mode: str, left: int, top: int) -> Image.Image:
     """Add a border of `padding` pixels, 'reflect' or (black) 'constant'; crop to the old size at (left, top)."""
-    borders = ((padding, padding), (padding, padding), (0, 0))
-    pixels = np.pad(np.asarray(image), borders, mode)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return Image.fromarray(pixels[top : top + image.height, left : left + image.width])
+    padded = _padded(image, ((padding, padding), (padding, padding)), mode)
+    return padded.crop((left, top, left + image.width, top + image.height))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Crop, resize, flip, augment: image -> (height, width, 3) uint8. Made by `create_train_transform`."""
+    """Crop, resize, flip, augment: image -> (height, width, channels) uint8. Made by `create_train_transform`."""
 
     height: int
     width: int
@@ -147,16 +164,32 @@ class TrainTransform:
     color_jitter: tuple[float, float, float]
     auto_augment: Policy | None
     draft: bool
+    channels: int = 3
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the augmented pixels; the same image and the same generator state give the same pixels.
 
         With `draft`, a JPEG that is not decoded yet is decoded in place, perhaps at a smaller size. Open it again for
         each call.
 
+        Args:
+            image: a PIL image; with another number of channels than 1 and 3 an array, (H, W, channels) uint8.
+            rng: the source of all random numbers.
+
         Raises:
             ImageError: the image cannot be decoded.
+            ValueError: an image of another kind.
         """
+        if self.channels not in MODES:
+            parts = planes(image, self.channels)
+            # All channels draw the same numbers.
+            generators = [*(copy.deepcopy(rng) for _ in parts[1:]), rng]
+            return pixels_of([self._augmented(*drawn) for drawn in zip(parts, generators, strict=True)])
+        if not isinstance(image, Image.Image):
+            raise ValueError(f'expected a PIL image, got {type(image).__name__}')
+        return pixels_of([self._augmented(image, rng)])
+
+    def _augmented(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         size = self.width, self.height
         if self.crop == 'resized':
             box = random_resized_box(*image.size, self.scale, self.ratio, rng)
@@ -167,7 +200,8 @@ class TrainTransform:
         keeps_ratio = self.crop in ('rkrc', 'rkrr')
         resized = keeping_size(*image.size, size, self.scale, self.ratio, rng) if keeps_ratio else size
         resample = draw_interpolation(self.interpolation, rng)
-        image = draft_crop(image, box, resized, resample) if self.draft else resized_crop(image, box, resized, resample)
+        crop = draft_crop if self.draft else resized_crop
+        image = crop(image, box, resized, resample, MODES.get(self.channels, 'L'))
         if self.crop == 'rkrc':
             image = reflected_crop(image, _middle(image.width, size[0]), _middle(image.height, size[1]), size)
         elif self.crop == 'rkrr':
@@ -184,7 +218,7 @@ class TrainTransform:
             image = self.auto_augment(image, rng)
         if any(self.color_jitter):
             image = self._jitter(image, rng)
-        return np.array(image)
+        return image
 
     def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Apply torchvision's ColorJitter without hue: each factor is uniform around 1, the order is random."""
@@ -216,7 +250,7 @@ def create_train_transform(
     """Return the host's part of ``timm.data.create_transform(..., is_training=True)``, with timm's names and defaults.
 
     Args:
-        input_size: pixels of a square's edge, (height, width), or (3, height, width).
+        input_size: pixels of a square's edge, (height, width), or (channels, height, width); 3 channels by default.
         crop: 'resized' (timm's ``rrc``): a random part of the image. 'rkrc', 'rkrr' (timm's ``train_crop_mode``): the
             image keeps its proportions or nearly, and its middle or a random part is cut out; see `keeping_size`.
             'pad', for small images: the whole image is resized to `input_size`, gets a border, and is cropped to the
@@ -231,20 +265,23 @@ def create_train_transform(
         hflip, vflip: probabilities of a horizontal and a vertical flip.
         color_jitter: the largest difference of the brightness, contrast and saturation factors from 1; one number or
             three. As in timm it is not applied together with an `auto_augment` other than 3-Augment, unless
-            `force_color_jitter` is set.
+            `force_color_jitter` is set. It does nothing to the saturation of grey images.
         force_color_jitter: apply `color_jitter` together with any `auto_augment`.
-        auto_augment: as in `auto_augment_transform`, which uses the same `interpolation`.
-        mean: one value in [0, 1] for each channel: the colour with which `auto_augment` fills.
+        auto_augment: as in `auto_augment_transform`, which uses the same `interpolation`. Like the jitter, it is for
+            images of 1 or 3 channels.
+        mean: one value in [0, 1] for each channel or for all: the colour with which `auto_augment` fills.
         draft: decode JPEGs that are not decoded yet at the smallest size that the crop allows; this is faster and
             changes the bits (`draft_crop`).
 
     Returns:
-        A callable (image, numpy generator) -> (height, width, 3) uint8; it can be pickled.
+        A callable (image, numpy generator) -> (height, width, channels) uint8; it can be pickled. Images are as for
+        `create_transform`.
 
     Raises:
         ValueError: an argument is out of range.
     """
     height, width = height_width(input_size, 'input_size', channels=True)
+    channels = channels_of(input_size)
     scales = _KEEPING_SCALES if crop in ('rkrc', 'rkrr') else _SCALES
     scale, ratio = scale or scales[0], ratio or scales[1]
     jitter = [*color_jitter] if isinstance(color_jitter, Sequence) else [color_jitter or 0.0] * 3
@@ -260,16 +297,22 @@ def create_train_transform(
         ('vflip', vflip, 0 <= vflip <= 1, 'a probability'),
         ('color_jitter', color_jitter, len(jitter) == 3 and min(jitter) >= 0,
          'one number or three (brightness, contrast, saturation), none negative'),
-        ('mean', mean, len(mean) == 3, 'three numbers'),
+        ('mean', mean, len(mean) in (1, channels), 'one number' if channels == 1 else f'one or {channels} numbers'),
     ):  # fmt: skip
         if not good:
             raise ValueError(f'{name} must be {expected}, got {value!r}')
     policy = None
     if auto_augment:
-        red, green, blue = (min(255, round(255 * value)) for value in mean)
-        policy = auto_augment_transform(auto_augment, interpolation=interpolation, fill=(red, green, blue))
+        fill = tuple(min(255, round(255 * value)) for value in per_channel(mean, channels))
+        policy = auto_augment_transform(auto_augment, interpolation=interpolation, fill=fill)
         if not force_color_jitter and '3a' not in auto_augment:
             jitter = [0.0, 0.0, 0.0]
+    if channels not in MODES and (policy or any(jitter)):
+        name, value = ('auto_augment', auto_augment) if policy else ('color_jitter', color_jitter)
+        raise ValueError(
+            f'{name} must be {"none" if policy else 0} for images of {channels} channels, got {value!r}; '
+            'it is for 1 channel (grey) or 3 (RGB)'
+        )
     return TrainTransform(
         height=height,
         width=width,
@@ -284,4 +327,5 @@ def create_train_transform(
         color_jitter=(jitter[0], jitter[1], jitter[2]),
         auto_augment=policy,
         draft=draft,
+        channels=channels,
     )

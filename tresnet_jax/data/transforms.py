@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tresnet_jax.data.images import MODES, pixels_of, planes
 from tresnet_jax.variants import IMAGENET, PretrainedConfig, pretrained_config
 
 CROP_MODES = ('center', 'squash', 'border')
@@ -29,7 +30,8 @@ def draw_interpolation(name: str, rng: np.random.Generator) -> Image.Resampling:
 def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, Any]:
     """Return the arguments of `create_transform` with which images are prepared as the weights expect.
 
-    ``timm.data.resolve_data_config`` returns the same values under the same keys.
+    ``timm.data.resolve_data_config`` returns the same values under the same keys. If the model takes another number
+    of channels than its tag, it has that number, and mean and std are averages over the tag's, as in timm's scripts.
 
     Args:
         source: a model, a model's name ('resnet50d.a1_in1k', or 'resnet50d' for its default tag), or a row of the
@@ -55,7 +57,7 @@ def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, A
     if row is None:
         row = PretrainedConfig('', '', IMAGENET['mean'], IMAGENET['std'], 'bicubic')
     test_size, test_crop_pct = (row.test_input_size, row.test_crop_pct) if use_test_size else (None, None)
-    return {
+    config = {
         'input_size': test_size or row.input_size,
         'interpolation': row.interpolation,
         'mean': row.mean,
@@ -63,11 +65,23 @@ def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, A
         'crop_pct': test_crop_pct or row.crop_pct,
         'crop_mode': row.crop_mode,
     }
+    return for_channels(config, getattr(source, 'in_chans', config['input_size'][0]))
+
+
+def for_channels(config: dict[str, Any], channels: int) -> dict[str, Any]:
+    """Return arguments of `create_transform` for images with a number of channels, as timm's scripts adapt them."""
+    size = (channels, *config['input_size'][-2:])
+    return config | {'input_size': size} | {name: per_channel(config[name], channels) for name in ('mean', 'std')}
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return one value for each channel: the values, or their average if their number is another."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Resize, crop, normalise: PIL image -> (height, width, 3) float32. Made by `create_transform`."""
+    """Resize, crop, normalise: image -> (height, width, channels) float32. Made by `create_transform`."""
 
     height: int
     width: int
@@ -76,30 +90,42 @@ class EvalTransform:
     std: tuple[float, ...]
     crop_pct: float
     crop_mode: str
+    channels: int = 3
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
+    def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """Return the prepared image.
 
         Raises:
-            ValueError: a long, thin image would be resized beyond Pillow's limit for images.
+            ValueError: as `crop_image`.
         """
         # Rounded to float32 three times, in torchvision's order: to_tensor's division, normalize's two steps.
         x = np.asarray(self.crop_image(image), np.float32) / np.float32(255)
         return (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
-    def crop_image(self, image: Image.Image) -> np.ndarray:
-        """Resize and crop only: PIL image -> (height, width, 3) uint8.
+    def crop_image(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """Resize and crop only: image -> (height, width, channels) uint8.
+
+        Args:
+            image: a PIL image; with another number of channels than 1 and 3 an array, (H, W, channels) uint8.
 
         Raises:
-            ValueError: a long, thin image would be resized beyond Pillow's limit for images.
+            ValueError: an image of another kind; or a long, thin one would be resized beyond Pillow's limit for images.
         """
-        if image.mode != 'RGB':
-            image = image.convert('RGB')
+        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == 'border' else (0,) * self.channels
+        if self.channels not in MODES:
+            parts = planes(image, self.channels)
+            return pixels_of([self._resize_crop(part, fill[i : i + 1]) for i, part in enumerate(parts)])
+        if not isinstance(image, Image.Image):
+            raise ValueError(f'expected a PIL image, got {type(image).__name__}')
+        mode = MODES[self.channels]
+        return pixels_of([self._resize_crop(image if image.mode == mode else image.convert(mode), fill)])
+
+    def _resize_crop(self, image: Image.Image, fill: tuple[int, ...]) -> Image.Image:
         width, height = self._resized(image.width, image.height)
         if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
             size = f'{image.width} x {image.height}'
             raise ValueError(f'an image of {size} pixels would be resized to {width} x {height}')
-        return np.asarray(self._crop(image.resize((width, height), INTERPOLATIONS[self.interpolation])))
+        return self._crop(image.resize((width, height), INTERPOLATIONS[self.interpolation]), fill)
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return which part of an image of this size is in the crop: left, top, right and bottom, in its pixels."""
@@ -125,10 +151,9 @@ class EvalTransform:
         ratio = choose(height / to_height, width / to_width)
         return max(round(width / ratio), 1), max(round(height / ratio), 1)
 
-    def _crop(self, image: Image.Image) -> Image.Image:
-        """Cut out the middle of the image, padded with black, or in mode 'border' with the mean colour."""
-        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == 'border' else (0, 0, 0)
-        cropped = Image.new('RGB', (self.width, self.height), fill)
+    def _crop(self, image: Image.Image, fill: tuple[int, ...]) -> Image.Image:
+        """Cut out the middle of the image, padded with the colour `fill`."""
+        cropped = Image.new(image.mode, (self.width, self.height), fill)
         cropped.paste(image, (_offset(image.width, self.width), _offset(image.height, self.height)))
         return cropped
 
@@ -145,22 +170,29 @@ def height_width(size: Any, name: str, *, channels: bool = False) -> tuple[int, 
     Args:
         size: the size as the caller gave it.
         name: name of the caller's argument, for the error message.
-        channels: accept (3, height, width) too, the form of timm's `input_size`.
+        channels: accept (channels, height, width) too, the form of timm's `input_size`.
 
     Raises:
         ValueError: `size` has another form, or is not positive.
     """
     sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if channels and len(sizes) == 3 and sizes[0] == 3:
-        sizes = sizes[1:]
+    first: tuple[Any, ...] = ()
+    if channels and len(sizes) == 3:
+        first, sizes = sizes[:1], sizes[1:]
     try:
         height, width = map(operator.index, sizes)
+        smallest = min(height, width, *map(operator.index, first))
     except (TypeError, ValueError):  # not two numbers, or not whole ones
-        height = width = 0
-    if min(height, width) < 1:
-        forms = '(height, width) or (3, height, width)' if channels else '(height, width)'
+        height = width = smallest = 0
+    if smallest < 1:
+        forms = '(height, width) or (channels, height, width)' if channels else '(height, width)'
         raise ValueError(f'{name} must be a positive number of pixels or {forms}, got {size!r}')
     return height, width
+
+
+def channels_of(size: Any) -> int:
+    """Return the channels of an `input_size` that `height_width` has accepted: 3 if it does not have them."""
+    return int(size[0]) if isinstance(size, Sequence) and len(size) == 3 else 3
 
 
 def create_transform(
@@ -176,15 +208,17 @@ def create_transform(
     ``create_transform(**resolve_data_config(model))`` prepares images as the weights of a model expect.
 
     Args:
-        input_size: pixels of a square's edge, (height, width), or (3, height, width).
+        input_size: pixels of a square's edge, (height, width), or (channels, height, width); 3 channels by default.
         interpolation: Pillow's filter: 'nearest', 'bilinear', 'bicubic', 'box', 'hamming' or 'lanczos'.
-        mean, std: one value for each channel, for pixels scaled to [0, 1].
+        mean, std: one value for each channel or for all, for pixels scaled to [0, 1].
         crop_pct: edge of the crop over the edge of the resized image; above 1 the image gets black borders.
         crop_mode: 'center' fits the short edge and cuts the long edge; 'squash' changes the aspect ratio;
             'border' fits the long edge and pads with the mean colour.
 
     Returns:
-        A callable: PIL image of any size and mode (converted to 'RGB') -> (height, width, 3) float32 array.
+        A callable: PIL image of any size and mode -> (height, width, channels) float32 array. The image is converted
+        to 'RGB', or for 1 channel to 'L' (grey). For another number of channels, images are (H, W, channels) uint8
+        arrays.
 
     Raises:
         ValueError: an argument is out of range.
@@ -204,6 +238,9 @@ def create_transform(
         raise ValueError(f'crop_mode must be one of {", ".join(CROP_MODES)}, got {crop_mode!r}')
     if not 0 < crop_pct <= min(height, width):
         raise ValueError(f'crop_pct must be positive and leave at least one pixel, got {crop_pct!r}')
-    if len(mean) != 3 or len(std) != 3 or 0 in std:
-        raise ValueError(f'mean and std must be three numbers each, std not zero, got {mean!r} and {std!r}')
-    return EvalTransform(height, width, interpolation, tuple(mean), tuple(std), crop_pct, crop_mode)
+    channels = channels_of(input_size)
+    if not {len(mean), len(std)} <= {1, channels} or 0 in std:
+        numbers = 'one number' if channels == 1 else f'one or {channels} numbers each'
+        raise ValueError(f'mean and std must be {numbers}, std not zero, got {mean!r} and {std!r}')
+    means, stds = per_channel(mean, channels), per_channel(std, channels)
+    return EvalTransform(height, width, interpolation, means, stds, crop_pct, crop_mode, channels)

@@ -92,10 +92,6 @@ def to_config(model: ImageModel) -> dict[str, Any]:
     if model.output_stride != 32:
         arguments['output_stride'] = model.output_stride
 
-    def per_channel(values: tuple[float, ...]) -> list[float]:
-        # As in timm: images with another number of channels get the mean of the values.
-        return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
-
     pretrained: dict[str, Any] = {
         'tag': row and row.tag,
         'custom_load': False,
@@ -106,8 +102,8 @@ def to_config(model: ImageModel) -> dict[str, Any]:
         'crop_pct': data['crop_pct'],
         'test_crop_pct': row and row.test_crop_pct,
         'crop_mode': data['crop_mode'],
-        'mean': per_channel(data['mean']),
-        'std': per_channel(data['std']),
+        'mean': list(data['mean']),
+        'std': list(data['std']),
         'num_classes': model.num_classes,
         'pool_size': [size // 32 for size in data['input_size'][1:]],
         'first_conv': family.first_conv,

@@ -10,10 +10,10 @@ from tresnet_jax.data.pipeline import eval_dataset, to_devices, train_dataset
 from tresnet_jax.data.sources import Source
 from tresnet_jax.data.train_transforms import TrainTransform, create_train_transform
 from tresnet_jax.data.transforms import EvalTransform, create_transform
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, amount
+from tresnet_jax.options import as_flag
 from tresnet_jax.training.batch_augment import minmax_edges
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.variants import IMAGENET
 
 UNREADABLE_FILE = 'unreadable.log'
 
@@ -22,7 +22,7 @@ def train_transform(config: TrainConfig) -> TrainTransform:
     """Return the host's part of the augmentation. `config.mean` must be set."""
     assert config.mean is not None
     return create_train_transform(
-        config.image_size,
+        (config.channels, *config.height_width),
         crop=config.crop if config.train_crop_mode == 'rrc' else config.train_crop_mode,
         scale=config.scale,
         ratio=config.ratio,
@@ -44,7 +44,7 @@ def eval_data_config(config: TrainConfig) -> dict[str, Any]:
     """
     assert config.mean is not None and config.std is not None
     return {
-        'input_size': (3, *config.height_width),
+        'input_size': (config.channels, *config.height_width),
         'interpolation': config.interpolation,
         'mean': config.mean,
         'std': config.std,
@@ -59,8 +59,20 @@ def eval_transform(config: TrainConfig) -> EvalTransform:
 
 
 def check_transforms(config: TrainConfig) -> None:
-    """Raises TrainingError if an option of the augmentation or the preprocessing is invalid, before a run starts."""
-    resolved = dataclasses.replace(config, mean=config.mean or IMAGENET['mean'], std=config.std or IMAGENET['std'])
+    """Raises TrainingError if an option of the augmentation or the preprocessing is invalid, before a run starts.
+
+    If the number of channels is open, it is not compared with those of `mean` and `std`.
+    """
+    channels, resolved = config.channels, config
+    for name in ('mean', 'std'):
+        values = getattr(config, name)
+        if values is None or len(values) not in (1, channels):
+            resolved = dataclasses.replace(resolved, **{name: (0.5,)})
+            if values is not None and config.in_chans is not None:
+                numbers = 'one number' if channels == 1 else f'one or {channels} numbers'
+                raise TrainingError(
+                    f'{as_flag(name, values)}: expected {numbers} for images of {amount(channels, "channel")}'
+                )
     for what, create in (('training', train_transform), ('evaluation', eval_transform)):
         try:
             create(resolved)
@@ -95,6 +107,7 @@ def train_batches(config: TrainConfig, source: Source, devices: list[Any], workd
         log=workdir / UNREADABLE_FILE,
         max_value=config.max_value,
         repeats=config.aug_repeats,
+        channels=config.channels,
     )
     return to_devices(dataset, devices)
 

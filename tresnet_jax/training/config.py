@@ -43,6 +43,8 @@ class TrainConfig:
     """Draw a new classifier even if the weights have one with the right number of classes."""
     head: Annotated[Literal['linear', 'ml_decoder'] | None, flag('{linear,ml_decoder}', 'that of the weights')] = None
     """Head of the model. A head that differs from that of the weights is drawn."""
+    in_chans: Annotated[int | None, POSITIVE, flag('N', 'that of the weights, or 3')] = None
+    """Channels of the images: 1 (grey) or 3 (RGB); for npz:FILE any number. Weights of another number are adapted."""
     num_of_groups: Annotated[int | None, POSITIVE, flag('N', 'that of the weights; 100 for a new head')] = None
     """Queries of the ML-Decoder head; at most one for each class."""
     abn_slope: Annotated[float | None, NOT_NEGATIVE, flag('SLOPE', "that of the weights, or timm's 1e-3")] = None
@@ -90,10 +92,10 @@ class TrainConfig:
     """Edge of the square images in pixels, or height and width."""
     num_samples: Annotated[int | None, POSITIVE, flag('N', 'the images of the training split')] = None
     """Images that count as an epoch in all lengths in epochs. The order still has every image of the split."""
-    mean: Annotated[tuple[float, float, float] | None, flag('R G B', 'that of the model')] = None
-    """Mean of each channel, for values in [0, 1]."""
-    std: Annotated[tuple[float, float, float] | None, POSITIVE, flag('R G B', 'that of the model')] = None
-    """Standard deviation of each channel, for values in [0, 1]."""
+    mean: Annotated[tuple[float, ...] | None, flag('MEAN ...', 'that of the model')] = None
+    """Mean of each channel, or one for all, for values in [0, 1]."""
+    std: Annotated[tuple[float, ...] | None, POSITIVE, flag('STD ...', 'that of the model')] = None
+    """Standard deviation of each channel, or one for all, for values in [0, 1]."""
     threads: Annotated[int, POSITIVE] = 8
     """Decoding threads in each process."""
     workers: Annotated[int, NOT_NEGATIVE] = 0
@@ -354,6 +356,11 @@ class TrainConfig:
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
     @property
+    def channels(self) -> int:
+        """Channels of the images: `in_chans`, which is that of the model once a run has started, or else 3."""
+        return self.in_chans or 3
+
+    @property
     def mixes(self) -> bool:
         """Whether images are mixed with their neighbours."""
         return bool(self.mixup or self.cutmix or self.cutmix_minmax)
@@ -403,7 +410,7 @@ class TrainConfig:
 _DEFAULTS = TrainConfig()
 
 # Options whose None is replaced by the value of the data or the model when a run starts.
-RESOLVED = ('num_classes', 'abn_slope', 'mean', 'std')
+RESOLVED = ('num_classes', 'in_chans', 'abn_slope', 'mean', 'std')
 # Options that may change when a run resumes. They leave the weights unchanged, except for rounding.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
 CHANGEABLE += ('stop_epoch', 'save_epochs', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id')

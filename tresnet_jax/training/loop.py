@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from tresnet_jax.checkpoints.run import save_description, stored_network
-from tresnet_jax.data.sources import Source
+from tresnet_jax.data.sources import Source, check_channels
+from tresnet_jax.data.transforms import per_channel
 from tresnet_jax.errors import TrainingError, amount, reason
 from tresnet_jax.factory import create_model
 from tresnet_jax.models.base import ImageModel
@@ -123,6 +124,8 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         # Model. The weights of a run that resumes are in its checkpoint.
         model = _create_model(config, data.train.num_classes, stored_network(workdir) if resumes else None)
         config = _resolved(config, model)
+        for source in (data.train, data.val):
+            check_channels(source, model.in_chans)
         data_config = eval_data_config(config)
         apply, params, batch_stats = functional(model, config.freeze)
         distillation, about_teacher = None, []
@@ -278,7 +281,7 @@ def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any
     weights = {'pretrained': config.pretrained, 'checkpoint': config.checkpoint} if network is None else {}
     head = {'head': config.head, 'num_of_groups': config.num_of_groups}
     model = create_model(
-        **{'name': config.model, **head, **weights, **(network or {})},
+        **{'name': config.model, 'in_chans': config.in_chans, **head, **weights, **(network or {})},
         num_classes=data_classes if config.num_classes is None else config.num_classes,
         abn_slope=config.abn_slope,
         drop_rate=config.drop,
@@ -298,14 +301,20 @@ def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any
 
 
 def _resolved(config: TrainConfig, model: ImageModel) -> TrainConfig:
-    """Return the configuration with the options RESOLVED set to the model's values."""
+    """Return the configuration with the options RESOLVED set to the model's values.
+
+    Raises:
+        TrainingError: the preprocessing does not suit the channels of the model.
+    """
     assert model.pretrained_cfg is not None
+    config = dataclasses.replace(config, in_chans=model.in_chans)
+    check_transforms(config)
     return dataclasses.replace(
         config,
         num_classes=model.num_classes,
         abn_slope=model.abn_slope,
-        mean=config.mean or model.pretrained_cfg.mean,
-        std=config.std or model.pretrained_cfg.std,
+        mean=per_channel(config.mean or model.pretrained_cfg.mean, model.in_chans),
+        std=per_channel(config.std or model.pretrained_cfg.std, model.in_chans),
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from tresnet_jax.checkpoints.run import PROJECTION
 from tresnet_jax.data.class_matching import match_classes
 from tresnet_jax.data.sources import Source
+from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import TrainingError, amount
 from tresnet_jax.factory import create_model
 from tresnet_jax.labels import class_names, class_synsets
@@ -77,11 +78,11 @@ def create_distillation(
     """
     assert config.mean is not None and config.std is not None and config.kd_model_name is not None
     model, name = teacher.model, teacher.identity['name']
-    assert model.pretrained_cfg is not None
     if model.in_chans != student.in_chans:
         channels = amount(model.in_chans, 'channel')
         raise TrainingError(f'--kd-model-name {name}: takes {channels}, the trained model {student.in_chans}')
     apply, *_ = functional(model)
+    data_config = resolve_data_config(model)
     outputs, extra = None, {}
     if config.kd_distill_type == 'logit':
         outputs, text = _outputs(name, model, student, source)
@@ -99,7 +100,7 @@ def create_distillation(
         kind=config.kd_distill_type,
         teacher=apply,
         outputs=outputs,
-        normalisations=((config.mean, config.std), (model.pretrained_cfg.mean, model.pretrained_cfg.std)),
+        normalisations=((config.mean, config.std), (data_config['mean'], data_config['std'])),
         temperature=config.kd_temperature,
         shares=loss_shares(config.task_loss_weight, config.distill_loss_weight),
     )
