@@ -4,7 +4,7 @@ RELEASE_TOOLS = 'build>=1.3' 'twine>=6.2' 'check-wheel-contents>=0.6.3' 'cffconv
 
 PYTHON_NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c pass 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-all test-newest test-oldest check check-workflows release-check golden gpu-report clean
+.PHONY: demo test test-all test-newest test-oldest check check-workflows docs check-docs release-check golden gpu-report clean
 
 demo: .venv-demo/ready  ## convert, compare, classify, fine-tune; needs no torch, and the network only to install
 	.venv-demo/bin/python scripts/demo.py --out demo_output
@@ -43,11 +43,18 @@ test-oldest: .venv-oldest/ready  ## the same tests on Python 3.11 and the oldest
 release-check: .venv-release/ready  ## build the release, check its files, run the demo from its wheel on every Python found
 	PATH="$(CURDIR)/.venv-release/bin:$$PATH" .venv-release/bin/python scripts/release_check.py --out dist
 
+docs: .venv-docs/ready  ## the site, in site/; runs the notebooks, and treats every warning as an error
+	.venv-docs/bin/python -m sphinx -W --keep-going -q -d build/docs/doctrees docs site
+
+check-docs: docs  ## open every page of the site in Chromium (apt-get install chromium chromium-driver)
+	.venv-docs/bin/python scripts/check_site.py site
+
 gpu-report: .venv-gpu/ready  ## compile programs for a GPU, without a GPU; takes hours and installs 6 GB
 	.venv-gpu/bin/python scripts/gpu_report.py
 
 clean:
-	rm -rf .venv .venv-demo .venv-newest .venv-oldest .venv-release .venv-gpu demo_output
+	rm -rf .venv .venv-demo .venv-docs .venv-newest .venv-oldest .venv-release .venv-gpu
+	rm -rf build demo_output jupyter_execute site
 
 .venv-demo/ready: pyproject.toml $(shell git ls-files tresnet_jax convert wheel_files)
 	$(PYTHON) -m venv .venv-demo
@@ -57,6 +64,11 @@ clean:
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 .venv-newest/ready: pyproject.toml
