@@ -17,7 +17,7 @@ from tests.helpers.hub_server import Hub, client_environment
 from tests.helpers.paths import EMBEDDED, ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-PYTHON = re.compile(r'^```(?:python|\{code-cell\} ipython3)\n(.*?)^```', re.M | re.S)
+PYTHON = re.compile(r'^```(?:python|\{code-cell\} ipython3)\n(?::tags:.*\n)?(.*?)^```', re.M | re.S)
 COMMAND = re.compile(r'^python (?:-m convert|scripts/).*$', re.M)
 # A small network of a repository takes the place of a large one.
 LARGE = re.compile(r"create_model\('(tresnet_l|resnet50d)', pretrained=True")
