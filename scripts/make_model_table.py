@@ -33,10 +33,10 @@ html_theme.sidebar_secondary.remove: true
 ## Images and accuracy
 
 `create_model(tag, pretrained=True)` loads the weights, and `resolve_data_config(tag)` returns the preprocessing.
-*Image* is the edge in pixels, and the share of the resized image that the crop keeps; *test* is the same for the best published
-accuracy, if it differs (`use_test_size=True`). *Top-1* and *top-5* are timm's published accuracies in percent on
-ImageNet's validation split, with the edge of the images; those of the two `fashion_mnist` tags are this package's own,
-on Fashion-MNIST's test images.
+*Image* is the edge in pixels, and the share of the resized image that the crop keeps; *test* is the same for the
+best published accuracy, if it differs (`use_test_size=True`). *Top-1* and *top-5* are timm's published accuracies
+in percent on ImageNet's validation split, with the edge of the images; those of the two `fashion_mnist` tags are
+this package's own, on Fashion-MNIST's test images.
 
 """
 

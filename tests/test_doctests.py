@@ -2,9 +2,13 @@
 
 import doctest
 import importlib
+import inspect
+import re
 
 import pytest
 
+import convert
+import tresnet_jax
 from tests.helpers.paths import ROOT
 
 MODULES = sorted(
@@ -13,28 +17,12 @@ MODULES = sorted(
     for path in (ROOT / package).rglob('*.py')
     if '>>> ' in path.read_text(encoding='utf-8')
 )
-# Public functions that need an example.
-FUNCTIONS = (
-    'convert.read',
-    'convert.save_flax',
-    'convert.save_torch',
-    'convert.to_flax',
-    'convert.to_torch',
-    'tresnet_jax.card_image_size',
-    'tresnet_jax.class_names',
-    'tresnet_jax.create_model',
-    'tresnet_jax.create_transform',
-    'tresnet_jax.export',
-    'tresnet_jax.fold_batchnorm',
-    'tresnet_jax.functional',
-    'tresnet_jax.grad_cam',
-    'tresnet_jax.list_models',
-    'tresnet_jax.list_pretrained',
-    'tresnet_jax.load_exported',
-    'tresnet_jax.profile',
-    'tresnet_jax.resolve_data_config',
-    'tresnet_jax.save_pretrained',
-)
+NAMES = [
+    f'{package.__name__}.{name}'
+    for package in (tresnet_jax, convert)
+    for name, value in sorted(vars(package).items())
+    if not name.startswith('_') and not inspect.ismodule(value)
+]
 
 
 @pytest.mark.parametrize('module', MODULES)
@@ -43,8 +31,15 @@ def test_the_examples_of_a_module_run(module):
     assert result.attempted > 0 and result.failed == 0
 
 
-@pytest.mark.parametrize('function', FUNCTIONS)
-def test_a_public_function_has_an_example(function):
-    package, _, name = function.partition('.')
-    docstring = getattr(importlib.import_module(package), name).__doc__
+@pytest.mark.parametrize('name', NAMES)
+def test_a_public_name_has_an_example(name):
+    package, _, attribute = name.partition('.')
+    docstring = getattr(importlib.import_module(package), attribute).__doc__
     assert doctest.DocTestParser().get_examples(docstring)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_reference_has_a_public_name(name):
+    package, _, attribute = name.partition('.')
+    page = (ROOT / 'docs' / 'reference' / f'{package}.md').read_text(encoding='utf-8')
+    assert re.search(rf'^\.\. auto\w+:: {attribute}(\(\))?$', page, re.M)

@@ -6,11 +6,29 @@ from collections.abc import Iterable
 
 
 class ConversionError(ValueError):
-    """A checkpoint cannot be read, recognised, converted or written."""
+    """A checkpoint cannot be read, recognised, converted or written.
+
+    Example:
+        >>> import convert
+        >>> try:
+        ...     convert.read('absent.pth')
+        ... except convert.ConversionError as error:
+        ...     print(error)
+        absent.pth: no such file
+    """
 
 
 class HubError(ValueError):
-    """A folder or a repository of the hub lacks a model or its weights, or the hub cannot be reached."""
+    """A folder or a repository of the hub lacks a model or its weights, or the hub cannot be reached.
+
+    Example:
+        >>> import tresnet_jax
+        >>> try:
+        ...     tresnet_jax.create_model('local-dir:absent', pretrained=True)
+        ... except tresnet_jax.HubError as error:
+        ...     print(error)
+        local-dir:absent: no such folder
+    """
 
 
 class DataError(ValueError):

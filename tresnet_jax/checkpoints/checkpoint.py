@@ -58,6 +58,16 @@ class Checkpoint:
         networks: 'PATH:PREFIX, architecture, parameters' of each network in the file.
         notes: how the network was found, and what its tensors cannot tell, one line each.
         stated: what the checkpoint says beside its tensors.
+
+    Example:
+        >>> import pickle, tempfile, convert, tresnet_jax
+        >>> model = tresnet_jax.create_model('test_resnet.fashion_mnist', pretrained=True)
+        >>> with tempfile.NamedTemporaryFile(suffix='.pth') as file:
+        ...     pickle.dump({'epoch': 3, 'state_dict': convert.to_torch(model)}, file)
+        ...     file.flush()
+        ...     checkpoint = convert.read(file.name)
+        >>> checkpoint.wrapper, checkpoint.training['epoch'], checkpoint.networks
+        ('state_dict', 3, ('state_dict, test_resnet, 373,658 parameters',))
     """
 
     path: Path

@@ -27,8 +27,10 @@ class Report:
     Attributes:
         path: the file, or the folder of a run.
         layout: the name of the layout: 'timm', 'inplace_abn', 'PaddleClas', ...; 'flax' for a file of ours.
-        architecture, tag: what the checkpoint is; the tag is None if neither the caller nor the file names one.
-        num_classes, in_chans: numbers of the resulting trees.
+        architecture: what the checkpoint is.
+        tag: its tag; None if neither the caller nor the file names one.
+        num_classes: number of classes of the resulting trees.
+        in_chans: channels of the images of the resulting trees.
         head_options: arguments of `create_model` that describe an ML-Decoder head; empty for a linear layer.
         head_in_file: the head of the file, 'linear' or 'ml_decoder', and its classes, whether it is kept or not.
         global_pool: 'catavgmax' if the classifier is twice as wide as the features, else the pooling with which the
@@ -47,6 +49,15 @@ class Report:
         source_dtypes: timm key -> dtype in the file, for each converted tensor.
         counters: timm key -> `num_batches_tracked`.
         seconds: duration of the conversion.
+
+    Example:
+        >>> import convert
+        >>> from tresnet_jax.factory import embedded_path
+        >>> from tresnet_jax.variants import PRETRAINED
+        >>> checkpoint = convert.read(embedded_path(PRETRAINED['test_tresnet.fashion_mnist']))
+        >>> _, _, report = convert.to_flax(checkpoint)
+        >>> report.layout, report.name, report.num_classes, report.source_dtypes['head.fc.weight']
+        ('timm', 'test_tresnet', 10, 'float16')
     """
 
     path: Path

@@ -80,7 +80,8 @@ class ImageModel(nnx.Module):
         output_stride: pixels of the image per pixel of the last feature map, along one edge.
         global_pool: name of the pooling before the classifier.
         dtype: the compute dtype.
-        memory, abn_memory: the memory mode and its name, which `set_memory` sets.
+        memory: the memory mode, which `set_memory` sets.
+        abn_memory: its name.
         architecture: name of the architecture; '' for a model that is not in the table.
         pretrained_cfg: the row of its tag, or of the architecture's default tag.
         out_indices: indices of the feature maps that a backbone returns; None for a classifier.
