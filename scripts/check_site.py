@@ -18,9 +18,9 @@ from typing import Any
 
 import tyro
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
+from selenium import webdriver  # pyright: ignore
+from selenium.webdriver.chrome.options import Options  # pyright: ignore
+from selenium.webdriver.chrome.service import Service  # pyright: ignore
 
 WIDTHS = {1280: False, 390: True}  # pixels -> whether the window is a phone's
 HEIGHT = 900
