@@ -59,7 +59,8 @@ html_theme_options = {
 
 def _site_links(app, page: str, text: list[str]) -> None:
     """Make links between files of the repository links between pages of the site."""
-    text[0] = text[0].replace('](../CONTRIBUTING.md', '](contributing.md')
+    for name in ('CONTRIBUTING', 'SECURITY'):
+        text[0] = text[0].replace(f'](../{name}.md', f']({name.lower()}.md')
 
 
 def _included_links(app, path, page: str, text: list[str]) -> None:

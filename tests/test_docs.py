@@ -130,4 +130,4 @@ def test_code_fits_the_page():
     for page in PAGES:
         for code in PYTHON.findall(page.read_text(encoding='utf-8')):
             for line in code.splitlines():
-                assert len(line) <= 88, f'{name(page)}: {line}'
+                assert len(line) <= 75, f'{name(page)}: {line}'
