@@ -37,6 +37,7 @@ from tresnet_jax.training.batches import eval_transform, train_transform
 from tresnet_jax.training.config import CHANGEABLE, TrainConfig, changed_options, load_config
 from tresnet_jax.training.metrics import METRICS_FILE, read_records
 from tresnet_jax.training.run_data import open_data
+from tresnet_jax.variants import ARCHITECTURES, split_name
 
 Points = list[tuple[int, float]]  # (step, metric as a fraction) of each evaluation
 
@@ -51,6 +52,11 @@ def check_configs(configs: list[TrainConfig]) -> None:
     """Raise TrainingError for options that this script does not support, or that differ between the runs."""
     first, plain = configs[0], TrainConfig(model='test_resnet')
     other = [name for name in NEEDS_DEFAULT if getattr(first, name) != getattr(plain, name)]
+    if (
+        first.abn_slope is not None
+        and first.abn_slope != ARCHITECTURES[split_name(first.model)[0]].family.default_slope
+    ):
+        other.append('abn_slope')
     if other or first.sched != 'one_cycle' or first.opt not in ('sgd', 'momentum', 'adamw'):
         what = ', '.join(other) or 'another schedule or optimiser'
         wanted = f'SGD or AdamW, one_cycle and none of {", ".join(NEEDS_DEFAULT)}'

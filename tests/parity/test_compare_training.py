@@ -98,6 +98,7 @@ def test_runs_without_evaluations_and_unlike_runs(tmp_path, capsys):
         {'model_ema': True},
         {'drop_path': 0.1},
         {'cutmix_minmax': (0.2, 0.8)},
+        {'abn_slope': 1e-6},
     ],
 )
 def test_unsupported_configurations(changes, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """One step of learning from a teacher against timm's tasks: losses and gradients of every weight, in float64."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -100,15 +101,16 @@ def of_timm(task: Any, student: torch.nn.Module) -> tuple[dict[str, float], dict
     return {name: found[name].item() for name in ('loss', 'task_loss', 'kd_loss')}, gradients
 
 
-def of_ours(student: Pure, teacher: Pure, kind: str, shares: tuple[float, float], projection=None):
+def of_ours(student: Pure, teacher: Pure, kind: str, shares: tuple[float, float], projection=None, parts=1):
     """Return the losses and the gradients, that of the projection included."""
     apply, params, stats = student
     if projection is not None:
         params = params | {PROJECTION: projection}
-    optimizer = create_optimizer(CONFIG, create_schedule(CONFIG, 10, 1), params)
+    config = dataclasses.replace(CONFIG, accumulate=parts)
+    optimizer = create_optimizer(config, create_schedule(config, 10, 1), params)
     distillation = Distillation(kind, teacher.apply, None, (OURS, THEIRS), 4.0, shares)
     inner = make_train_step(
-        without_projection(apply), optimizer, CONFIG, num_classes=CLASSES, mean=OURS[0], std=OURS[1],
+        without_projection(apply), optimizer, config, num_classes=CLASSES, mean=OURS[0], std=OURS[1],
         distillation=distillation,
     )  # fmt: skip
     step = over_devices(inner, fixed=(teacher.params, teacher.batch_stats))
@@ -146,15 +148,15 @@ def projection_of(task: Any) -> Any:
     return {'kernel': layer.weight.detach().numpy().T.copy(), 'bias': layer.bias.detach().numpy().copy()}
 
 
-@pytest.mark.parametrize('kind', ['logit', 'feature'])
-def test_step_of_a_toy(kind):
-    """Losses and gradients of the step on two devices; for features with a projection."""
+@pytest.mark.parametrize('kind, parts', [('logit', 1), ('feature', 1), ('logit', 2)])
+def test_step_of_a_toy(kind, parts):
+    """Losses and gradients of the step on two devices, also in parts; for features with a projection."""
     student, teacher = Toy(4, *OURS), Toy(6, *THEIRS)
     task = task_of(kind, student, teacher)
     projection = projection_of(task)
     pure = student.pure('logit'), teacher.pure(kind)
     expected = of_timm(task, student)
-    losses, gradients = of_ours(*pure, kind, (0.3, 2.0), projection)
+    losses, gradients = of_ours(*pure, kind, (0.3, 2.0), projection, parts)
     compare(losses, {f'{name}.weight': gradients[name]['kernel'].T for name in ('mix', 'fc')}, expected)
     if projection is not None:
         compare_projection(gradients[PROJECTION], task.trainable_module.projection)

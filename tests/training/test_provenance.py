@@ -126,6 +126,25 @@ def test_options_of_the_data(run, config):
     assert resume(run, other, accept=True)[1] == ['accepted: --max-value 4095.0 instead of no --max-value']
 
 
+def test_files_of_the_loss(run, config, tmp_path):
+    """Their content matters, and not where they are."""
+    files = [tmp_path / name for name in ('a.json', 'b.json')]
+    for file in files:
+        file.write_text('{"num_samples": 9, "pos_counts": [3, 3, 3]}')
+    first, moved = (
+        dataclasses.replace(config, loss='bce', loss_pos_weight='neg_pos', class_stats=file) for file in files
+    )
+    save_config(first, run)
+    save_provenance(now(first), run)
+    assert resume(run, first)[1] == []
+    assert resume(run, moved, accept=True)[1] == [
+        f'accepted: --class-stats {files[1]} instead of --class-stats {files[0]}'
+    ]
+    files[0].write_text('{"num_samples": 9, "pos_counts": [1, 3, 3]}')
+    with pytest.raises(TrainingError, match=r'the file of --class-stats .*/a.json has other content. Restore'):
+        resume(run, first)
+
+
 def test_classes_that_the_data_numbers_itself(run, config):
     """Arrays and TFDS have an order of their own, which a run cannot keep."""
     before = load_provenance(run)

@@ -17,7 +17,7 @@ import jax
 from tresnet_jax.checkpoints.run import stored_label_names
 from tresnet_jax.data.sources import Source
 from tresnet_jax.errors import TrainingError, amount, reason, shown
-from tresnet_jax.files import save_text
+from tresnet_jax.files import save_text, sha256
 from tresnet_jax.options import as_flag
 from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, RESOLVED, TrainConfig, changed_options, load_config
 from tresnet_jax.training.devices import differing_process
@@ -25,6 +25,7 @@ from tresnet_jax.version import __version__
 
 PROVENANCE_FILE = 'provenance.json'
 LIBRARIES = ('jax', 'flax', 'optax')
+FILES = ('class_stats', 'semantic_tree')  # options whose files the loss depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Provenance:
         resolved: names of the options that were not given, but set to the values of the data or the model.
         changes: the changes of resumed runs: {'step': number of steps done, 'changes': descriptions}.
         teacher: name, origin and SHA-256 of the weights of the teacher, if there is one.
+        files: SHA-256 of the files of the options FILES that are given.
     """
 
     train: Examples
@@ -66,6 +68,7 @@ class Provenance:
     resolved: tuple[str, ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
     teacher: dict[str, str] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def provenance(
@@ -81,9 +84,16 @@ def provenance(
     """
     versions = {'tresnet_jax': __version__} | {name: importlib.metadata.version(name) for name in LIBRARIES}
     resolved = tuple(name for name in RESOLVED if getattr(config, name) is None)
-    devices *= jax.process_count()
+    given = {name: path for name in FILES if (path := getattr(config, name)) is not None}
     return Provenance(
-        _examples(train), _examples(val), train.class_names, devices, versions, resolved, teacher=teacher or {}
+        train=_examples(train),
+        val=_examples(val),
+        class_names=train.class_names,
+        devices=devices * jax.process_count(),
+        versions=versions,
+        resolved=resolved,
+        teacher=teacher or {},
+        files={name: sha256(path) for name, path in given.items() if path.is_file()},  # the loss reports a missing one
     )
 
 
@@ -133,10 +143,11 @@ def load_provenance(workdir: Path) -> Provenance | None:
             **{name: _load_examples(values[name]) for name in ('train', 'val')},
             class_names=tuple(map(str, values['class_names'])),
             devices=int(values['devices']),
-            versions={str(name): str(version) for name, version in values['versions'].items()},
+            versions=_load_texts(values['versions']),
             resolved=tuple(map(str, values['resolved'])),
             changes=tuple(map(dict, values['changes'])),
-            teacher={str(name): str(value) for name, value in values.get('teacher', {}).items()},
+            teacher=_load_texts(values.get('teacher', {})),
+            files=_load_texts(values.get('files', {})),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrainingError(
@@ -145,8 +156,12 @@ def load_provenance(workdir: Path) -> Provenance | None:
 
 
 def _load_examples(values: Any) -> Examples:
-    digests = {str(part): str(digest) for part, digest in values['digests'].items()}
+    digests = _load_texts(values['digests'])
     return Examples(str(values['name']), int(values['count']), int(values['classes']), digests)
+
+
+def _load_texts(values: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in values.items()}
 
 
 def stored_classes(workdir: Path) -> tuple[str, ...] | None:
@@ -193,6 +208,8 @@ def compare(
         found += _of_examples('evaluation', before.val, now.val)
         if before.teacher.get('sha256') != now.teacher.get('sha256'):
             found.append(f'the teacher is {_of_teacher(now)} instead of {_of_teacher(before)}')
+        others = [name for name in FILES if name in before.files and before.files[name] != now.files.get(name)]
+        found += [f'the file of {as_flag(name, getattr(config, name))} has other content' for name in others]
     found += _of_classes(stored_classes(workdir), now.class_names)
     if before and not config.sync_bn and before.devices != now.devices:
         found.append(f'{amount(now.devices, "device")} instead of {before.devices}, which matters with --no-sync-bn')
