@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment and 3-Augment: operations by hand, how often each is drawn, and wrong strings."""
+"""AutoAugment, RandAugment, AugMix and 3-Augment: operations by hand, how often each is drawn, and wrong strings."""
 
 import collections
 import functools
@@ -13,6 +13,7 @@ from PIL import Image
 from tests.helpers.distributions import distance, likely, normal_cdf
 from tests.helpers.images import noise_image, pixels
 from tresnet_jax.data.augment_ops import OPERATIONS
+from tresnet_jax.data.augmix import blend_shares
 from tresnet_jax.data.auto_augment import RAND_SETS, auto_augment_transform
 from tresnet_jax.data.train_transforms import create_train_transform
 
@@ -118,11 +119,37 @@ class TestPolicies:
         assert degrees == {9.0, 24.0, 27.0}
 
 
+class TestAugMix:
+    def test_chains(self, applied):
+        transform, rng, draws = auto_augment_transform('augmix-m5-w4', fill=(9, 8, 7)), np.random.default_rng(0), 1500
+        assert pickle.loads(pickle.dumps(transform)) == transform
+        for _ in range(draws):
+            assert transform(TINY, rng).size == TINY.size
+        counts = collections.Counter(name for name, *_ in applied)
+        assert abs(len(applied) - 4 * 2 * draws) <= 5 * math.sqrt(4 * draws * 2 / 3)  # 1 to 3 operations a chain
+        assert len(counts) == 13 and all(likely(count, len(applied), 1 / 13) for count in counts.values())
+        moves = np.array([argument for name, argument, _ in applied if name == 'TranslateXRel'])
+        assert distance(np.abs(moves), lambda x: x / 0.15) <= 1
+        assert {options['fillcolor'] for *_, options in applied if options} == {(9, 8, 7)}
+
+    def test_blends_give_each_image_its_share(self):
+        shares = np.float32([0.2, 0.3, 0.1])
+        value = np.eye(4)[0]
+        for place, share in enumerate(blend_shares(shares), 1):
+            value = (1 - share) * value + share * np.eye(4)[place]
+        np.testing.assert_allclose(value, [0.4, *shares], atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ('random', "'random' must start with one of original, .*, rand"),
-        ('augmix-m5', "'augmix-m5' must start"),
+        ('random', "'random' must start with one of original, .*, rand, augmix"),
+        ('augmix-m5-w0', "'w0' is unknown or has an impossible value. Allowed are m: magnitude, 3 by default"),
+        ('augmix-a0', "'a0' is unknown"),
+        ('augmix-n2', "'n2' is unknown"),
+        ('augmix-b2', "'b2' is unknown"),
+        ('augmix-d-1', "'d' is unknown"),
+        ('augmix-m3-m4', "'m4' is given twice"),
         ('rand-x9', "'x9' is unknown .* Allowed are m: magnitude"),
         ('rand-w0', "'w0' is unknown .* t: set of operations: weights"),
         ('rand-m9.5', "'m9.5' is unknown or has an impossible value"),

@@ -31,6 +31,9 @@ from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.step import augment
 
 FILL = (124, 116, 104)
+AUGMIX = (
+    'augmix', 'augmix-m5-w4-d2', 'augmix-m9-w1-d3-a0.5', 'augmix-mstd0', 'augmix-m8-mstd2-b1', 'augmix-b1-w5-a3-d0'
+)  # fmt: skip
 RAND = (
     'rand', 'rand-m9-mstd0.5-inc1', 'rand-m7-n3-p0.8', 'rand-m15-mmax30-inc1-p1', 'rand-mstd101-n4-p1',
     'rand-tweights-mstd1', 'rand-t3a-p1', 'rand-m6-n3-inc1-mstd0.5-t3aw',
@@ -77,7 +80,7 @@ def drawn_from(monkeypatch):
     """drawn_from(generator) makes timm and torchvision draw from it instead of the process's generators."""
 
     def patch(rng: np.random.Generator) -> None:
-        def choice(values, size, replace, p):
+        def choice(values, size, replace, p=None):
             return [values[index] for index in rng.choice(len(values), size, replace=replace, p=p)]
 
         def jitter(*ranges):
@@ -87,7 +90,9 @@ def drawn_from(monkeypatch):
 
         for module in (timm_aa, timm_transforms, timm_erasing):
             monkeypatch.setattr(module, 'random', Draws(rng))
-        numpy = SimpleNamespace(random=SimpleNamespace(choice=choice), array=np.array, sum=np.sum)
+        used = ('array', 'sum', 'zeros_like', 'asarray', 'clip', 'float32', 'uint8')
+        numpy = SimpleNamespace(**{name: getattr(np, name) for name in used})
+        numpy.random = SimpleNamespace(choice=choice, dirichlet=rng.dirichlet, beta=rng.beta, randint=rng.integers)
         monkeypatch.setattr(timm_aa, 'np', numpy)
         monkeypatch.setattr(torch, 'rand', lambda *_: torch.tensor(rng.random(), dtype=torch.float64))
         monkeypatch.setattr(torchvision.transforms.ColorJitter, 'get_params', staticmethod(jitter))
@@ -99,7 +104,9 @@ def drawn_from(monkeypatch):
 def _posterize_to_black(monkeypatch):
     """Return a black image where no bit is kept, as ours and older versions of Pillow do; Pillow 13 raises an error."""
     original = ImageOps.posterize
-    monkeypatch.setattr(ImageOps, 'posterize', lambda p, bits: original(p, bits) if bits > 0 else p.point([0] * 768))
+    monkeypatch.setattr(
+        ImageOps, 'posterize', lambda p, bits: original(p, bits) if bits > 0 else p.point([0] * 256 * len(p.getbands()))
+    )
 
 
 def test_the_operations_are_timms():
@@ -158,6 +165,23 @@ def test_a_policy_gives_the_same_images(config, interpolation, drawn_from):
     assert len(seen) >= 10  # from three images
 
 
+@pytest.mark.parametrize('config', AUGMIX)
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_augmix_gives_the_same_images(config, mode, drawn_from):
+    """Chains, shares, magnitudes and the mixture; timm's scripts set `translate_pct`."""
+    fill = FILL if mode == 'RGB' else FILL[:1]
+    theirs = timm_aa.augment_and_mix_transform(config, {'translate_pct': 0.3, 'img_mean': fill})
+    ours = auto_augment_transform(config, fill=fill)
+    seen = set()
+    for seed in range(30):
+        image = list(images().values())[seed % 3].convert(mode)
+        drawn_from(np.random.default_rng(seed))
+        expected, rng = theirs(image), np.random.default_rng(seed)
+        assert np.array_equal(np.asarray(ours(image, rng)), np.asarray(expected)), seed
+        seen.add(expected.tobytes())
+    assert len(seen) >= 28
+
+
 @pytest.mark.parametrize(
     'options',
     [
@@ -168,6 +192,7 @@ def test_a_policy_gives_the_same_images(config, interpolation, drawn_from):
         {'auto_augment': 'original', 'force_color_jitter': True, 'color_jitter': (0.1, 0.7, 1.5), 'vflip': 0.1},
         {'auto_augment': '3a', 'vflip': 0.1, 'mean': (0.0, 1.0, 0.5)},
         {'auto_augment': 'rand-t3aw-n1', 'vflip': 0.1},
+        {'auto_augment': 'augmix-m5-w4-d2', 'vflip': 0.1, 'interpolation': 'bicubic'},
         {'crop': 'rkrc', 'interpolation': 'bicubic', 'vflip': 0.1},
         {'crop': 'rkrc', 'scale': (0.1, 0.2), 'ratio': (0.3, 3.0), 'color_jitter': None},
         {'crop': 'rkrr', 'interpolation': 'bilinear', 'vflip': 0.1},

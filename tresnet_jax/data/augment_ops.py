@@ -25,7 +25,7 @@ def _either_sign(value: float, rng: np.random.Generator) -> float:
     return -value if rng.random() > 0.5 else value
 
 
-def _signed(top: float) -> Callable:
+def signed(top: float) -> Callable:
     """Level -> a number between -top and top, with a random sign."""
     return lambda level, rng: _either_sign(level / 10 * top, rng)
 
@@ -92,7 +92,7 @@ OPERATIONS = {
     'AutoContrast': Operation(ImageOps.autocontrast),
     'Equalize': Operation(ImageOps.equalize),
     'Invert': Operation(ImageOps.invert),
-    'Rotate': Operation(Image.Image.rotate, _signed(30.0), geometric=True),  # degrees
+    'Rotate': Operation(Image.Image.rotate, signed(30.0), geometric=True),  # degrees
     'Posterize': Operation(_posterize, lambda level, _: _bits(level)),  # bits kept; a higher level is milder
     'PosterizeIncreasing': Operation(_posterize, lambda level, _: 4 - _bits(level)),
     'PosterizeOriginal': Operation(_posterize, lambda level, _: 4 + _bits(level)),  # as in the paper
@@ -107,13 +107,13 @@ OPERATIONS = {
     'BrightnessIncreasing': Operation(_brightness, _around_one),
     'Sharpness': Operation(_sharpness, _factor),
     'SharpnessIncreasing': Operation(_sharpness, _around_one),
-    'ShearX': Operation(_affine(lambda _, v: (1, v, 0, 0, 1, 0)), _signed(0.3), geometric=True),
-    'ShearY': Operation(_affine(lambda _, v: (1, 0, 0, v, 1, 0)), _signed(0.3), geometric=True),
+    'ShearX': Operation(_affine(lambda _, v: (1, v, 0, 0, 1, 0)), signed(0.3), geometric=True),
+    'ShearY': Operation(_affine(lambda _, v: (1, 0, 0, v, 1, 0)), signed(0.3), geometric=True),
     # In pixels, up to 250 as in the paper's code. The policies here use ...Rel instead, shares of the image's edge.
-    'TranslateX': Operation(_affine(lambda _, v: (1, 0, v, 0, 1, 0)), _signed(250.0), geometric=True),
-    'TranslateY': Operation(_affine(lambda _, v: (1, 0, 0, 0, 1, v)), _signed(250.0), geometric=True),
-    'TranslateXRel': Operation(_affine(lambda p, v: (1, 0, v * p.width, 0, 1, 0)), _signed(0.45), geometric=True),
-    'TranslateYRel': Operation(_affine(lambda p, v: (1, 0, 0, 0, 1, v * p.height)), _signed(0.45), geometric=True),
+    'TranslateX': Operation(_affine(lambda _, v: (1, 0, v, 0, 1, 0)), signed(250.0), geometric=True),
+    'TranslateY': Operation(_affine(lambda _, v: (1, 0, 0, 0, 1, v)), signed(250.0), geometric=True),
+    'TranslateXRel': Operation(_affine(lambda p, v: (1, 0, v * p.width, 0, 1, 0)), signed(0.45), geometric=True),
+    'TranslateYRel': Operation(_affine(lambda p, v: (1, 0, 0, 0, 1, v * p.height)), signed(0.45), geometric=True),
     'Desaturate': Operation(lambda image, v: _color(image, min(1.0, max(0.0, 1.0 - v))), _between(0.5, 1.0)),
     'GaussianBlur': Operation(_blur, _between(0.1, 2.0)),  # radius in pixels
     'GaussianBlurRand': Operation(_blur, _random_radius),

@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment and 3-Augment policies from timm's strings (``timm/data/auto_augment.py``).
+"""AutoAugment, RandAugment, AugMix and 3-Augment from timm's strings (``timm/data/auto_augment.py``).
 
 Papers: https://arxiv.org/abs/1805.09501, https://arxiv.org/abs/1909.13719, https://arxiv.org/abs/2204.07118. A policy
 asks its generator for the same numbers in the same order as timm asks Python's `random`, so the probabilities are
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tresnet_jax.data.augment_ops import OPERATIONS
+from tresnet_jax.data import augmix
+from tresnet_jax.data.augment_ops import OPERATIONS, signed
+from tresnet_jax.data.augmix import AugMix
 from tresnet_jax.data.transforms import draw_interpolation
 
 GEOMETRIC_INTERPOLATIONS = ('random', 'nearest', 'bilinear', 'bicubic')  # those that Pillow can rotate with
@@ -89,6 +91,16 @@ PARTS = {  # key: (pattern of its value, meaning)
     'inc': (r'[01]', '1: all operations grow stronger with the magnitude'),
     't': ('|'.join(RAND_SETS), 'set of operations: ' + ', '.join(RAND_SETS)),
 }
+POLICY_PARTS = {'mstd': PARTS['mstd']}  # of AutoAugment and 3-Augment
+AUGMIX_PARTS = {
+    'm': (_WHOLE, 'magnitude, 3 by default'),
+    'w': (r'0*[1-9]\d*', 'chains of operations, 3 by default'),
+    'd': (_WHOLE, 'operations of a chain, 1 to 3 at random by default'),
+    'a': (rf'(?=.*[1-9]){_NUMBER}', 'alpha of the mixtures, 1 by default'),
+    'b': (r'[01]', '1: mix by one blend of 8-bit images for each chain, which is faster'),
+    'mstd': (_NUMBER, 'standard deviation of the magnitude; by default it is uniform in [0, m]'),
+}
+RELATIVE = ('TranslateXRel', 'TranslateYRel')
 
 
 class Step(NamedTuple):
@@ -112,10 +124,13 @@ class Policy:
     magnitude_max: float = 10.0
     interpolation: str = 'random'
     fill: tuple[int, ...] = (128, 128, 128)
+    translation: float | None = None
+    """Largest share of the image's edge by which the operations RELATIVE move it. None: 0.45."""
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the augmented image, of the same mode ('RGB' or 'L') and size."""
-        for choice in rng.choice(len(self.choices), self.layers, replace=self.weights is None, p=self.weights):
+    def __call__(self, image: Image.Image, rng: np.random.Generator, layers: int | None = None) -> Image.Image:
+        """Return the augmented image, of the same mode ('RGB' or 'L') and size; `layers` replaces the policy's own."""
+        layers = self.layers if layers is None else layers
+        for choice in rng.choice(len(self.choices), layers, replace=self.weights is None, p=self.weights):
             for step in self.choices[choice]:
                 if step.probability == 1 or rng.random() <= step.probability:
                     image = self._apply(step, image, rng)
@@ -129,6 +144,8 @@ class Policy:
             level = rng.normal(level, self.magnitude_std)
         level = max(0.0, min(level, self.magnitude_max))
         operation = OPERATIONS[step.name]
+        if self.translation is not None and step.name in RELATIVE:
+            operation = operation._replace(argument=signed(self.translation))
         arguments = [] if operation.argument is None else [operation.argument(level, rng)]
         if not operation.geometric:
             return operation.apply(image, *arguments)
@@ -142,13 +159,13 @@ def _steps(row: Sequence[Any], posterize: str) -> tuple[Step, ...]:
     return tuple(Step(posterize if name == 'Posterize' else name, p, m) for name, p, m in triples)
 
 
-def _parse(config: str, parts: list[str], allowed: list[str]) -> dict[str, str]:
+def _parse(config: str, parts: list[str], allowed: dict[str, tuple[str, str]]) -> dict[str, str]:
     """Return the values of the parts of a string by key, as text."""
     values: dict[str, str] = {}
     for part in parts:
-        found = [key for key in allowed if re.fullmatch(f'{key}(?:{PARTS[key][0]})', part)]
+        found = [key for key, (pattern, _) in allowed.items() if re.fullmatch(f'{key}(?:{pattern})', part)]
         if not found or found[0] in values:
-            known = '; '.join(f'{key}: {PARTS[key][1]}' for key in allowed)
+            known = '; '.join(f'{key}: {meaning}' for key, (_, meaning) in allowed.items())
             problem = 'is given twice' if found else 'is unknown or has an impossible value'
             raise ValueError(f'auto_augment {config!r}: {part!r} {problem}. Allowed are {known}')
         values[found[0]] = part.removeprefix(found[0])
@@ -180,15 +197,33 @@ def _rand_augment(values: dict[str, str], config: str, options: dict[str, Any]) 
     )
 
 
+def _augmix(values: dict[str, str], options: dict[str, Any]) -> AugMix:
+    """Return AugMix for the parsed parts of an 'augmix' string."""
+    policy = Policy(
+        tuple((Step(name, 1.0, int(values.get('m', 3))),) for name in augmix.OPERATIONS),
+        magnitude_std=float(values.get('mstd', math.inf)),
+        translation=augmix.TRANSLATION,
+        **options,
+    )
+    return AugMix(
+        policy,
+        width=int(values.get('w', 3)),
+        depth=int(values.get('d', 0)),
+        alpha=float(values.get('a', 1)),
+        blended=values.get('b') == '1',
+    )
+
+
 def auto_augment_transform(
     config: str, *, interpolation: str = 'random', fill: tuple[int, ...] = (128, 128, 128)
-) -> Policy:
-    """Return the policy of one of timm's configuration strings.
+) -> Policy | AugMix:
+    """Return the augmentation of one of timm's configuration strings.
 
     Args:
         config: 'original' (the paper's ImageNet policy), 'originalr', 'v0', 'v0r' or '3a', optionally with the standard
             deviation of the magnitudes ('original-mstd0.5'); or 'rand' with any of `PARTS`, as in
-            'rand-m9-mstd0.5-inc1'. A magnitude is at most 10 unless `mmax` allows more.
+            'rand-m9-mstd0.5-inc1', where a magnitude is at most 10 unless `mmax` allows more; or 'augmix' with any of
+            `AUGMIX_PARTS`, as in 'augmix-m5-w4-d2'.
         interpolation: 'nearest', 'bilinear' or 'bicubic'; or 'random', one of the last two for each operation.
         fill: colour of the pixels that geometric operations bring in from outside the image: one value for grey images.
 
@@ -202,10 +237,12 @@ def auto_augment_transform(
     name, *parts = config.split('-')
     options = {'interpolation': interpolation, 'fill': fill}
     if name in POLICIES:
-        values = _parse(config, parts, ['mstd'])
+        values = _parse(config, parts, POLICY_PARTS)
         rows, posterize = POLICIES[name]
         choices = tuple(_steps(row, posterize) for row in rows)
         return Policy(choices, magnitude_std=float(values.get('mstd', 0)), **options)
+    if name == 'augmix':
+        return _augmix(_parse(config, parts, AUGMIX_PARTS), options)
     if name != 'rand':
-        raise ValueError(f'auto_augment {config!r} must start with one of {", ".join(POLICIES)}, rand')
-    return _rand_augment(_parse(config, parts, list(PARTS)), config, options)
+        raise ValueError(f'auto_augment {config!r} must start with one of {", ".join(POLICIES)}, rand, augmix')
+    return _rand_augment(_parse(config, parts, PARTS), config, options)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from tresnet_jax.data.augmix import AugMix
 from tresnet_jax.data.auto_augment import Policy, auto_augment_transform
 from tresnet_jax.data.images import MODES, finish_decoding, pixels_of, planes
 from tresnet_jax.data.transforms import (
@@ -162,7 +163,7 @@ class TrainTransform:
     hflip: float
     vflip: float
     color_jitter: tuple[float, float, float]
-    auto_augment: Policy | None
+    auto_augment: Policy | AugMix | None
     draft: bool
     channels: int = 3
 

@@ -126,7 +126,8 @@ class TrainConfig:
     color_jitter: Annotated[float, NOT_NEGATIVE] = 0.4
     """Strength of brightness, contrast and saturation jitter; ignored with `aa`."""
     aa: Annotated[str | None, flag('POLICY', 'none')] = None
-    """'original' (AutoAugment for ImageNet) or a RandAugment string such as 'rand-m9-mstd0.5-inc1'."""
+    """'original' (AutoAugment for ImageNet), '3a' (3-Augment), a RandAugment string such as 'rand-m9-mstd0.5-inc1', or
+    AugMix: 'augmix-m5-w4-d2'."""
     reprob: Annotated[float, SHARE] = 0.0
     """Probability of random erasing."""
     remode: Literal['const', 'rand', 'pixel'] = 'pixel'
