@@ -18,7 +18,7 @@ from tests.helpers.paths import EMBEDDED, ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 PYTHON = re.compile(r'^```(?:python|\{code-cell\} ipython3)\n(?::tags:.*\n)?(.*?)^```', re.M | re.S)
-COMMAND = re.compile(r'^python (?:-m convert|scripts/).*$', re.M)
+COMMAND = re.compile(r'^python (?:-m convert|scripts/)(?:.*\\\n)*.*$', re.M)  # a backslash continues a line
 # A small network of a repository takes the place of a large one.
 LARGE = re.compile(r"create_model\('(tresnet_l|resnet50d)', pretrained=True")
 HUB = re.compile(r"'hf-hub:small|create_model\('test_resnet\.r160_in1k', pretrained=True")
@@ -48,6 +48,11 @@ def run_python(code: str, names: dict) -> None:
     for line in code.splitlines():  # print(...)  # the expected output
         if expected := re.match(r'print\(.*\)\s+# (.*)', line):
             assert expected[1] in out.getvalue(), f'{line}\nprinted {out.getvalue()}'
+
+
+def words_of(command: str) -> list[str]:
+    """Return the arguments of ``python`` in a command, which a backslash may continue on the next line."""
+    return shlex.split(command.replace('\\\n', ' '), comments=True)[1:]
 
 
 # Runs the steps of a page in one process, which imports JAX once.
@@ -108,7 +113,7 @@ def test_the_examples_of_a_page_run(page, clone, monkeypatch, request):
         for _, code in found:
             run_python(code, names)
         return
-    todo = [(kind, text, [] if kind == 'python' else shlex.split(text, comments=True)[1:]) for kind, text in found]
+    todo = [(kind, text, [] if kind == 'python' else words_of(text)) for kind, text in found]
     environment = client_environment(clone / 'home', request.getfixturevalue('hub').endpoint) if needs_hub else None
     result = subprocess.run(
         [sys.executable, '-c', RUNNER],
