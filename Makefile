@@ -4,7 +4,7 @@ RELEASE_TOOLS = 'build>=1.3' 'twine>=6.2' 'check-wheel-contents>=0.6.3' 'cffconv
 
 PYTHON_NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c pass 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-all test-newest test-oldest check check-workflows docs check-docs release-check golden gpu-report clean
+.PHONY: demo test test-all test-newest test-oldest check check-workflows docs check-docs release-check publish-weights golden gpu-report clean
 
 demo: .venv-demo/ready  ## convert, compare, classify, fine-tune; needs no torch, and the network only to install
 	.venv-demo/bin/python scripts/demo.py --out demo_output
@@ -48,6 +48,9 @@ docs: .venv-docs/ready  ## the site, in site/; runs the notebooks, and treats ev
 
 check-docs: docs  ## open every page of the site in Chromium (apt-get install chromium chromium-driver)
 	.venv-docs/bin/python scripts/check_site.py site
+
+publish-weights: .venv/ready  ## make publish-weights DIR=weights ORG=name [OUT=published] [FLAGS="--data ..."]
+	.venv/bin/python scripts/publish_weights.py $(DIR) --org $(ORG) --out $(or $(OUT),published) $(FLAGS)
 
 gpu-report: .venv-gpu/ready  ## compile programs for a GPU, without a GPU; takes hours and installs 6 GB
 	.venv-gpu/bin/python scripts/gpu_report.py

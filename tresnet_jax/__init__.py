@@ -16,6 +16,7 @@ from tresnet_jax.exporting import load_exported as load_exported
 from tresnet_jax.factory import create_model as create_model
 from tresnet_jax.folding import fold_batchnorm as fold_batchnorm
 from tresnet_jax.hub.config import save_pretrained as save_pretrained
+from tresnet_jax.hub.upload import push_to_hub as push_to_hub
 from tresnet_jax.labels import class_names as class_names
 from tresnet_jax.models.build import add_ml_decoder_head as add_ml_decoder_head
 from tresnet_jax.models.functional import functional as functional

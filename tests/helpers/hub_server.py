@@ -1,4 +1,4 @@
-"""A Hugging Face hub on 127.0.0.1 that answers the requests of a download and can fail in many ways.
+"""A Hugging Face hub on 127.0.0.1 that answers the requests of a download or an upload and can fail in many ways.
 
 As on the real hub, small files come from the hub itself, and weights by a redirect to a storage host, here another
 port, with the SHA-256 as the ETag.
@@ -10,6 +10,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
+
+from tests.helpers.hub_uploads import StoredUploads, Uploads
 
 TOKEN = 'hf_right'
 
@@ -37,6 +39,8 @@ class Hub:
         renamed: 'org/old' -> 'org/new'.
         requests: one line per request: 'HEAD org/name config.json', or 'STORAGE org/name model.safetensors'.
         tokens: the Authorization header of each request.
+        uploads: SHA-256 -> bytes that were sent to the storage.
+        created, commits: what was asked of the hub: repositories to create, and headers of commits.
     """
 
     def __init__(self) -> None:
@@ -45,6 +49,9 @@ class Hub:
         self.renamed: dict[str, str] = {}
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
+        self.uploads: dict[str, bytes] = {}
+        self.created: list[dict] = []
+        self.commits: list[dict] = []
         self.released = threading.Event()
 
     def __enter__(self) -> 'Hub':
@@ -92,9 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-class _HubHandler(_Handler):
+class _HubHandler(_Handler, Uploads):
     def do_HEAD(self) -> None:
         hub = self.hub
+        if self.path.startswith('/api/'):
+            return self.answer(404, {})  # what the client asks beside the requests of a download
         organisation, name, _, revision, filename = unquote(self.path).lstrip('/').split('/', 4)
         repository = f'{organisation}/{name}'
         self.note(self.command, repository, filename)
@@ -131,7 +140,7 @@ class _HubHandler(_Handler):
     do_GET = do_HEAD
 
 
-class _StorageHandler(_Handler):
+class _StorageHandler(_Handler, StoredUploads):
     def do_GET(self) -> None:
         repository, _, filename = unquote(self.path).lstrip('/').rpartition('/')
         self.note('STORAGE', repository, filename)

@@ -110,7 +110,7 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str], c
                 if isinstance(cached, str):
                     return _verified(Path(cached), None, repository, cache_dir)
             raise HubError(
-                f'{repository}: {_explain(error)}, and {" or ".join(filenames)} is not in the cache '
+                f'{repository}: {explain(error)}, and {" or ".join(filenames)} is not in the cache '
                 f'{cache_dir or constants.HF_HUB_CACHE}; {remedy}'
             ) from None
         try:
@@ -124,7 +124,7 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str], c
             )
         except Exception as error:  # of as many classes as above
             raise HubError(
-                f'{repository}: {filename} could not be downloaded: {_explain(error)}; try again, or {remedy}'
+                f'{repository}: {filename} could not be downloaded: {explain(error)}; try again, or {remedy}'
             ) from None
         return _verified(Path(path), remote.etag, repository, cache_dir)
     raise HubError(f'{repository}: there is no {" or ".join(filenames)} in this repository')
@@ -234,7 +234,7 @@ def _remedy(repository: str, filenames: Sequence[str]) -> str:
     return f'fetch {filenames[0]} of {repository} from the Hugging Face hub and pass checkpoint=PATH'
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """Return in one line why a request failed, and the remedy if there is one."""
     from huggingface_hub import constants, errors
 
