@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         shown = np.clip(images[:SHOWN] * 64 + 128, 0, 255).astype(np.uint8)
         rows = zip(shown, COLOURS[classes[:SHOWN]], COLOURS[predicted[:SHOWN]], strict=True)
         panels = [Image.fromarray(panel) for row in rows for panel in row]
-        contact_sheet(panels, ['image', 'shapes', 'predicted'] * SHOWN, arguments.sheet, columns=6)
+        contact_sheet(panels, ['image', 'shapes', 'predicted'] * SHOWN, arguments.sheet, columns=6, inches=1.2)
     return 0
 
 

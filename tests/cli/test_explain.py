@@ -46,13 +46,17 @@ def test_one_file_per_image_and_a_contact_sheet(run, tmp_path):
 
 
 def test_maps_are_those_of_the_library(monkeypatch, run, tmp_path):
+    """For chosen classes, with probabilities as of any number of classes per image."""
     drawn = []
     monkeypatch.setattr(command, '_draw', lambda image, transform, explained, *rest: drawn.append(explained))
-    flags = ('--class', 'Sandal', 8, '--image-size', 64, '--batch-size', 1)
+    flags = ('--class', 'Sandal', 8, '--image-size', 64, '--batch-size', 1, '--task', 'multilabel')
     assert run(BAG, '--model', NAME, '--out', tmp_path, *flags)[0] == 0
     model = tresnet_jax.create_model(NAME, pretrained=True)
     transform = create_transform(**{**resolve_data_config(model), 'input_size': 64})
-    expected = jax.jit(tresnet_jax.grad_cam)(model, transform(Image.open(BAG))[None], np.array([[5, 8]]))
+    x = transform(Image.open(BAG))[None]
+    expected = jax.jit(tresnet_jax.grad_cam)(model, x, np.array([[5, 8]]))
+    logits = jax.jit(lambda model, x: model(x))(model, x)[0, np.array([5, 8])]
+    np.testing.assert_allclose(drawn[0].probabilities, jax.nn.sigmoid(logits), rtol=1e-4)
     assert drawn[0].classes.tolist() == [5, 8] and drawn[0].maps.shape == (2, 2, 2)
     np.testing.assert_allclose(drawn[0].maps, expected[0], rtol=1e-3, atol=1e-4)
 
