@@ -93,7 +93,7 @@ def main(
         shape: dict[str, Any] = {'size': image_size, 'batch_size': batch_size, 'batches': batches}
         plans: list[tuple[str, int, Contender, Contender | None]] = [*stages(source, image_size, batch_size)]
         for number in sorted({1, cores}):
-            timm = has_timm() and timm_loader(source, workers=number if number > 1 else 0, **shape)
+            timm = has_timm() and timm_round(TimmDataset(source), workers=number if number > 1 else 0, **shape)
             plans.append(('pipeline', number, our_pipeline(source, threads=number, **shape), timm or None))
             drafted = our_pipeline(source, threads=number, draft=True, **shape)
             plans.append(('pipeline, JPEG decoded as small as the crop allows', number, drafted, timm or None))
@@ -195,13 +195,12 @@ class TimmDataset:
         return self.transform(image.convert('RGB')), record['label']
 
 
-def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, workers: int) -> Contender:
+def timm_round(dataset: Any, *, size: int, batch_size: int, batches: int, workers: int) -> Contender:
     """Return a round of timm's loader, up to the uint8 batches for the device; 0 workers means one thread."""
     import torch
     from timm.data.loader import create_loader
 
     torch.set_num_threads(1)
-    dataset: Any = TimmDataset(source)
     loader: Any = create_loader(
         dataset,
         size,
@@ -223,13 +222,19 @@ def timm_loader(source: Source, *, size: int, batch_size: int, batches: int, wor
 
 
 def speed(iterator: Iterator[Any], cores: int, batch_size: int, batches: int) -> float:
-    """Return images per second after the first batch, so that the start does not count."""
+    """Return images per second after the first batches: neither the start counts nor what was built meanwhile."""
     clock = time.process_time if cores == 1 else time.perf_counter
-    next(iterator)
+    for _ in range(first_batches(cores)):
+        next(iterator)
     began = clock()
     for _ in range(batches):
         next(iterator)
     return batches * batch_size / (clock() - began)
+
+
+def first_batches(cores: int) -> int:
+    """Return the number of batches that are not timed: the first, and those that several cores build in advance."""
+    return 1 if cores == 1 else 1 + 2 * cores
 
 
 def generate_images(folder: Path, count: int = 64) -> None:
