@@ -42,6 +42,7 @@ maximum_signature_line_length = 78
 
 copybutton_prompt_text = r'>>> |\.\.\. |\$ '
 copybutton_prompt_is_regexp = True
+copybutton_line_continuation_character = '\\'
 
 html_theme = 'sphinx_book_theme'
 html_title = 'tresnet_jax'

@@ -31,7 +31,7 @@ def steps(page: Path) -> list[tuple[str, str]]:
     """
     text = page.read_text(encoding='utf-8')
     found = [(match.start(), 'python', match[1]) for match in PYTHON.finditer(text)]
-    found += [(match.start(), 'command', match[0]) for match in COMMAND.finditer(text)]
+    found += [(match.start(), 'command', match[0].replace('\\\n', ' ')) for match in COMMAND.finditer(text)]
     return [
         (kind, LARGE.sub(r"create_model('hf-hub:small/\1', pretrained=True", what)) for _, kind, what in sorted(found)
     ]
@@ -136,3 +136,7 @@ def test_code_fits_the_page():
         for code in PYTHON.findall(page.read_text(encoding='utf-8')):
             for line in code.splitlines():
                 assert len(line) <= 75, f'{name(page)}: {line}'
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / 'README.md').read_text(encoding='utf-8').splitlines()) <= 120

@@ -10,7 +10,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 ROOT = Path(__file__).parents[2]
-WIDTH = 78  # columns of the text, which fit on the page
+WIDTH = 72  # columns of the text, which fit on the page
 
 
 def help_of(words: list[str]) -> str:
