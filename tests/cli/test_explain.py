@@ -98,7 +98,7 @@ IMAGENET = (class_names(1000), class_synsets(1000))
         ('10', FASHION, None, '--class 10: expected a name or an index from 0 to 9'),
         ('-1', None, None, '--class -1: expected an index from 0 to 9'),
         ('n0', *IMAGENET, '--class n0: expected a name, a synset or an index from 0 to 999'),
-        ('crane', ('crane', 'Crane', 'x'), None, 'may be class 0 (crane) or 1 (Crane); give another index or name of'),
+        ('crane', ('crane', 'Crane', 'x'), None, 'may be class 0 (crane) or 1 (Crane); give its index or its name'),
         ('2', ('2', '1', '0'), None, '--class 2: may be class 0 (2) or 2 (0)'),
     ],
 )

@@ -166,8 +166,8 @@ def find_class(text: str, names: Sequence[str] | None, synsets: Sequence[str] | 
         return found.pop()
     if found:
         listed = ' or '.join(f'{index} ({names[index]})' if names else str(index) for index in sorted(found))
-        other = 'index or synset' if synsets else 'index or name'
-        raise ValueError(f'--class {shown(text)}: may be class {listed}; give another {other} of it')
+        other = 'index or its synset' if synsets else 'index or its name'
+        raise ValueError(f'--class {shown(text)}: may be class {listed}; give its {other}')
     near = difflib.get_close_matches(text, names or (), 1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     kinds = 'a name, a synset or an index' if synsets else 'a name or an index' if names else 'an index'
