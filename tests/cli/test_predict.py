@@ -224,12 +224,29 @@ def test_no_images(run, tmp_path):
 
 
 def test_the_command_line_itself_is_checked(run, capsys):
-    for argument, code in ('--help', 0), ('a.png', 2), ('--modle', 2):
+    for argument, code in ('--help', 0), ('--modle', 2):
         with pytest.raises(SystemExit) as caught:
             run(argument)
         assert caught.value.code == code
         captured = capsys.readouterr()
         assert '--model NAME' in (captured.err if code else captured.out)
+
+
+def test_the_model_of_a_run_is_known(run, greys, monkeypatch):
+    run_folder = greys / 'run'
+    (run_folder / 'checkpoints').mkdir(parents=True)
+    (run_folder / 'model.json').write_text(json.dumps({'format': 'tresnet_jax', 'architecture': 'test_tresnet'}))
+    asked = []
+    monkeypatch.setattr(predict, 'load_classifier', lambda flags: asked.append(flags.model) or fashion())
+    assert run(greys / '3.png', '--checkpoint', run_folder)[0] == 0
+    assert run(greys / '3.png', '--checkpoint', run_folder, '--model', 'test_resnet')[0] == 0
+    assert asked == ['test_tresnet', 'test_resnet']
+
+
+def test_the_model_must_be_known(run, greys):
+    expected = 'error: which model? give --model NAME, or --checkpoint RUN\n'
+    assert run(greys / '3.png') == (2, '', expected)
+    assert run(greys / '3.png', '--checkpoint', greys / '3.png') == (2, '', expected)
 
 
 def test_top():

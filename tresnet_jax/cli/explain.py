@@ -24,7 +24,7 @@ from tresnet_jax.cli.image_files import (
     is_multilabel,
     load_classifier,
     read_image,
-    with_white_of_run,
+    with_values_of_run,
 )
 from tresnet_jax.cli.outputs import check_plot_folder, make_folder
 from tresnet_jax.compilation_cache import use_compilation_cache
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module=r'PIL\.')  # about large images and damaged metadata
         try:
-            arguments = with_white_of_run(arguments)
+            arguments = with_values_of_run(arguments)
             if arguments.classes and arguments.topk:
                 raise ValueError('--class names the classes, and --topk counts the likeliest: give one of them')
             check_plot_folder('--out', arguments.out)

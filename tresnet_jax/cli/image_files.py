@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import tyro
 
-from tresnet_jax.checkpoints.run import CHECKPOINTS
+from tresnet_jax.checkpoints.run import CHECKPOINTS, stored_network
 from tresnet_jax.data.images import MODES, load_image, warn_narrow_range
 from tresnet_jax.data.transforms import EvalTransform
 from tresnet_jax.data.walk import find_images
@@ -26,7 +26,7 @@ class ImageFileFlags:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, and folders that are searched at any depth."""
 
-    model: Annotated[str, flag('NAME')]
+    model: Annotated[str | None, flag('NAME', 'that of the run')] = None
     """Architecture, or architecture and tag: resnet50d, resnet50d.a1_in1k."""
 
     checkpoint: Annotated[Path | None, flag('FILE', 'the pretrained weights of the tag')] = None
@@ -50,18 +50,26 @@ class ImageFileFlags:
 Flags = TypeVar('Flags', bound=ImageFileFlags)
 
 
-def with_white_of_run(flags: Flags) -> Flags:
-    """Return the flags with `max_value` of the run, if the weights are those of one and the flag is not given."""
+def with_values_of_run(flags: Flags) -> Flags:
+    """Return the flags with `model` and `max_value` of the run, if the weights are those of one, unless they are given.
+
+    Raises:
+        ValueError: the model is unknown.
+    """
     folder = flags.checkpoint
-    if flags.max_value is not None or folder is None or not (folder / CHECKPOINTS).is_dir():
-        return flags
-    return dataclasses.replace(
-        flags, max_value=load_config(folder).max_value if (folder / CONFIG_FILE).exists() else None
-    )
+    if folder is not None and (folder / CHECKPOINTS).is_dir():
+        model = flags.model or stored_network(folder).get('name')
+        white = flags.max_value
+        if white is None and (folder / CONFIG_FILE).exists():
+            white = load_config(folder).max_value
+        flags = dataclasses.replace(flags, model=model, max_value=white)
+    if flags.model is None:
+        raise ValueError('which model? give --model NAME, or --checkpoint RUN')
+    return flags
 
 
 def find_files(flags: ImageFileFlags) -> list[Path]:
-    """Return the image files, after a check of all flags. Call `with_white_of_run` before.
+    """Return the image files, after a check of all flags. Call `with_values_of_run` before.
 
     Raises:
         ValueError: a flag is wrong, or there is no image.
@@ -83,6 +91,7 @@ def load_classifier(flags: ImageFileFlags) -> Any:
     Raises:
         ValueError: it cannot classify grey or RGB images.
     """
+    assert flags.model is not None  # by `with_values_of_run`
     model = create_model(flags.model, pretrained=flags.checkpoint is None, checkpoint=flags.checkpoint)
     if model.in_chans not in MODES or not model.num_classes:
         what = f'{amount(model.in_chans, "channel")} and {amount(model.num_classes, "class", "classes")}'

@@ -21,7 +21,7 @@ from tresnet_jax.cli.image_files import (
     is_multilabel,
     load_classifier,
     read_image,
-    with_white_of_run,
+    with_values_of_run,
 )
 from tresnet_jax.cli.outputs import check_plot
 from tresnet_jax.compilation_cache import use_compilation_cache
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Pillow warns about large images and damaged metadata; both are harmless, and would break the bar's line.
         warnings.filterwarnings('ignore', module=r'PIL\.')
         try:
-            arguments = with_white_of_run(arguments)
+            arguments = with_values_of_run(arguments)
             if arguments.plot:
                 check_plot('--plot', arguments.plot)
             paths = find_files(arguments)
