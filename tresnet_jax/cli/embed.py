@@ -46,8 +46,10 @@ class EmbedArguments:
     """Also write a PNG file that shows images beside their nearest neighbours in the data, by cosine similarity."""
     neighbours: Annotated[int | None, POSITIVE, flag('K', '5')] = None
     """Neighbours of each image of --sheet."""
-    query: tuple[Path, ...] = ()
-    """Image files, and folders of them, whose neighbours --sheet shows. None: 8 images of the data."""
+    query: Annotated[
+        tuple[Path, ...], tyro.conf.arg(metavar='FILE', help_behavior_hint='(default: 8 images of the data)')
+    ] = ()
+    """Image files, and folders of them, whose neighbours --sheet shows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
