@@ -1,4 +1,4 @@
-"""The suite detects mistakes: every mutant of `mutants.py` moves a comparison over its tolerance."""
+"""The suite detects mistakes: every mutant of tests/helpers/mutants moves a comparison over its tolerance."""
 
 import ast
 import functools
