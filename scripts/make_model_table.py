@@ -43,8 +43,8 @@ this package's own, on Fashion-MNIST's test images.
 COST = """
 ## Cost and recipe
 
-The cost of one image of the tag's size. *MACs* are the multiply-accumulates of the convolutions and the linear layer.
-*Card FLOPs* are counted as on timm's model cards, on the image that the cards used
+The cost of one image of the tag's size. *GMACs* are billions of multiply-accumulates of the convolutions and the
+linear layer. *Card FLOPs* are counted as on timm's model cards, on the image that the cards used
 ([why they differ](resnet_d.md#what-the-flops-of-the-card-count)). `train.py --recipe TAG` trains with the recipe.
 
 """
@@ -90,7 +90,7 @@ def cost_cells(row: PretrainedConfig) -> list[str]:
     return [
         f'`{row.name}`',
         f'{true.parameters:,}',
-        f'{true.macs / 1e9:.3f} G',
+        f'{true.macs / 1e9:.3f}',
         f'{card.card_flops:,} ({_edge(card_size)})',
         recipe.summary,
     ]
@@ -131,7 +131,7 @@ def page() -> str:
     rows = list(PRETRAINED.values())
     heads = ['tag', 'classes', 'image', 'test', 'interpolation', 'mean, std', 'top-1', 'top-5']
     images = table(heads, map(image_cells, rows))
-    costs = table(['tag', 'parameters', 'MACs', 'card FLOPs (image)', 'recipe'], map(cost_cells, rows))
+    costs = table(['tag', 'parameters', 'GMACs', 'card FLOPs (image)', 'recipe'], map(cost_cells, rows))
     heads = ['tag', 'image', 'ReaL', 'V2', 'Sketch', 'A', 'R']
     others = table(heads, (cells for row in rows for cells in other_rows(row)))
     return HEAD + images + COST + costs + ELSEWHERE + others
