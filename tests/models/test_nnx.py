@@ -88,16 +88,17 @@ summary = functools.partial(nnx.tabulate, console_kwargs={'width': 300, 'force_t
 
 
 @pytest.mark.parametrize(
-    'name, options', [('test_resnet', {'remat': True}), ('test_tresnet', {'abn_memory': 'lean'} | ML_DECODER)]
+    'name, options',
+    [('test_resnet', {'remat': True, 'drop_rate': 0.1}), ('test_tresnet', {'abn_memory': 'lean'} | ML_DECODER)],
 )
 def test_tabulate(name, options):
     """A summary lists every stage. Flax leaves its classes changed if one fails, and then later tests fail too."""
-    model = tresnet_jax.create_model(name, num_classes=3, **options)
+    model = tresnet_jax.create_model(name, num_classes=3, drop_path_rate=0.1, **options)
     text = summary(model, jnp.zeros((2, 32, 32, 3)))
     assert f'{type(model).__name__} Summary' in text
     assert all(f'layer{stage}' in text for stage in (1, 2, 3, 4))
-    if not model.head_options:  # an ML-Decoder is random in training
-        assert summary(model.train(), jnp.zeros((2, 32, 32, 3))) == text
+    in_training = summary(model.train(), jnp.zeros((2, 32, 32, 3)), rngs=nnx.Rngs(dropout=0))
+    assert all(f'layer{stage}' in in_training for stage in (1, 2, 3, 4))
 
 
 def test_tabulate_a_folded_model():

@@ -198,11 +198,11 @@ class ImageModel(nnx.Module):
 
         That is the pooled vector after dropout or, for an ML-Decoder, the feature map itself.
         """
-        x = self.head_drop(global_pool(x, self.global_pool), rngs)
+        x = self.head_drop(global_pool(x, self.global_pool), rngs=rngs)
         if pre_logits:
             return x
         classifier = self._classifier()
-        return classifier(x, rngs) if isinstance(classifier, MLDecoder) else classifier(x)
+        return classifier(x, rngs=rngs) if isinstance(classifier, MLDecoder) else classifier(x)
 
     def _feature_maps(self, x: jax.Array, rngs: nnx.Rngs | None) -> Iterator[jax.Array]:
         """Yield the outputs of the stem and of each stage; each is computed when it is requested."""

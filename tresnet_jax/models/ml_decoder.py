@@ -71,7 +71,7 @@ class MultiheadAttention(nnx.Module):
         query, key, value = self._projected(queries, 0), self._projected(memory, 1), self._projected(memory, 2)
         scores = jnp.einsum('bghd,bnhd->bhgn', query, key) / query.shape[-1] ** 0.5
         weights = nnx.softmax(at_least_float32(scores)).astype(scores.dtype)
-        mixed = jnp.einsum('bhgn,bnhd->bghd', self.dropout(weights, rngs), value)
+        mixed = jnp.einsum('bhgn,bnhd->bghd', self.dropout(weights, rngs=rngs), value)
         return self.out_proj(mixed.reshape(*mixed.shape[:2], memory.shape[-1]))
 
 
@@ -91,10 +91,10 @@ class DecoderLayer(nnx.Module):
         """(1 or B, G, features) and (B, N, features) -> (B, G, features)."""
         if not self.dropout1.deterministic:  # the queries of each image are dropped on their own
             x = shard_like(jnp.broadcast_to(x, (memory.shape[0], *x.shape[1:])), memory)
-        x = self.norm1(x + self.dropout1(x, rngs))
-        x = self.norm2(x + self.dropout2(self.multihead_attn(x, memory, rngs), rngs))
-        hidden = self.dropout(nnx.relu(self.linear1(x)), rngs)
-        return self.norm3(x + self.dropout3(self.linear2(hidden), rngs))
+        x = self.norm1(x + self.dropout1(x, rngs=rngs))
+        x = self.norm2(x + self.dropout2(self.multihead_attn(x, memory, rngs=rngs), rngs=rngs))
+        hidden = self.dropout(nnx.relu(self.linear1(x)), rngs=rngs)
+        return self.norm3(x + self.dropout3(self.linear2(hidden), rngs=rngs))
 
 
 class MLDecoder(nnx.Module):
@@ -153,7 +153,7 @@ class MLDecoder(nnx.Module):
         batch, height, width, channels = x.shape
         memory = nnx.relu(self.embed_standart(x.reshape(batch, height * width, channels)))
         queries = jax.lax.stop_gradient(self.query_embed.embedding[...]).astype(memory.dtype)
-        decoded = self.decoder.layers[0](queries[None], memory, rngs)
+        decoded = self.decoder.layers[0](queries[None], memory, rngs=rngs)
         logits = jnp.einsum('bgd,gdc->bgc', decoded, self.duplicate_pooling[...].astype(decoded.dtype))
         flat = logits.reshape(batch, logits.shape[1] * logits.shape[2])
         return flat[:, : self.num_classes] + _like(self.duplicate_pooling_bias, flat)
