@@ -4,13 +4,16 @@ RELEASE_TOOLS = 'build>=1.3' 'twine>=6.2' 'check-wheel-contents>=0.6.3' 'cffconv
 
 PYTHON_NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c pass 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-all test-newest test-oldest check check-workflows docs check-docs release-check publish-weights golden gpu-report clean
+.PHONY: demo test fuzz test-all test-newest test-oldest check check-workflows docs check-docs release-check publish-weights golden gpu-report clean
 
 demo: .venv-demo/ready  ## convert, compare, classify, fine-tune; needs no torch, and the network only to install
 	.venv-demo/bin/python scripts/demo.py --out demo_output
 
 test: .venv/ready  ## the test suite, which compares with timm
 	.venv/bin/python -m pytest -n 2 --dist worksteal --durations=20
+
+fuzz: .venv/ready  ## make fuzz [N=1000] [KIND="safetensors image"] [SEED=0]: generated hostile files, see docs/robustness.md
+	PYTHONPATH=. nice .venv/bin/python scripts/fuzz.py --n $(or $(N),1000) --seed $(or $(SEED),0) $(if $(KIND),--kind $(KIND))
 
 # Tests that create, call, split or train networks. They may depend on whether NNX is in graph or tree mode.
 NETWORKS = $(addprefix tests/, models convert/test_golden.py test_factory.py test_folding.py test_profiling.py \

@@ -17,6 +17,7 @@ from tests.helpers.closeness import assert_close
 from tests.helpers.images import normal_images
 from tests.helpers.models import SMALL, as_trained
 from tests.helpers.paths import EMBEDDED
+from tresnet_jax.exporting import CHECKSUM
 from tresnet_jax.variants import ARCHITECTURES
 
 # Rounding of the dtype over up to two hundred layers; XLA rounds in other places if weights are constants.
@@ -180,13 +181,27 @@ def test_a_missing_folder(tmp_path):
 def test_damaged_files(fashion, tmp_path):
     whole = fashion[1].read_bytes()
     body, _, line = whole.rpartition(b'\n')
-    for damaged in (b'', b'garbage', whole[: len(whole) // 2], body, body + b'\n{}', body + b'\n[1]'):
+    flood = body + b'\n{"a":[' + b'[],' * 4_000_000 + b'1]}'
+    for damaged in (
+        b'',
+        b'garbage',
+        whole[: len(whole) // 2],
+        body,
+        body + b'\n{}',
+        body + b'\n[1]',
+        flood,
+    ):
         (tmp_path / 'model').write_bytes(damaged)
         with pytest.raises(ValueError, match='model: not a file of tresnet_jax.export, or cut short'):
             tresnet_jax.load_exported(tmp_path / 'model')
     without_input = bytes(jax.export.export(jax.jit(lambda: jnp.zeros(1)))().serialize())
-    for program in (body[len(body) // 2 :], without_input):
+    not_images = bytes(jax.export.export(jax.jit(lambda x: x))(jax.ShapeDtypeStruct((3,), 'float32')).serialize())
+    unchecked = json.dumps({key: value for key, value in json.loads(line).items() if key != CHECKSUM}).encode()
+    for program in (body[len(body) // 2 :], without_input, not_images):
         (tmp_path / 'model').write_bytes(program + b'\n' + line)
+        with pytest.raises(ValueError, match='model: its program is damaged; fetch the file again'):
+            tresnet_jax.load_exported(tmp_path / 'model')
+        (tmp_path / 'model').write_bytes(program + b'\n' + unchecked)  # as older files, which have no checksum
         with pytest.raises(ValueError, match='model: JAX .* cannot read it'):
             tresnet_jax.load_exported(tmp_path / 'model')
     with pytest.raises(FileNotFoundError):

@@ -72,6 +72,10 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     return MissingExtraError(f"{package} is not installed; run: pip install 'tresnet_jax[{EXTRAS[package]}]'")
 
 
+# Control characters, those that end lines or turn the direction of text, and surrogates.
+UNSHOWABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+
+
 def shown(text: str | os.PathLike) -> str:
     """Return a name for people, on one line: bytes that are not UTF-8 and control characters are escaped.
 
@@ -81,7 +85,7 @@ def shown(text: str | os.PathLike) -> str:
         >>> print(shown(b'caf\\xe9'.decode('utf-8', 'surrogateescape')))
         caf\\xe9
     """
-    return re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', _escaped, os.fspath(text))
+    return UNSHOWABLE.sub(_escaped, os.fspath(text))
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -92,9 +96,9 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return why an error happened, in one line of at most 300 characters."""
-    text = getattr(error, 'strerror', None) or ' '.join(str(error).split())
-    return text[:300] or type(error).__name__
+    """Return why an error happened, in one line of about 300 characters; what is not for people is escaped."""
+    text = getattr(error, 'strerror', None) or ' '.join(str(error)[:2000].split())
+    return shown(text[:300]) or type(error).__name__
 
 
 def amount(count: int, noun: str, nouns: str | None = None) -> str:

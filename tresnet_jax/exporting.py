@@ -9,7 +9,9 @@
     metadata = json.loads(open(path, 'rb').read().rpartition(b'\\n')[2])
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 
 from tresnet_jax.data.transforms import height_width, resolve_data_config
 from tresnet_jax.errors import missing_extra, reason
-from tresnet_jax.files import written_beside
+from tresnet_jax.files import LARGEST_JSON, written_beside
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.formats import EXPORTED
 from tresnet_jax.labels import class_names
@@ -33,6 +35,7 @@ from tresnet_jax.profiling import input_size
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 DEFAULT_PLATFORMS = ('cpu', 'cuda', 'tpu')
 ONNX_SUFFIX = '.onnx'
+CHECKSUM = 'program_sha256'  # the field of the metadata with the digest of what `jax.export` serialised
 
 
 def _metadata(model: ImageModel, height: int, width: int) -> dict[str, Any]:
@@ -147,7 +150,9 @@ def _stablehlo(
     exported = jax.export.export(jax.jit(lambda x: apply(params, batch_stats, x)), platforms=tuple(platforms))(
         jax.ShapeDtypeStruct((*batch_shape, *image_size, model.in_chans), param_dtype(model.dtype))
     )
-    return bytes(exported.serialize()) + f'\n{_json(metadata)}'.encode()
+    program = bytes(exported.serialize())
+    checksum = {CHECKSUM: hashlib.sha256(program).hexdigest()}
+    return program + f'\n{_json(metadata | checksum)}'.encode()
 
 
 class ExportedModel:
@@ -205,23 +210,35 @@ def load_exported(path: str | Path) -> ExportedModel:
         >>> loaded(jnp.zeros((2, 32, 32, 3))).shape
         (2, 5)
     """
-    data = bytearray(Path(path).read_bytes())
+    with Path(path).open('rb') as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        file.readinto(data)
     if _is_onnx(path):
         raise ValueError(f'{path}: an ONNX file: run it with onnxruntime.InferenceSession')
     try:
-        metadata = json.loads(data[data.rfind(b'\n') + 1 :])
+        line = memoryview(data)[data.rfind(b'\n') + 1 :]
+        if len(line) > LARGEST_JSON:
+            raise ValueError
+        metadata = json.loads(bytes(line))
         if metadata['format'] != EXPORTED.name:
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f'{path}: not a file of tresnet_jax.export, or cut short') from None
     EXPORTED.check(path, metadata)
+    # Files of 0.1.0's development have no checksum. JAX would compile a damaged program, or end the process.
+    digest = hashlib.sha256(memoryview(data)[: data.rfind(b'\n')]).hexdigest()
+    if metadata.pop(CHECKSUM, digest) != digest:
+        raise ValueError(f'{path}: its program is damaged; fetch the file again')
     try:
         exported = jax.export.deserialize(data)
-        dtype = exported.in_avals[0].dtype
+        (images,) = exported.in_avals
+        if len(images.shape) != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f'it takes {images}, not images')
+        dtype = jax.dtypes.canonicalize_dtype(images.dtype)
     except Exception as error:  # flatbuffers may raise any exception for a damaged file
         raise ValueError(
             f'{path}: JAX {jax.__version__} cannot read it ({reason(error)}): export the model again'
         ) from error
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    if images.dtype != dtype:
         raise ValueError(f"{path}: float64 needs jax.config.update('jax_enable_x64', True) at the start of the program")
     return ExportedModel(exported, metadata)

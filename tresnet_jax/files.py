@@ -13,7 +13,9 @@ import safetensors
 
 from tresnet_jax.errors import ConversionError, reason, shown
 
-LARGEST_JSON = 64 * 2**20  # bytes; the index of a ResNet-200-D has 100 kB, the names of 21,000 classes 500 kB
+# Bytes. The index of a ResNet-200-D has 100 kB, the names of 21,000 classes 500 kB. Parsed, JSON takes up to 30 times
+# its size.
+LARGEST_JSON = 10 * 2**20
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Hostile pickles: nothing runs, nothing takes long or much memory, and one line says what is wrong."""
 
+import io
 import pickle
 import re
 import struct
@@ -23,7 +24,8 @@ from tests.helpers.pickle_files import (
     tensor,
     write_zip,
 )
-from tresnet_jax.checkpoints.records import Record
+from tresnet_jax.checkpoints.pickles import Budget, Unpickler
+from tresnet_jax.checkpoints.records import Record, Unreadable
 from tresnet_jax.checkpoints.torch_file import load
 from tresnet_jax.errors import ConversionError
 
@@ -414,3 +416,16 @@ def test_many_deep_containers(tmp_path):
     """The paths of 12,000 lists, 480 names each: memory for 1000 times the file."""
     value = Raw(b']' * 480 + b'](' + b']Na' * 12_000 + b'e' + b'a' * 479)
     assert 'has more than 5,000,000 instructions' in refusal(write(tmp_path / 'file', 'plain pickle', value))
+
+
+@pytest.mark.parametrize('unit, most', [(b'}', 5), (b']', 5), (b'\x8f', 2), (b'N', 10)])
+def test_containers_cost_more_than_other_values(unit, most):
+    """Five million empty dictionaries are a file of 5 MB, and take 400 MB."""
+    for count in (most, most + 1):
+        stream = io.BytesIO(b'\x80\4](' + unit * count + b'e.')
+        budget = Budget(size=0, instructions=16)
+        if count == most:
+            assert len(Unpickler(stream, {}, None, budget).load()) == most
+        else:
+            with pytest.raises(Unreadable, match='instructions'):
+                Unpickler(stream, {}, None, budget).load()

@@ -232,6 +232,32 @@ def test_decompression_bombs(tmp_path):
     assert '3600000000 pixels' in refuse(tmp_path / 'bomb.png')
 
 
+def png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0))
+    return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize('depth, colour, edge', [(8, 2, 6200), (8, 6, 6200), (8, 0, 6200), (16, 0, 4400)])
+def test_small_files_cannot_claim_enormous_images(depth, colour, edge, tmp_path):
+    """Below Pillow's limit of 179 million pixels; decoding takes up to 16 bytes for each."""
+    for pixels, refused in ((b'', True), (bytes(edge * edge // 50), False)):
+        data = png(edge, edge, depth, colour, pixels)
+        (tmp_path / 'a.png').write_bytes(data)
+        claim = f'claims {edge} x {edge} pixels, and has {len(data):,} bytes'
+        with pytest.raises(ImageError) as error:
+            load_image(tmp_path / 'a.png')
+        assert (str(error.value) == f'{tmp_path}/a.png: {claim}') == refused
+        with pytest.raises(ImageError) as error:
+            decode(data)
+        assert (str(error.value) == claim) == refused
+    (tmp_path / 'a.png').write_bytes(png(4000, 4000, depth, colour, b''))
+    with pytest.raises(ImageError, match='truncated'):
+        load_image(tmp_path / 'a.png')
+
+
 @pytest.mark.parametrize('shape', [(3, 4), (3, 4, 1), (3, 4, 3), (3, 4, 4)])
 def test_arrays_are_decoded_too(shape):
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -30,12 +30,12 @@ def test_the_latest_and_the_best_are_kept(keep_last, keep_best, expected, tmp_pa
     assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == expected
 
 
-@pytest.mark.parametrize('text', ['junk', '[1]', '{"top1": null}', '{"top1": "a"}'])
+@pytest.mark.parametrize('text', ['junk', '[1]', '{"top1": null}', '{"top1": "a"}', '{"top1": ' + '9' * 400 + '}'])
 def test_damaged_metrics_are_named(text, tmp_path):
     file = tmp_path / 'checkpoints/3/metrics/metrics'
     file.parent.mkdir(parents=True)
     file.write_text(text)
     with pytest.raises(ConversionError) as error:
         Checkpoints(tmp_path, keep_last=1, keep_best=1)
-    assert str(error.value).startswith(f'{file}: expected a JSON object of numbers')
+    assert str(error.value).startswith(f'{file}: ') and 'JSON' in str(error.value)
     assert f'delete the folder {file.parent}' in str(error.value) and '\n' not in str(error.value)

@@ -11,8 +11,9 @@ from typing import IO
 from tresnet_jax.checkpoints.records import Unreadable, printable
 from tresnet_jax.errors import ConversionError, reason
 
-# All members together may expand to this many times the size of the file, or to this many bytes if that is more.
-MOST_EXPANDED = 50
+# What is compressed, or repeats, may take this many times the size of its file, or this many bytes if that is more. The
+# weights of a trained network hardly compress.
+MOST_EXPANDED = 2
 ALWAYS_ALLOWED = 64 * 2**20
 LOCAL_HEADER = struct.Struct('<4s22xHH')  # the signature; the lengths of the name and of the extra field
 

@@ -10,6 +10,7 @@ from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
 from tresnet_jax.checkpoints.names import FLOATS
 from tresnet_jax.checkpoints.stated import transform_of
 from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.files import LARGEST_JSON
 from tresnet_jax.labels import are_names
 from tresnet_jax.models.pooling import POOL_TYPES
 from tresnet_jax.variants import CLASSIFICATION, RESNETD, TASKS
@@ -136,6 +137,8 @@ def _object(checkpoint: Checkpoint, field: str) -> dict[str, Any]:
 def _json(checkpoint: Checkpoint, field: str, default: Any) -> Any:
     """Return the value of a field, or `default` if it is missing or empty."""
     text = checkpoint.metadata.get(field)
+    if text and len(text) > LARGEST_JSON:
+        raise _error(checkpoint, field, f'has {len(text):,} characters; expected at most {LARGEST_JSON:,}')
     try:
         return json.loads(text) if text else default
     except (ValueError, RecursionError) as error:

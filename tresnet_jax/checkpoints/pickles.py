@@ -198,13 +198,10 @@ class Unpickler:
                     stack.append(name == 'NEWTRUE')
                 case 'EMPTY_TUPLE':
                     stack.append(())
-                case 'EMPTY_LIST':
-                    stack.append([])
-                case 'EMPTY_DICT':
-                    stack.append({})
-                case 'EMPTY_SET':
-                    self._budget.spend(instructions=3)  # four times the memory of other values
-                    stack.append(set())
+                case 'EMPTY_LIST' | 'EMPTY_DICT' | 'EMPTY_SET':
+                    # They take two to four times the memory of other values: 72 to 232 bytes beside their place.
+                    self._budget.spend(instructions=4 if name == 'EMPTY_SET' else 1)
+                    stack.append({'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_SET': set}[name]())
                 case 'LIST':
                     self._push(self._since_mark())
                 case 'DICT':

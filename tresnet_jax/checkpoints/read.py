@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 
 from tresnet_jax.checkpoints import config_file, other_files, shards, torch_file, twins
-from tresnet_jax.checkpoints.archive import MOST_EXPANDED
+from tresnet_jax.checkpoints.archive import ALWAYS_ALLOWED, MOST_EXPANDED
 from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT, Checkpoint, Stated
 from tresnet_jax.checkpoints.choose import Choice, choose, rows
 from tresnet_jax.checkpoints.find import State, find, state_dicts
@@ -25,8 +25,6 @@ from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.variants import CLASSIFICATION
 
-# Tensors can repeat elements by strides of 0. Bytes of a network that are always allowed; ResNet-200-D has 0.3 GB.
-ALWAYS_ALLOWED = 2**31
 TRAINING_KEYS = ('epoch', 'metric', 'arch')
 # Where a file without a network of ours has the tensors to describe, in this order.
 USUAL_KEYS = (('state_dict_ema',), ('model_ema',), ('state_dict',), ('model',), ())

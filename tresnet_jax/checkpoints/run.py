@@ -5,7 +5,10 @@ Using the weights needs nothing else; the training configuration is not read.
 
 import dataclasses
 import json
+import math
+import os
 import reprlib
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +16,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from tresnet_jax.checkpoints.archive import ALWAYS_ALLOWED, MOST_EXPANDED
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Checkpoint
 from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
-from tresnet_jax.errors import ConversionError, reason
-from tresnet_jax.files import read_json, save_text
+from tresnet_jax.errors import ConversionError, reason, shown
+from tresnet_jax.files import LARGEST_JSON, read_json, save_text
 from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.labels import are_names
 from tresnet_jax.models.base import ImageModel, Tree
@@ -25,6 +29,7 @@ from tresnet_jax.variants import ARCHITECTURES, CLASSIFICATION, split_name
 MODEL_FILE = 'model.json'
 CHECKPOINTS = 'checkpoints'  # the folder of Orbax's checkpoints in a run
 PROJECTION = 'kd_projection'  # parameters of training alone, beside those of the model; see training/distillation.py
+DATA_PART = 'd'  # the folders in which Orbax writes arrays
 METRICS_PART = 'metrics/metrics'  # the file in a checkpoint in which Orbax writes and reads its metrics
 
 # Runs of 0.1.0's development have no model.json; these two files hold the same information.
@@ -242,6 +247,7 @@ def rated_steps(workdir: Path) -> tuple[str, dict[int, float | None]]:
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise ConversionError(f'{workdir}: has no {CHECKPOINTS}/; give the folder of a training run')
+    _check_files(folder)
     rated = stored_metrics(workdir)
     try:
         with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
@@ -266,15 +272,39 @@ def stored_metrics(workdir: Path) -> dict[int, dict[str, float]]:
 
 def _read_metrics(file: Path) -> dict[str, float]:
     """Return the metrics in a file. Raises ConversionError if it is damaged."""
+    remedy = f'delete the folder {file.parent}, and the checkpoint counts as one that was not evaluated'
     try:
-        return {name: float(value) for name, value in json.loads(file.read_text(encoding='utf-8')).items()}
-    except FileNotFoundError:  # a run that is still training deleted the checkpoint meanwhile
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConversionError(
-            f'{file}: expected a JSON object of numbers ({reason(error)}); delete the folder {file.parent}, and the '
-            'checkpoint counts as one that was not evaluated'
-        ) from error
+        document = read_json(file, remedy=remedy)
+        return {name: float(value) for name, value in document.items()}
+    except ConversionError:
+        if not os.path.lexists(file):  # a run that is still training deleted the checkpoint meanwhile
+            return {}
+        raise
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ConversionError(f'{file}: expected a JSON object of numbers ({reason(error)}); {remedy}') from error
+
+
+def _check_files(folder: Path) -> None:
+    """Check the files of a run's checkpoints, because Orbax waits at a pipe and loads a file whatever its size.
+
+    Raises:
+        ConversionError: a file is not a regular one; or it is large, and not among those that hold the weights.
+    """
+    for root, _, names in os.walk(folder):
+        for name in names:
+            file = Path(root, name)
+            try:
+                status = file.stat()
+            except OSError as error:
+                if not file.is_symlink():  # a run that is still training deleted the checkpoint meanwhile
+                    continue
+                raise ConversionError(f'{shown(file)}: cannot be read: {reason(error)}') from error
+            if not stat.S_ISREG(status.st_mode):
+                raise ConversionError(f'{shown(file)}: not a regular file; copy the run again')
+            if status.st_size > LARGEST_JSON and file.parent.name != DATA_PART:
+                raise ConversionError(
+                    f'{shown(file)}: too large; expected at most {LARGEST_JSON // 2**20} MiB; copy the run again'
+                )
 
 
 def _orbax(workdir: Path) -> Any:
@@ -315,6 +345,7 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
         trees = saved['ema'] if averaged else saved
         wanted = {name: trees[name] for name in ('params', 'batch_stats')}
         # NumPy arrays, because the devices of the training may not exist here; placeholders skip everything else.
+        _check_sizes(Path(path), jax.tree.leaves(wanted))
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
         chosen = {'ema': wanted} if averaged else wanted
         skipped = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name]) for name in saved.keys() - chosen.keys()}
@@ -324,6 +355,14 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
     state = state['ema'] if averaged else state
     params = {name: value for name, value in state['params'].items() if name != PROJECTION}
     return Weights(step, metric, found[step], params, state['batch_stats'], averaged, bool(saved.get('ema')))
+
+
+def _check_sizes(folder: Path, arrays: Sequence[Any]) -> None:
+    """Raise ValueError if the arrays of a checkpoint claim to be much larger than its files."""
+    claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+    stored = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
+    if claimed > max(ALWAYS_ALLOWED, MOST_EXPANDED * stored):
+        raise ValueError(f'its arrays claim {claimed:,} bytes, its files have {stored:,}')
 
 
 def _choose(found: dict[int, float | None], which: int | str) -> int:

@@ -1,6 +1,7 @@
 """Shared by all command lines: the parser, one-line errors, quiet libraries and progress."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import tqdm
 import tyro
 
-from tresnet_jax.errors import shown
+from tresnet_jax.errors import UNSHOWABLE, shown
 
 Arguments = TypeVar('Arguments')
 
@@ -40,14 +41,27 @@ def parse(
         pairs: accept ``--no-remat`` beside ``--remat``, for programs whose defaults come from elsewhere, such as
             a recipe. Otherwise a switch has only the flag that changes its default.
     """
-    return tyro.cli(
-        kind,
-        args=None if arguments is None else list(arguments),
-        default=tyro.MISSING_NONPROP if default is None else default,
-        prog=prog or program_name(),
-        description=description,
-        config=() if pairs else (tyro.conf.FlagCreatePairsOff,),
-    )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with _escaped_errors() if any(map(UNSHOWABLE.search, arguments)) else contextlib.nullcontext():
+        return tyro.cli(
+            kind,
+            args=arguments,
+            default=tyro.MISSING_NONPROP if default is None else default,
+            prog=prog or program_name(),
+            description=description,
+            config=() if pairs else (tyro.conf.FlagCreatePairsOff,),
+        )
+
+
+@contextlib.contextmanager
+def _escaped_errors() -> Iterator[None]:
+    """Escape control characters in what is printed on standard error; the parser repeats arguments as they are."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    finally:
+        sys.stderr.write(_printable(printed.getvalue()))
 
 
 def program_name() -> str:
@@ -66,8 +80,13 @@ def fail(error: BaseException) -> int:
 
 
 def quiet_libraries() -> None:
-    """Hide the log lines of libraries, for the whole process: Orbax logs every step of a save through absl's logger."""
-    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    """Hide the log lines of libraries, for the whole process.
+
+    Orbax logs every step of a save through absl's logger. If it cannot read an array, it abandons the others, and
+    asyncio logs their errors with tracebacks; the first error is the one that is reported.
+    """
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _printable(text: str) -> str:

@@ -20,6 +20,12 @@ from tresnet_jax.errors import ImageError, amount, reason, shown
 MODES = {1: 'L', 3: 'RGB'}  # channels: mode of an image
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 NARROW = 4096  # a 16-bit image whose values stay below probably has 12 bits
+# A small file can claim an enormous image. Decoding takes so many bytes for a pixel, those of images with more than 8
+# bits in parentheses; this much memory is always allowed, and more if the file has a byte for so many pixels.
+BYTES_OF_PIXEL, BYTES_OF_DEEP_PIXEL = 8, 16
+ALWAYS_ALLOWED = 280 * 2**20
+MOST_PIXELS_OF_BYTE = 50  # 10 are usual in photographs, 40 in drawings
+ROWS = 256  # of a deep image that are scaled at a time
 PROBED = 32  # images of a data set whose range is looked at
 
 
@@ -50,12 +56,23 @@ def _to_8_bits(pixels: np.ndarray, max_value: float | None) -> np.ndarray:
     is_float = np.issubdtype(pixels.dtype, np.floating)
     scales = (1, 255, 65535, 2**31 - 1) if is_float else (65535, 2**31 - 1)
     white = max_value or next((scale for scale in scales if highest <= scale), highest)
-    return np.rint(np.clip(pixels / white, 0, 1) * 255).astype(np.uint8)
+    scaled = np.empty(pixels.shape, np.uint8)
+    for row in range(0, len(pixels), ROWS):  # the numbers between are float64, eight times the size of the image
+        scaled[row : row + ROWS] = np.rint(np.clip(pixels[row : row + ROWS] / white, 0, 1) * 255)
+    return scaled
 
 
 def _is_deep(image: Image.Image) -> bool:
     """Return whether an image is grey with more than 8 bits: integers of 16 or 32 bits, or floats."""
     return image.mode == 'F' or image.mode.startswith('I')
+
+
+def _check_claim(image: Image.Image, size: int) -> None:
+    """Raise ValueError if a file of `size` bytes claims an image that takes very much more memory."""
+    pixels = image.width * image.height
+    needed = pixels * (BYTES_OF_DEEP_PIXEL if _is_deep(image) else BYTES_OF_PIXEL)
+    if needed > ALWAYS_ALLOWED and pixels > MOST_PIXELS_OF_BYTE * size:
+        raise ValueError(f'claims {image.width} x {image.height} pixels, and has {size:,} bytes')
 
 
 def to_mode(image: Image.Image, mode: str, max_value: float | None = None) -> Image.Image:
@@ -99,9 +116,11 @@ def load_image(path: str | os.PathLike, *, max_value: float | None = None, chann
     with _image_errors(f'{path}: '):
         if path.is_dir():
             raise ValueError('a folder, not an image')
-        if not path.stat().st_size:
+        size = path.stat().st_size
+        if not size:
             raise ValueError('the file is empty')
         with Image.open(path) as image:
+            _check_claim(image, size)
             return _upright(image, MODES[channels], max_value)
 
 
@@ -127,6 +146,7 @@ def decode(data: bytes | np.ndarray, max_value: float | None = None, channels: i
         if not data:
             raise ValueError('the file is empty')
         image = Image.open(io.BytesIO(data))
+        _check_claim(image, len(data))
         if image.format == 'JPEG' and image.mode in ('RGB', MODES[channels]) and _orientation(image) == 1:
             return image
         return _upright(image, MODES[channels], max_value)
@@ -189,6 +209,7 @@ def narrow_range(data: bytes | str | os.PathLike) -> tuple[int, int] | None:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             if not _is_deep(image) or image.mode == 'F':
                 return None
+            _check_claim(image, len(data) if isinstance(data, bytes) else os.stat(data).st_size)
             pixels = np.asarray(image)
             lowest, highest = int(pixels.min()), int(pixels.max())
     except Exception:  # a damaged file can raise nearly anything; it is reported when it is read

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tresnet_jax.errors import TrainingError, reason
-from tresnet_jax.files import save_text
+from tresnet_jax.errors import TrainingError, shown
+from tresnet_jax.files import read_json, save_text
 from tresnet_jax.models.base import PARTS
 from tresnet_jax.options import (
     BELOW_1,
@@ -455,9 +455,10 @@ def load_config(workdir: Path) -> TrainConfig:
     """
     path = workdir / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TrainingError(f'{path}: not the configuration of a run ({reason(error)})') from error
+        values = read_json(path, TrainingError)
+    except TrainingError as error:
+        what = str(error).removeprefix(f'{shown(path)}: ')
+        raise TrainingError(f'{path}: not the configuration of a run ({what})') from error
     if not isinstance(values, dict):
         raise TrainingError(f'{path}: expected a JSON object, got {type(values).__name__}')
     kinds = typing.get_type_hints(TrainConfig)

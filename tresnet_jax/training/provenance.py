@@ -17,7 +17,7 @@ import jax
 from tresnet_jax.checkpoints.run import stored_label_names
 from tresnet_jax.data.sources import Source
 from tresnet_jax.errors import TrainingError, amount, reason, shown
-from tresnet_jax.files import save_text, sha256
+from tresnet_jax.files import read_json, save_text, sha256
 from tresnet_jax.options import as_flag
 from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, RESOLVED, TrainConfig, changed_options, load_config
 from tresnet_jax.training.devices import differing_process
@@ -138,7 +138,7 @@ def load_provenance(workdir: Path) -> Provenance | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding='utf-8'))
+        values = read_json(path)
         return Provenance(
             **{name: _load_examples(values[name]) for name in ('train', 'val')},
             class_names=tuple(map(str, values['class_names'])),
