@@ -15,7 +15,7 @@ from tresnet_jax.errors import ConversionError, reason, shown
 
 # Bytes. The index of a ResNet-200-D has 100 kB, the names of 21,000 classes 500 kB. Parsed, JSON takes up to 30 times
 # its size.
-LARGEST_JSON = 10 * 2**20
+LARGEST_JSON = 8 * 2**20
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def test_large_files(run, name):
     os.truncate(file, 2**40)
     with pytest.raises(ConversionError) as error:
         convert.read(run)
-    assert str(error.value) == f'{file}: too large; expected at most 10 MiB; copy the run again'
+    assert str(error.value) == f'{file}: too large; expected at most 8 MiB; copy the run again'
 
 
 def test_arrays_may_be_large(run, monkeypatch):

@@ -82,6 +82,7 @@ def test_command_line(field, text, message, tmp_path, capsys):
         ('[]', 'expected a JSON object, got list'),
         ('{"speed": 3, "Lr": 1}', "unknown keys 'Lr', 'speed'"),
         ('\udcff', 'not the configuration of a run'),
+        ('{"warmup_epochs": "\\u009b31m"}', r'warmup_epochs must be a number, got "\x9b31m"'),
     ],
 )
 def test_not_a_configuration(text, message, tmp_path):

@@ -467,5 +467,5 @@ def load_config(workdir: Path) -> TrainConfig:
         raise TrainingError(f'{path}: unknown keys {", ".join(map(repr, unknown))}; expected fields of TrainConfig')
     config = TrainConfig(**from_json(kinds, values))
     for name, what in faults(config):
-        raise TrainingError(f'{path}: {name} {what}')
+        raise TrainingError(shown(f'{path}: {name} {what}'))
     return config
