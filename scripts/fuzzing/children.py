@@ -36,6 +36,7 @@ RUNNING = (
     'os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork', 'os.forkpty', 'pty.spawn', 'subprocess.Popen',
     'webbrowser.open', 'pickle.find_class', 'code.__new__', 'socket.connect', 'socket.getaddrinfo', 'socket.bind',
 )  # fmt: skip
+LIBRARIES = 'ldconfig'  # Python itself runs it to find a library, when torch is imported
 CHANGING = (
     'os.remove', 'os.rename', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.truncate', 'os.chmod',
     'shutil.rmtree',
@@ -216,7 +217,7 @@ def watch(events: list[str]) -> None:
     """Append what no reader does to `events`, for the rest of this process."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in RUNNING:
+        if event in RUNNING and LIBRARIES not in str(arguments):
             events.append(f'{event} {arguments!r:.200}')
         elif event in CHANGING:
             events.append(f'writes: {event} {arguments!r:.200}')

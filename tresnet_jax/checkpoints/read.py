@@ -118,7 +118,8 @@ def _read_safetensors(path: Path) -> _Content:
     try:
         with safetensors.safe_open(path, framework='np') as file:
             return _Content('safetensors', file.get_tensors(), dict(file.metadata() or {}), path.stat().st_size)
-    except (safetensors.SafetensorError, TypeError, OSError) as error:
+    # ValueError: more dimensions than NumPy's arrays have.
+    except (safetensors.SafetensorError, TypeError, ValueError, MemoryError, OSError) as error:
         raise ConversionError(f'{path}: cannot be read as safetensors: {reason(error)}; fetch it again') from error
 
 
