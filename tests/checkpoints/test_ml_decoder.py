@@ -167,7 +167,8 @@ def test_a_run_describes_its_head(tmp_path):
     data = tresnet_jax.resolve_data_config(model)
     save_description(tmp_path, model, data, None)
     network = stored_network(tmp_path)
-    assert network == {'name': 'test_tresnet', 'global_pool': None, 'output_stride': None, **OPTIONS}
+    expected = {'name': 'test_tresnet', 'in_chans': 3, 'global_pool': None, 'output_stride': None}
+    assert network == expected | OPTIONS
     assert tresnet_jax.create_model(**network, num_classes=7).head_options == OPTIONS
     save_description(tmp_path, tresnet_jax.create_model('test_tresnet', num_classes=7), data, None)
     assert 'head' not in json.loads((tmp_path / MODEL_FILE).read_text())
