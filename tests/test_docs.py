@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -103,7 +104,13 @@ def hub(tmp_path_factory):
         yield hub
 
 
-@pytest.mark.parametrize('page', [page for page in PAGES if steps(page)], ids=name)
+def marked(page: Path) -> Any:
+    """Notebooks are slow tests, because ``make docs`` runs them; so is the page that trains twice."""
+    slow = 'jupytext' in page.read_text(encoding='utf-8') or page.stem == 'multilabel'
+    return pytest.param(page, id=name(page), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize('page', [marked(page) for page in PAGES if steps(page)])
 def test_the_examples_of_a_page_run(page, clone, monkeypatch, request):
     found = steps(page)
     needs_hub = any(HUB.search(text) for _, text in found)
