@@ -92,7 +92,7 @@ def main(site: tyro.conf.Positional[Path], shots: Path | None = None) -> int:
 
     Args:
         site: the folder that `make docs` has built.
-        shots: write pictures of five pages to this folder.
+        shots: write images of five pages to this folder.
     """
     pages = sorted(path.relative_to(site) for path in site.rglob('*.html') if path.parts[len(site.parts)] != '_static')
     if not pages:
