@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flax import serialization, traverse_util
 from flax.nnx import bridge
+from orbax.checkpoint import v1 as ocp
 
 import tresnet_jax
 from tests.helpers.closeness import assert_close, assert_identical
@@ -76,8 +78,6 @@ def test_a_linen_module_over_the_functional_form():
 
 
 def test_equinox(tmp_path):
-    eqx = pytest.importorskip('equinox')
-
     class Classifier(eqx.Module):
         params: Any
         batch_stats: Any
@@ -139,7 +139,6 @@ def test_msgpack():
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_orbax(tmp_path):
     """With a target the trees come back as they were; without one, indices of blocks are strings."""
-    ocp = pytest.importorskip('orbax.checkpoint').v1
     ocp.save(tmp_path / 'trees', trees())
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), trees())
     assert_identical(ocp.load(tmp_path / 'trees', abstract), trees())
