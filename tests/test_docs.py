@@ -105,8 +105,8 @@ def hub(tmp_path_factory):
 
 
 def marked(page: Path) -> Any:
-    """Notebooks are slow tests, because ``make docs`` runs them; so is the page that trains twice."""
-    slow = 'jupytext' in page.read_text(encoding='utf-8') or page.stem == 'multilabel'
+    """Notebooks are slow tests, because ``make docs`` runs them; so are two pages that train several times."""
+    slow = 'jupytext' in page.read_text(encoding='utf-8') or page.stem in ('multilabel', 'training')
     return pytest.param(page, id=name(page), marks=[pytest.mark.slow] if slow else [])
 
 

@@ -51,7 +51,7 @@ def test_the_functional_and_the_stateful_training_step_agree(name):
     assert not np.allclose(call(made, x), evaluate(params, stats, x))
 
 
-@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('train', [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', SMALL)
 def test_derivatives_agree_with_each_other(name, train):
     """jvp, grad and a difference quotient agree, and the Hessian is symmetric."""

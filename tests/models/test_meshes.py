@@ -175,7 +175,8 @@ def test_layers_keep_an_explicit_sharding(layer):
         assert_close(outputs(split), expected, 1e-12)
 
 
-@pytest.mark.parametrize('slope', [pytest.param(1e-2, marks=pytest.mark.slow), None])
+@pytest.mark.slow
+@pytest.mark.parametrize('slope', [1e-2, None])
 def test_inplace_gradients_of_other_variance(slope):
     """Parameters that are the same on all devices, and those of each device, get their gradients under check_vma."""
     x = normal_images(BATCH, 4, 4, 5, dtype='float64')

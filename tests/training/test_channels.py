@@ -75,6 +75,7 @@ def test_resumed_to_the_bit(run, config, tmp_path):
     assert_identical(*(load_weights(folder, 'latest').params for folder in (tmp_path, run)))
 
 
+@pytest.mark.slow  # it evaluates, predicts and embeds
 def test_used(run, config, tmp_path, capsys):
     """evaluate.py, predict.py and embed.py prepare images as the transform of the model does."""
     model = tresnet_jax.create_model('test_resnet', checkpoint=run)

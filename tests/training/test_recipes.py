@@ -234,6 +234,7 @@ def test_two_steps(name, programs, tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_weights(tmp_path / 'run', 'latest').params))
 
 
+@pytest.mark.slow
 def test_resume(programs, tmp_path):
     """A1, with repeated augmentation, both kinds of mixing and stochastic depth: the same bits as without a stop."""
     config = tiny(recipe('resnet50d.a1_in1k'), steps=4, checkpoint_every=1, keep_last=4, image_size=(32, 40))
