@@ -1,5 +1,6 @@
 """The semantic softmax against an implementation image by image in NumPy, and trees that are none."""
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -150,7 +151,22 @@ def test_files(tmp_path):
         found = read_semantic_tree(tmp_path / name, CLASSES, PHOTOS)
         assert [each.tolist() for each in found.levels] == [each.tolist() for each in TREE.levels]
     (tmp_path / 'a.json').write_text(json.dumps(document | {'class_list': [*NAMES[::-1]]}))
-    with pytest.raises(TrainingError, match='another order of the classes: class 0 is k, in photos a'):
+    with pytest.raises(TrainingError, match='another order of the classes: a is class 0 in photos, 10 in the file'):
+        read_semantic_tree(tmp_path / 'a.json', CLASSES, PHOTOS)
+
+
+@pytest.mark.parametrize(
+    'names, right',
+    [
+        (['x', *NAMES[1:]], True),
+        ([str(i) for i in range(CLASSES)], True),
+        (['x', *NAMES[:-1]], False),
+        ([*NAMES, 'a'], False),
+    ],
+)
+def test_classes_that_the_tree_and_the_data_share(tmp_path, names, right):
+    (tmp_path / 'a.json').write_text(json.dumps({'class_tree_list': CHAINS, 'class_list': names}))
+    with contextlib.nullcontext() if right else pytest.raises(TrainingError, match='a is class 0 in photos, '):
         read_semantic_tree(tmp_path / 'a.json', CLASSES, PHOTOS)
 
 
@@ -163,6 +179,8 @@ def test_files(tmp_path):
         ({'class_tree_list': [*CHAINS[:-1], [9, 8, 5, 4]]}, r'class 10 has \[9, 8, 5, 4\]'),
         ({'class_tree_list': [*CHAINS[:-1], []]}, r'class 10 has \[\]'),
         ({'class_tree_list': [*CHAINS[:-1], 10]}, 'class 10 has 10'),
+        ({'class_tree_list': [[0, 1], 5, *CHAINS[2:]]}, 'class 1 has 5'),
+        ({'class_tree_list': [[0, 1], [1, 0], *CHAINS[2:]]}, 'class 1 has 0 classes above it in the list of class 0'),
         ({'class_tree_list': [*CHAINS[:-1], [10, 99]]}, r'class 10 has \[10, 99\]'),
         ({'class_tree_list': [*CHAINS[:-1], [10, True]]}, r'class 10 has \[10, True\]'),
         ({'class_tree_list': [*CHAINS[:-1], [10, 8, 4]]}, 'class 8 has 1 class above it in the list of class 10, but'),

@@ -52,6 +52,7 @@ def semantic_tree(chains: Sequence[Sequence[int]]) -> SemanticTree:
         whole = isinstance(chain, Sequence) and all(type(each) is int and 0 <= each < len(chains) for each in chain)
         if not whole or not chain or chain[0] != label:
             raise ValueError(f'class {label} has {shown(str(chain)[:80])}')
+    for label, chain in enumerate(chains):
         for place, each in enumerate(chain):
             # Only then is there one class above it at each level.
             if len(chains[each]) != len(chain) - place:
@@ -134,10 +135,12 @@ def read_semantic_tree(path: Path, num_classes: int, source: Source) -> Semantic
     if len(chains) != num_classes:
         have = amount(len(chains), 'class', 'classes')
         raise TrainingError(f'{shown(path)}: has {have}, the model {num_classes:,}')
-    if isinstance(names, list) and names != list(source.class_names) and {*map(str, names)} == {*source.class_names}:
-        at = next(i for i, (a, b) in enumerate(zip(names, source.class_names, strict=False)) if a != b)
-        both = f'{shown(str(names[at]))}, in {source.name} {shown(source.class_names[at])}'
-        raise TrainingError(f'{shown(path)}: has another order of the classes: class {at} is {both}')
+    # Names of another kind, such as words instead of synsets, have nothing in common and cannot be compared.
+    places = {str(name): place for place, name in enumerate(names)} if isinstance(names, list) else {}
+    for label, name in enumerate(source.class_names):
+        if places.get(name, label) != label:
+            both = f'{label} in {source.name}, {places[name]} in the file'
+            raise TrainingError(f'{shown(path)}: has another order of the classes: {shown(name)} is class {both}')
     try:
         return semantic_tree(chains)
     except ValueError as error:
