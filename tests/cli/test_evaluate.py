@@ -136,7 +136,8 @@ def inputs_of(name: str, *, named: bool = True, test_size: bool = False, classes
     names = classes or tuple(map(str, range(row.num_classes)))
     source = SimpleNamespace(name='data', class_names=names, num_classes=len(names))
     data_config = resolve_data_config(row, test_size) | changes
-    return SimpleNamespace(name=name, named=named, model=model, source=source, own=False, data_config=data_config)
+    run = {'own': False, 'semantic': False}
+    return SimpleNamespace(name=name, named=named, model=model, source=source, data_config=data_config, **run)
 
 
 @pytest.mark.parametrize('name', [name for name, row in PRETRAINED.items() if row.accuracies])
@@ -194,6 +195,14 @@ def test_the_test_set_is_named(classes, images, flags, message):
     else:
         with pytest.raises(TrainingError, match=f'^--published {arguments.published}: .*{message}'):
             choose_test_set(arguments, inputs, chosen)
+
+
+def test_a_run_with_a_tree_of_classes():
+    """Top-1 over all levels says little, and is not presented as the run's own metric."""
+    inputs = inputs_of('resnet50d.a1_in1k')
+    assert 'tree' not in choose_outputs(inputs, valid_labels=False).text
+    inputs.semantic = True
+    assert choose_outputs(inputs, valid_labels=False).text.endswith(f'; {evaluate_command.NO_TREE}')
 
 
 class Sized(SimpleNamespace):

@@ -21,7 +21,7 @@ PLACES = np.array([2, 0, 4])
 
 
 class Source:
-    name, class_names = 'folder:photos validation', DATA_CLASSES
+    name, class_names, present = 'folder:photos validation', DATA_CLASSES, (0, 1, 2)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {'image': pixels(6, 8, seed=index)}
@@ -95,6 +95,19 @@ def test_some_outputs_and_classes_without_names(tmp_path):
     assert rows(tmp_path / 'confusion.csv')[0] == ['class', *DATA_CLASSES]
     assert rows(tmp_path / 'confused.csv')[0] == ['class', 'predicted', 'images', 'share']
     assert {row[1] for row in rows(tmp_path / 'confused.csv')[1:]} <= {*DATA_CLASSES}
+
+
+@pytest.mark.parametrize('names', [OUTPUTS, None])
+def test_a_class_without_images(tmp_path, names):
+    """With --valid-labels the model's output for it is not compared, so the report leaves it out."""
+    found = inputs(names)
+    found.source.present = (0, 1)
+    kept = np.array([0, 2])
+    labels, predicted = np.array([1, 1, 1, 0, 0, 0, 0, 0]), np.array([1, 1, 0, 0, 1, 0, 0, 0])
+    result = EvalResult(loss=0.45, top1=0.75, top5=0.9, count=8)
+    report.write_report(tmp_path, found, np.searchsorted(kept, PLACES), kept, result, images(labels, predicted))
+    assert rows(tmp_path / 'confusion.csv') == [['class', 'dog', 'cat'], ['dog', '2', '1'], ['cat', '1', '4']]
+    assert [row[:3] for row in rows(tmp_path / 'classes.csv')[1:]] == [['0', 'dog', '3'], ['1', 'cat', '5']]
 
 
 def test_any_number_of_classes(tmp_path):

@@ -35,6 +35,7 @@ from tresnet_jax.training.step import make_eval_step, make_multilabel_eval_step
 
 TestSetName = Literal['imagenet-real', 'imagenet-v2', 'imagenet-sketch', 'imagenet-a', 'imagenet-r']
 IMAGENET_CLASSES = 1000
+NO_TREE = 'trained with --loss semantic, whose tree is not used here: top-1 compares classes of all levels'
 MAX_DISTANCE = 3.0  # standard errors that an accuracy may differ from the published one
 
 
@@ -176,6 +177,8 @@ def choose_outputs(inputs: Inputs, *, valid_labels: bool, real_labels: Path | No
     if not inputs.model.num_classes:
         raise TrainingError(f'{inputs.name}: has no classifier')
     match = match_inputs(inputs)
+    if inputs.semantic:
+        match = match._replace(text=f'{match.text}; {NO_TREE}')
     if real_labels is not None:
         if class_synsets(inputs.model) != class_synsets(IMAGENET_CLASSES):
             raise TrainingError(f"--real-labels are of ImageNet's 1,000 classes, which {inputs.name} does not have")
@@ -266,8 +269,6 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
     )
     if jax.process_index() != 0:
         return
-    if arguments.report is not None:
-        write_multilabel_report(arguments.report, inputs, result, images, threshold)
     if arguments.json:
         precisions = dict(zip(source.class_names, result.average_precisions.tolist(), strict=True))
         document = {
@@ -281,18 +282,21 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
             'average_precisions': precisions,
         }
         print(json.dumps(document, indent=2))
-        return
-    skipped = len(source) - result.count
-    lines = [
-        f'{inputs.name} on {source.name}: {amount(result.count, "image")}'
-        + (f'; not counted: {amount(skipped, "unreadable image")}' if skipped else ''),
-        f'images    {describe_images(inputs.data_config)}',
-        f'classes   {match.text}',
-        *(f'{METRICS[name]:10}{100 * value:.3f} %' for name, value in result.metrics().items() if name in METRICS),
-        f'loss      {result.loss:.4f}',
-        *([f'report    {arguments.report}'] if arguments.report else []),
-    ]
-    print('\n'.join(lines))
+    else:
+        skipped = len(source) - result.count
+        lines = [
+            f'{inputs.name} on {source.name}: {amount(result.count, "image")}'
+            + (f'; not counted: {amount(skipped, "unreadable image")}' if skipped else ''),
+            f'images    {describe_images(inputs.data_config)}',
+            f'classes   {match.text}',
+            *(f'{METRICS[name]:10}{100 * value:.3f} %' for name, value in result.metrics().items() if name in METRICS),
+            f'loss      {result.loss:.4f}',
+        ]
+        print('\n'.join(lines))
+    if arguments.report is not None:
+        write_multilabel_report(arguments.report, inputs, result, images, threshold)
+        if not arguments.json:
+            print(f'report    {arguments.report}')
 
 
 def published_for(inputs: Inputs, test_set: TestSetName | None = None) -> PublishedAccuracy | None:

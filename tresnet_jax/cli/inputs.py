@@ -95,6 +95,7 @@ class Inputs:
         model: in evaluation mode.
         source: the images.
         own: whether the images are from the data set that the run was trained on.
+        semantic: whether the run was trained with the semantic softmax.
         data_config: how images are preprocessed, as `resolve_data_config` returns it.
         max_value: white in grey images of more than 8 bits; see `load_image`.
         multilabel_threshold: probability from which a class counts as predicted in F1: that of the run, or 0.5.
@@ -107,6 +108,7 @@ class Inputs:
     model: ImageModel
     source: Source
     own: bool
+    semantic: bool
     data_config: dict[str, Any]
     max_value: float | None
     multilabel_threshold: float
@@ -170,6 +172,7 @@ def load_inputs(
         model=model,
         source=source,
         own=run is not None and flags.data in (None, run.data),
+        semantic=run is not None and run.loss_name == 'semantic',
         data_config=data_config,
         max_value=max_value,
         multilabel_threshold=(run or TrainConfig()).multilabel_threshold,

@@ -38,7 +38,8 @@ def write_report(
     Args:
         folder: the folder of the files; files of an earlier report are replaced.
         inputs: the model and the data.
-        labels: (classes of the data,), the position of each class among the outputs that are compared.
+        labels: (classes of the data,), the position of each class among the outputs that are compared. If these are
+            not all, that of a class without images means nothing.
         outputs: the outputs of the model that are compared; None: all.
         result: the accuracies.
         images: values of single images, as `evaluate` collects them.
@@ -52,14 +53,17 @@ def write_report(
     output_names = [shown(name) for name in known or map(str, range(inputs.model.num_classes))]
     if outputs is not None:
         output_names = [output_names[index] for index in outputs]
+    # With some outputs only, a class without images has no place among them.
+    kept = [*range(len(labels))] if outputs is None else sorted(inputs.source.present)
+    places = labels[kept]
     if known is None:
-        for place, name in zip(labels, inputs.source.class_names, strict=True):
-            output_names[place] = shown(name)
-    names = [output_names[place] for place in labels]
+        for place, label in zip(places, kept, strict=True):
+            output_names[place] = shown(inputs.source.class_names[label])
+    names = [output_names[place] for place in places]
 
-    count = len(labels)
+    count = len(kept)
     class_of_output = np.full(len(output_names), count)
-    class_of_output[labels] = np.arange(count)
+    class_of_output[places] = np.arange(count)
     true, predicted = class_of_output[values['label']], class_of_output[values['predicted']]
     matrix = confusion_matrix(true, predicted, count)
     scores = scores_of_confusion(matrix)
@@ -68,7 +72,7 @@ def write_report(
         folder / 'classes.csv',
         ('label', 'class', 'images', 'top1', 'top5', 'predicted', 'precision', 'f1'),
         zip(
-            range(count), names, scores.images, scores.recall, top5, scores.predicted, scores.precision, scores.f1,
+            kept, names, scores.images, scores.recall, top5, scores.predicted, scores.precision, scores.f1,
             strict=True,
         ),
     )  # fmt: skip
