@@ -30,6 +30,12 @@ def test_the_latest_and_the_best_are_kept(keep_last, keep_best, expected, tmp_pa
     assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == expected
 
 
+def test_no_empty_folder_is_left(tmp_path):
+    """Other programs take a folder with checkpoints/ for a run."""
+    Checkpoints(tmp_path, keep_last=1, keep_best=1).close()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('text', ['junk', '[1]', '{"top1": null}', '{"top1": "a"}', '{"top1": ' + '9' * 400 + '}'])
 def test_damaged_metrics_are_named(text, tmp_path):
     file = tmp_path / 'checkpoints/3/metrics/metrics'

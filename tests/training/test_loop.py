@@ -206,7 +206,7 @@ def test_an_epoch_after_the_end(option, value, tmp_path):
     name = option.replace('_', '-')
     with pytest.raises(TrainingError, match=rf'^--{name} 1.5: the schedule has only 8 steps \(1.333 epochs\)$'):
         loop.train(dataclasses.replace(TINY, **{option: value}), tmp_path)
-    assert not (tmp_path / 'config.json').exists()
+    assert not (tmp_path / 'config.json').exists() and not (tmp_path / 'checkpoints').exists()
 
 
 def test_a_finished_run_has_nothing_to_do(uninterrupted):

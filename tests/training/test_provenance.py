@@ -143,6 +143,9 @@ def test_files_of_the_loss(run, config, tmp_path):
     files[0].write_text('{"num_samples": 9, "pos_counts": [1, 3, 3]}')
     with pytest.raises(TrainingError, match=r'the file of --class-stats .*/a.json has other content. Restore'):
         resume(run, first)
+    files[0].unlink()
+    with pytest.raises(TrainingError, match=r'the file of --class-stats .*/a.json is gone. Restore'):
+        resume(run, first)
 
 
 def test_classes_that_the_data_numbers_itself(run, config):

@@ -120,13 +120,16 @@ class Checkpoints:
         return to_local(loaded['state'])
 
     def close(self) -> None:
-        """Wait until the last checkpoint is written, and release the folder.
+        """Wait until the last checkpoint is written, and release the folder. It is removed if it is empty.
 
         Raises:
             TrainingError: it cannot be written.
         """
         with self._writes():
             self._checkpointer.close()
+        if jax.process_index() == 0:  # Orbax makes the folder, also for a run that is refused
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
 
     @contextlib.contextmanager
     def _writes(self) -> Iterator[None]:

@@ -81,6 +81,9 @@ def provenance(
         train, val: the two splits.
         devices: number of devices of this process.
         teacher: as in `Provenance`; None: there is no teacher.
+
+    Raises:
+        TrainingError: a file of the loss cannot be read.
     """
     versions = {'tresnet_jax': __version__} | {name: importlib.metadata.version(name) for name in LIBRARIES}
     resolved = tuple(name for name in RESOLVED if getattr(config, name) is None)
@@ -93,8 +96,15 @@ def provenance(
         versions=versions,
         resolved=resolved,
         teacher=teacher or {},
-        files={name: sha256(path) for name, path in given.items() if path.is_file()},  # the loss reports a missing one
+        files={name: _digest(path) for name, path in given.items() if path.is_file()},  # the loss reports a missing one
     )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise TrainingError(f'{shown(path)}: cannot be read: {reason(error)}') from error
 
 
 def check_processes(now: Provenance) -> None:
@@ -209,7 +219,10 @@ def compare(
         if before.teacher.get('sha256') != now.teacher.get('sha256'):
             found.append(f'the teacher is {_of_teacher(now)} instead of {_of_teacher(before)}')
         others = [name for name in FILES if name in before.files and before.files[name] != now.files.get(name)]
-        found += [f'the file of {as_flag(name, getattr(config, name))} has other content' for name in others]
+        for name in others:
+            if (file := getattr(config, name)) is not None:  # else the option has changed
+                what = 'has other content' if name in now.files else 'is gone'
+                found.append(f'the file of {as_flag(name, file)} {what}')
     found += _of_classes(stored_classes(workdir), now.class_names)
     if before and not config.sync_bn and before.devices != now.devices:
         found.append(f'{amount(now.devices, "device")} instead of {before.devices}, which matters with --no-sync-bn')
