@@ -139,7 +139,7 @@ def test_neighbours_of_given_images(embed, tmp_path, monkeypatch):
     flags = (*MODEL, '--data', f'folder:{tmp_path / "photos"}', '--out', tmp_path / 'out', '--batch-size', 4)
     query = tmp_path / 'photos' / 'class1' / '04.png'
     code, said, err = embed(*flags, '--sheet', tmp_path / 'sheet.png', '--neighbours', 9, '--query', query)
-    assert (code, err) == (0, '') and '1 images and 6 neighbours of each' in said
+    assert (code, err) == (0, '') and 'sheet.png: 1 image and 6 neighbours of each' in said
     assert sheets[0][1][:2] == ['04.png', 'class1\n1.000'] and len(sheets[0][1]) == 7
 
 

@@ -202,6 +202,7 @@ def test_dropping_and_adapting_are_reported():
     params, _, report = convert.to_flax(convert.read(RESNET), num_classes=4, in_chans=1)
     assert [key for key, _ in report.dropped] == ['fc.bias', 'fc.weight']
     assert report.adapted == (('conv1.0.weight', '3 input channels to 1'),)
+    assert 'test_resnet, 0 classes, 1 channel\n' in str(report)
     assert 'fc' not in params and params['conv1'][0]['kernel'].shape == (3, 3, 1, 16)
     assert 'dropped fc.weight: the file has 10 classes, 4 were requested' in str(report)
 

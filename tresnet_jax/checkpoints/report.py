@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tresnet_jax.checkpoints.records import printable
+from tresnet_jax.errors import amount
 from tresnet_jax.variants import MULTILABEL
 
 MOST_DROPPED_LINES = 12
@@ -100,8 +101,8 @@ class Report:
         dtypes = ', '.join(sorted(set(self.source_dtypes.values())))
         head = ' (ML-Decoder)' if self.head_options else ''
         lines = [
-            f'{self.path}: {self.layout} layout of {self.name}, {self.num_classes} classes{head}, {self.in_chans} '
-            'channels',
+            f'{self.path}: {self.layout} layout of {self.name}, {amount(self.num_classes, "class", "classes")}{head}, '
+            f'{amount(self.in_chans, "channel")}',
             f'  {self.tensors} tensors ({dtypes}), {self.parameters:,} parameters, '
             f'{len(self.counters)} counters of batch norm, {self.seconds:.2f} s',
             *(f'  {note}' for note in self.notes),

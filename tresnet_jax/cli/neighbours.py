@@ -71,7 +71,7 @@ def write_sheet(path: Path, folder: Path, inputs: Inputs, queries: Sequence[Path
             texts.append(f'{_label(inputs, label)}\n{similarity:.3f}'.strip())
     columns = 1 + found.indices.shape[1]
     contact_sheet(panels, texts, path, columns=columns, framed=range(0, len(panels), columns))
-    return f'{path}: {len(images)} images and {columns - 1} neighbours of each'
+    return f'{path}: {amount(len(images), "image")} and {amount(columns - 1, "neighbour")} of each'
 
 
 def _shards(files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:

@@ -39,15 +39,19 @@ def nearest(
         labels = np.broadcast_to(shard['labels'], (len(queries), *shard['labels'].shape))
         if excluded is not None:
             similarities[indices == np.asarray(excluded)[:, None]] = -np.inf
-        found = Neighbours(indices, similarities, labels)
+        found = _nearest(Neighbours(indices, similarities, labels), k)  # before the labels of all images are copied
         if best is not None:
-            found = Neighbours(*(np.concatenate(pair, 1) for pair in zip(best, found, strict=True)))
-        order = np.argsort(-found.similarities, 1, kind='stable')[:, :k]
-        rows = np.arange(len(queries))[:, None]
-        best = Neighbours(*(values[rows, order] for values in found))
+            found = _nearest(Neighbours(*(np.concatenate(pair, 1) for pair in zip(best, found, strict=True))), k)
+        best = found
     assert best is not None
     kept = int(np.isfinite(best.similarities).all(0).sum())  # an excluded image is the last one
     return Neighbours(*(values[:, :kept] for values in best))
+
+
+def _nearest(found: Neighbours, k: int) -> Neighbours:
+    order = np.argsort(-found.similarities, 1, kind='stable')[:, :k]
+    rows = np.arange(len(order))[:, None]
+    return Neighbours(*(values[rows, order] for values in found))
 
 
 def _normalised(features: np.ndarray) -> np.ndarray:
