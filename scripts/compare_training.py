@@ -131,7 +131,8 @@ def train_timm(config: TrainConfig) -> Points:
     """Train timm's model and return its metric at each evaluation."""
     data = open_data(config, None)
     torch.manual_seed(config.seed)
-    model = timm_model(config.model, num_classes=config.num_classes).to(memory_format=torch.channels_last).train()
+    sizes = {'num_classes': config.num_classes, 'in_chans': config.channels}
+    model = timm_model(config.model, **sizes).to(memory_format=torch.channels_last).train()
     optimizer = timm.optim.create_optimizer_v2(  # pyright: ignore[reportPrivateImportUsage]
         model, opt=config.opt, lr=config.peak_lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
@@ -148,6 +149,7 @@ def train_timm(config: TrainConfig) -> Points:
             seed=config.seed,
             threads=config.threads,
             max_value=config.max_value,
+            channels=config.channels,
         )
     )
     found = []

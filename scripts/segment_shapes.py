@@ -153,9 +153,18 @@ def main(argv: list[str] | None = None) -> int:
         check_options(arguments, ValueError)
         if arguments.sheet:
             check_plot('--sheet', arguments.sheet)
-        network = train(arguments)
+        report(arguments, train(arguments))
     except (ValueError, KeyboardInterrupt) as error:
         return fail(error)
+    return 0
+
+
+def report(arguments: SegmentArguments, network: FeaturePyramid) -> None:
+    """Print the IoU of each class on new images, and write the sheet.
+
+    Raises:
+        ConversionError: the sheet cannot be written.
+    """
     images, classes = draw_shapes(np.random.default_rng(arguments.seed + 1), 64, arguments.image_size)
     predict = jax.jit(lambda network, images: network(images).argmax(-1))
     predicted = np.asarray(predict(network, jnp.asarray(images)))
@@ -168,7 +177,6 @@ def main(argv: list[str] | None = None) -> int:
         rows = zip(shown, COLOURS[classes[:SHOWN]], COLOURS[predicted[:SHOWN]], strict=True)
         panels = [Image.fromarray(panel) for row in rows for panel in row]
         contact_sheet(panels, ['image', 'shapes', 'predicted'] * SHOWN, arguments.sheet, columns=6, inches=1.2)
-    return 0
 
 
 if __name__ == '__main__':
