@@ -146,7 +146,8 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
     needed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in network.tensors.values())
     if needed > max(ALWAYS_ALLOWED, MOST_EXPANDED * content.size):
         raise ConversionError(
-            f'{path}: the tensors of its network repeat elements: {needed:,} bytes in a file of {content.size:,}'
+            f'{path}: the tensors of its network repeat elements, or are compressed: {needed:,} bytes in a file of '
+            f'{content.size:,}; save it again, without compression'
         )
     stated, notes = Stated(class_name_lists(tree)), choice.notes
     if path.suffix == '.pdema':
