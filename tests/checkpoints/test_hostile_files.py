@@ -358,5 +358,5 @@ def test_a_network_that_repeats_elements(tmp_path):
     shapes = dict.fromkeys(names, (2**24,)) | {name: (4, 4, 1, 1) for name in names if name.endswith('.0.weight')}
     tensors = {key: tensor(storage('0', 'FloatStorage', 64), shapes[key], (0,) * len(shapes[key])) for key in names}
     path = write_zip(tmp_path / 'a.pth', tensors, {'0': bytes(256)})
-    with pytest.raises(ConversionError, match='a.pth: the tensors of its network repeat elements, or are compressed: 3,'):
+    with pytest.raises(ConversionError, match='its network repeat elements, or are compressed: 3,'):
         read(path)
