@@ -21,6 +21,7 @@ import tresnet_jax
 from convert.__main__ import main
 from convert.golden import timm_model
 from tests.helpers.layouts import COUNTER, float32_state, inplace_abn_state
+from tresnet_jax.checkpoints import read
 from tresnet_jax.checkpoints.layouts import to_timm
 from tresnet_jax.data.transforms import resolve_data_config
 
@@ -214,6 +215,13 @@ def test_modules_of_twins_are_refused(options, words, tmp_path):
     assert 'do not exclude' in ' '.join(convert.to_flax(convert.read(tmp_path / 'state.pth'))[2].notes)
 
 
+@pytest.fixture
+def repeats(monkeypatch):
+    """Let the tensors of a small file repeat elements, so that large networks need no large files."""
+    monkeypatch.setattr(read, 'ALWAYS_ALLOWED', 2**31)
+
+
+@pytest.mark.usefixtures('repeats')
 @pytest.mark.parametrize('twin', ['resnetaa34d', 'resnetaa50d', 'resnetblur101d'])
 def test_twins_of_timm(twin, tmp_path):
     """Same keys and shapes as ours, so the note names the twin; timm's config.json refuses it."""
@@ -229,6 +237,7 @@ def test_twins_of_timm(twin, tmp_path):
         convert.read(tmp_path / 'a.pth')
 
 
+@pytest.mark.usefixtures('repeats')
 @pytest.mark.parametrize(
     'name',
     ['seresnet152d', 'resnetrs50', 'ecaresnet50d', 'resnet50t', 'resnet50c', 'resnext50d_32x4d', 'resnext50_32x4d'],
@@ -242,6 +251,7 @@ def test_near_relatives_of_timm(name, tmp_path):
         convert.to_flax(convert.read(tmp_path / 'a.pth'))
 
 
+@pytest.mark.usefixtures('repeats')
 @pytest.mark.parametrize('name', ['tresnet_m', 'resnet18d'])
 def test_timms_feature_extractors(name, tmp_path):
     """`features_only` renames a TResNet's body."""
