@@ -168,12 +168,12 @@ def test_zip_bombs(tmp_path):
     path = write_zip(tmp_path / 'a.pt', zeros, {'0': bytes(2**27)}, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 600_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert 'expands more than 2 times; pack it without compression' in refusal(path)
+    assert 'expands more than 2.5 times; pack it without compression' in refusal(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # KiB
     # Many members, each of which is allowed.
     many = [tensor(storage(str(key), 'ByteStorage', 2**25), (2**25,), (1,)) for key in range(4)]
     path = write_zip(tmp_path / 'b.pt', many, dict.fromkeys('0123', bytes(2**25)), compression=zipfile.ZIP_DEFLATED)
-    assert 'expands more than 2 times' in refusal(path)
+    assert 'expands more than 2.5 times' in refusal(path)
     # The pickle itself.
     text = stream('a' * 2**26)
     assert 'expands more' in refusal(archive(tmp_path / 'c.pt', ('a/data.pkl', text), compression=zipfile.ZIP_DEFLATED))
