@@ -18,6 +18,9 @@ from tresnet_jax.errors import ConversionError, TrainingError
 from tresnet_jax.files import LARGEST_JSON
 from tresnet_jax.training.config import load_config
 
+# Threads of TensorStore may answer after Orbax has closed its event loop, which Python reports as "unraisable".
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
 
 @pytest.fixture
 def run(tmp_path):
