@@ -34,8 +34,9 @@ from tresnet_jax.errors import TrainingError
 from tresnet_jax.files import save_text
 from tresnet_jax.plotting import new_figure, save_figure
 from tresnet_jax.training.batches import eval_transform, train_transform
-from tresnet_jax.training.config import CHANGEABLE, TrainConfig, changed_options, load_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.metrics import METRICS_FILE, read_records
+from tresnet_jax.training.run_config import CHANGEABLE, changed_options, load_config
 from tresnet_jax.training.run_data import open_data
 from tresnet_jax.variants import ARCHITECTURES, split_name
 

@@ -20,7 +20,7 @@ from tresnet_jax.checkpoints.run import stored_label_names, stored_network
 from tresnet_jax.cli.common import quiet_libraries
 from tresnet_jax.errors import HubError, TrainingError
 from tresnet_jax.hub.config import read_config
-from tresnet_jax.training.config import load_config
+from tresnet_jax.training.run_config import load_config
 
 RUNS = ('run_1', 'run_0_task', 'run_0_config', 'run_0_label_names')
 SECRET = 'secret'  # a file beside the folder, which nothing in the folder may open

@@ -16,7 +16,7 @@ from tests.helpers.paths import ROOT
 from tresnet_jax.checkpoints import run as runs
 from tresnet_jax.errors import ConversionError, TrainingError
 from tresnet_jax.files import LARGEST_JSON
-from tresnet_jax.training.config import load_config
+from tresnet_jax.training.run_config import load_config
 
 # Threads of TensorStore may answer after Orbax has closed its event loop, which Python reports as "unraisable".
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')

@@ -25,7 +25,7 @@ from tresnet_jax.checkpoints.run import MODEL_FILE, save_description, stored_lab
 from tresnet_jax.cli import predict
 from tresnet_jax.factory import embedded_path
 from tresnet_jax.labels import class_synsets
-from tresnet_jax.training.config import save_config
+from tresnet_jax.training.run_config import save_config
 from tresnet_jax.variants import PRETRAINED, RESNETD
 
 EMBEDDED = embedded_path(PRETRAINED['test_resnet.fashion_mnist'])

@@ -18,7 +18,8 @@ from tests.helpers.paths import ROOT
 from tresnet_jax import variants
 from tresnet_jax.checkpoints.run import CHECKPOINTS
 from tresnet_jax.cli import image_files, predict
-from tresnet_jax.training.config import CONFIG_FILE, TrainConfig, save_config
+from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.run_config import CONFIG_FILE, save_config
 
 IMAGES = ROOT / 'tresnet_jax' / 'embedded' / 'pictures'
 EMBEDDED = 'test_resnet.fashion_mnist'

@@ -24,9 +24,10 @@ from tresnet_jax.models.base import Tree
 from tresnet_jax.models.functional import functional
 from tresnet_jax.training.batches import eval_data_config
 from tresnet_jax.training.checkpoint import Checkpoints
-from tresnet_jax.training.config import TrainConfig, save_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import replicate
 from tresnet_jax.training.embedding import Shards
+from tresnet_jax.training.run_config import save_config
 from tresnet_jax.training.step import create_state
 from tresnet_jax.variants import PRETRAINED
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from scripts import compare_training
-from tresnet_jax.training.config import TrainConfig, save_config
+from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.run_config import save_config
 
 CONFIG = TrainConfig(
     model='test_tresnet', data='embedded:fashion_mnist', train_split='train[:64]', val_split='test[:40]',

@@ -21,8 +21,9 @@ from tresnet_jax.cli import embed, evaluate, explain, predict, thumbnails
 from tresnet_jax.cli.inputs import InputFlags, load_inputs
 from tresnet_jax.errors import DataError, TrainingError
 from tresnet_jax.training import batches, loop
-from tresnet_jax.training.config import TrainConfig, load_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.hosts import Hosts
+from tresnet_jax.training.run_config import load_config
 from tresnet_jax.training.run_data import open_data
 
 SIZE = (24, 40)

@@ -7,7 +7,8 @@ import pytest
 from tresnet_jax.checkpoints.run import CHECKPOINTS
 from tresnet_jax.cli import train
 from tresnet_jax.errors import TrainingError
-from tresnet_jax.training.config import CONFIG_FILE, TrainConfig, load_config
+from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.run_config import CONFIG_FILE, load_config
 
 # Field, value as JSON, and the message after the name of the field.
 WRONG = [

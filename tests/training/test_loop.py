@@ -21,10 +21,11 @@ from tresnet_jax.factory import embedded_path
 from tresnet_jax.labels import FASHION_MNIST
 from tresnet_jax.training import loop
 from tresnet_jax.training.checkpoint import Checkpoints
-from tresnet_jax.training.config import TrainConfig, load_config, save_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.metrics import Interval, RunLog, read_records
 from tresnet_jax.training.provenance import PROVENANCE_FILE
 from tresnet_jax.training.recipes import recipe
+from tresnet_jax.training.run_config import load_config, save_config
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -17,8 +17,9 @@ from tests.helpers.paths import ROOT
 from tests.helpers.processes import free_port
 from tests.helpers.runs import TINY
 from tresnet_jax.checkpoints.run import CHECKPOINTS, load_weights
-from tresnet_jax.training.config import TrainConfig, save_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.metrics import read_records
+from tresnet_jax.training.run_config import save_config
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,9 @@ from tests.helpers.images import write_classes
 from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.training import devices, provenance, run_data
-from tresnet_jax.training.config import TrainConfig, save_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.provenance import PROVENANCE_FILE, compare, load_provenance, save_provenance, stored_classes
+from tresnet_jax.training.run_config import save_config
 
 NOT_UTF8 = b'caf\xe9'.decode('utf-8', 'surrogateescape')
 

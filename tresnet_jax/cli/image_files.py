@@ -15,7 +15,7 @@ from tresnet_jax.errors import ImageError, amount
 from tresnet_jax.factory import create_model
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.options import POSITIVE, check_options, flag
-from tresnet_jax.training.config import CONFIG_FILE, load_config
+from tresnet_jax.training.run_config import CONFIG_FILE, load_config
 from tresnet_jax.variants import MULTILABEL
 
 

@@ -21,9 +21,10 @@ from tresnet_jax.hub.client import split_source
 from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, SHARE, check_options, flag
-from tresnet_jax.training.config import TrainConfig, load_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import local_devices, set_up
 from tresnet_jax.training.hosts import Hosts
+from tresnet_jax.training.run_config import load_config
 from tresnet_jax.variants import CLASSIFICATION, MULTILABEL, split_name
 
 

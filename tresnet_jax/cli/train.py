@@ -15,11 +15,12 @@ from tresnet_jax.checkpoints.run import check_version, has_checkpoint
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.options import as_flag, check_options, flag
-from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, CONFIG_FILE, TrainConfig, changed_options, load_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import set_up
 from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.provenance import load_provenance
 from tresnet_jax.training.recipes import OTHER_NAMES, RECIPES, find_recipe, recipe
+from tresnet_jax.training.run_config import ACCEPTABLE, CHANGEABLE, CONFIG_FILE, changed_options, load_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from tresnet_jax.training.batches import (
 )
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.class_weights import loss_weights
-from tresnet_jax.training.config import TrainConfig, save_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import AXIS, agreed, interruption, local_devices, replicate
 from tresnet_jax.training.distillation import without_projection
 from tresnet_jax.training.evaluate import EvalResult, evaluate, evaluate_multilabel
@@ -39,6 +39,7 @@ from tresnet_jax.training.metrics import METRICS_FILE, Interval, PendingSteps, R
 from tresnet_jax.training.multilabel import MultiLabelResult
 from tresnet_jax.training.optim import create_optimizer
 from tresnet_jax.training.provenance import check_processes, compare, provenance, save_provenance, stored_classes
+from tresnet_jax.training.run_config import save_config
 from tresnet_jax.training.run_data import open_data, opening
 from tresnet_jax.training.schedules import create_schedule
 from tresnet_jax.training.semantic import read_semantic_tree

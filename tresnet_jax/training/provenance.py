@@ -19,8 +19,9 @@ from tresnet_jax.data.sources import Source
 from tresnet_jax.errors import TrainingError, amount, reason, shown
 from tresnet_jax.files import read_json, save_text, sha256
 from tresnet_jax.options import as_flag
-from tresnet_jax.training.config import ACCEPTABLE, CHANGEABLE, RESOLVED, TrainConfig, changed_options, load_config
+from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import differing_process
+from tresnet_jax.training.run_config import ACCEPTABLE, CHANGEABLE, RESOLVED, changed_options, load_config
 from tresnet_jax.version import __version__
 
 PROVENANCE_FILE = 'provenance.json'
