@@ -3,11 +3,9 @@
 import dataclasses
 import difflib
 import functools
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,7 +21,7 @@ from tresnet_jax.cli.image_files import (
     find_files,
     is_multilabel,
     load_classifier,
-    read_image,
+    run_on_files,
     with_values_of_run,
 )
 from tresnet_jax.cli.outputs import check_plot_folder, make_folder
@@ -142,15 +140,8 @@ def explain(
         # The features are computed once: XLA finds the equal parts of both calls.
         return chosen, jnp.take_along_axis(probabilities, chosen, 1), grad_cam(model, x, chosen, layer=layer)
 
-    batch_size = min(batch_size, len(paths))
-    with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            read = list(pool.map(lambda path: read_image(path, transform, max_value), batch))
-            good = [x for x in read if isinstance(x, np.ndarray)]
-            padding = [np.zeros_like(x) for x in good[:1]] * (batch_size - len(good))
-            found = zip(*map(np.asarray, run(model, np.stack(good + padding))), strict=True) if good else iter(())
-            yield from (x if isinstance(x, str) else Explained(*next(found)) for x in read)
+    for found in run_on_files(lambda x: run(model, x), transform, paths, batch_size, max_value):
+        yield found if isinstance(found, str) else Explained(*found)
 
 
 def find_class(text: str, names: Sequence[str] | None, synsets: Sequence[str] | None, num_classes: int) -> int:

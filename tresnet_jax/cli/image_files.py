@@ -1,9 +1,13 @@
 """Inputs of predict and explain: image files, and a model that classifies them."""
 
 import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import jax
 import numpy as np
 import tyro
 
@@ -115,3 +119,40 @@ def read_image(path: Path, transform: EvalTransform, max_value: float | None) ->
         return str(error)
     except ValueError as error:
         return f'{path}: {error}'
+
+
+def run_on_files(
+    run: Callable[[np.ndarray], Any],
+    transform: EvalTransform,
+    paths: Sequence[Path],
+    batch_size: int,
+    max_value: float | None = None,
+) -> Iterator[Any]:
+    """Yield the results of each image in order, or one line that says why it cannot be read.
+
+    Args:
+        run: takes images (batch, H, W, C), float32; returns a tree of arrays (batch, ...).
+        transform: as `create_transform` returns it.
+        paths: image files.
+        batch_size: images per batch. Every batch has this size, padded if needed, so that `run` compiles once.
+        max_value: white in grey images of more than 8 bits; see `load_image`.
+
+    Yields:
+        A tree of NumPy arrays (...), or a str.
+    """
+    batch_size = min(batch_size, len(paths))
+    # Pillow releases the interpreter lock while it decodes and resizes.
+    with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            read = list(pool.map(lambda path: read_image(path, transform, max_value), batch))
+            good = [x for x in read if isinstance(x, np.ndarray)]
+            padding = [np.zeros_like(x) for x in good[:1]] * (batch_size - len(good))
+            results = jax.tree.map(np.asarray, run(np.stack(good + padding))) if good else None
+            places = iter(range(len(good)))
+            for x in read:
+                yield x if isinstance(x, str) else _row(results, next(places))
+
+
+def _row(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda array: array[index], tree)

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +18,7 @@ from tresnet_jax.cli.image_files import (
     find_files,
     is_multilabel,
     load_classifier,
-    read_image,
+    run_on_files,
     with_values_of_run,
 )
 from tresnet_jax.cli.outputs import check_plot
@@ -91,7 +89,7 @@ def predict(
     max_value: float | None = None,
     multilabel: bool = False,
 ) -> Iterator[np.ndarray | str]:
-    """Yield the class probabilities of each image in order, or one line that says why it cannot be read.
+    """Return the class probabilities of each image in order, or one line that says why it cannot be read.
 
     Args:
         model: (batch, height, width, channels) float32 -> (batch, num_classes) logits, a pytree for `jax.jit`.
@@ -101,21 +99,12 @@ def predict(
         max_value: white in grey images of more than 8 bits; see `load_image`.
         multilabel: an image has any number of classes, each with a probability of its own.
 
-    Yields:
-        (num_classes,) float32 that sum to 1 unless `multilabel`, or a str.
+    Returns:
+        An iterator of (num_classes,) float32 that sum to 1 unless `multilabel`, or a str.
     """
     probabilities = jax.nn.sigmoid if multilabel else jax.nn.softmax
     classify = jax.jit(lambda m, x: probabilities(m(x).astype(jnp.float32)))
-    batch_size = min(batch_size, len(paths))
-    # Pillow releases the interpreter lock while it decodes and resizes.
-    with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            read = list(pool.map(lambda path: read_image(path, transform, max_value), batch))
-            good = [x for x in read if isinstance(x, np.ndarray)]
-            padding = [np.zeros_like(x) for x in good[:1]] * (batch_size - len(good))
-            rows = iter(np.asarray(classify(model, np.stack(good + padding))) if good else ())
-            yield from (x if isinstance(x, str) else next(rows) for x in read)
+    return run_on_files(lambda x: classify(model, x), transform, paths, batch_size, max_value)
 
 
 def top(probabilities: np.ndarray, k: int) -> list[int]:
