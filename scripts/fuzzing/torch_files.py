@@ -16,7 +16,19 @@ import numpy as np
 from convert import ConversionError
 from fuzzing import seeds, values
 from fuzzing.children import Kind
-from tests.helpers.pickle_files import CODES, Call, Name, Outside, Raw, instructions, legacy, storage, stream, tensor
+from tests.helpers.pickle_files import (
+    CODES,
+    Call,
+    Name,
+    Outside,
+    Raw,
+    instructions,
+    legacy,
+    nonsense,
+    storage,
+    stream,
+    tensor,
+)
 from tresnet_jax.checkpoints.records import children, walk
 from tresnet_jax.checkpoints.stored import StoredTensor, contiguous
 from tresnet_jax.checkpoints.torch_file import load
@@ -71,48 +83,6 @@ STORAGES = (
     'OddStorage',
 )
 DATA = np.arange(24, dtype=np.float32).tobytes()
-VALUES = [
-    b'N',
-    b'K\1',
-    b'J\xff\xff\xff\x7f',
-    b'X\1\0\0\0a',
-    b'C\1a',
-    b'U\2f4',
-    b')',
-    b'}',
-    b']',
-    b'\x8f',
-    b'(',
-    b'h\0',
-    b'\x8a\1\5',
-]
-OTHERS = [
-    b'q\0',
-    b'\x94',
-    b't',
-    b'\x85',
-    b'\x86',
-    b'\x87',
-    b'R',
-    b'\x81',
-    b'b',
-    b's',
-    b'u',
-    b'a',
-    b'e',
-    b'0',
-    b'1',
-    b'Q',
-    b'\x92',
-    b'\x93',
-]
-NAMES = [
-    b'cos\nsystem\n',
-    b'ctorch._utils\n_rebuild_tensor_v2\n',
-    b'cnumpy\ndtype\n',
-    b'ccollections\nOrderedDict\n',
-    b'ctorch\nFloatStorage\n',
-]
 
 
 def make(rng: random.Random, folder: Path, older: bool) -> Path:
@@ -256,7 +226,7 @@ def _tensor(rng: random.Random, older: bool) -> Any:
 
 def _nonsense(rng: random.Random) -> bytes:
     """Return instructions in a random order, most of which find what they need on the stack."""
-    parts = rng.choices(NAMES + VALUES * 3 + OTHERS * 3, k=rng.randrange(3, 60))
+    parts = nonsense(rng)
     if rng.random() < 0.3:
         code = rng.choice(list(CODES.values()))
         parts.insert(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.pickle_files import CODES, Call, Name, Raw, legacy, storage, stream, tensor, write_zip
+from tests.helpers.pickle_files import CODES, Call, Name, Raw, legacy, nonsense, storage, stream, tensor, write_zip
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.records import children, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
@@ -266,50 +266,6 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 INSTRUCTIONS = [code[0] for code in CODES.values()]
 
 
-def nonsense(rng: random.Random) -> bytes:
-    """Instructions in a random order, most of which find what they need on the stack."""
-    names = [
-        b'cos\nsystem\n',
-        b'ctorch._utils\n_rebuild_tensor_v2\n',
-        b'cnumpy\ndtype\n',
-        b'ccollections\nOrderedDict\n',
-    ]
-    values = [
-        b'N',
-        b'K\1',
-        b'J\xff\xff\xff\x7f',
-        b'X\1\0\0\0a',
-        b'C\1a',
-        b'U\2f4',
-        b')',
-        b'}',
-        b']',
-        b'\x8f',
-        b'(',
-        b'h\0',
-    ]
-    others = [
-        b'q\0',
-        b'\x94',
-        b't',
-        b'\x85',
-        b'\x86',
-        b'\x87',
-        b'R',
-        b'\x81',
-        b'b',
-        b's',
-        b'u',
-        b'a',
-        b'e',
-        b'0',
-        b'1',
-        b'Q',
-    ]
-    parts = rng.choices(names + values * 3 + others * 3, k=rng.randrange(3, 60))
-    return b'\x80\2' + b''.join(parts) + b'.'
-
-
 def test_files_damaged_at_random(tmp_path):
     """2,000 files: nothing but ConversionError, in bounded time and memory."""
     rng = random.Random(0)
@@ -336,7 +292,7 @@ def test_files_damaged_at_random(tmp_path):
     outcomes = {'read': 0, 'refused': 0}
     for index in range(2000):
         if index % 4 == 0:  # a damaged pickle in a sound archive
-            data = damaged(rng.choice(inner), rng) if index % 8 else nonsense(rng)
+            data = damaged(rng.choice(inner), rng) if index % 8 else b'\x80\2' + b''.join(nonsense(rng)) + b'.'
             write_zip(path, Raw(data), {'0': DATA})
         else:
             path.write_bytes(damaged(rng.choice(seeds), rng))

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import pickle
 import pickletools
+import random
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -111,3 +112,23 @@ def legacy(value: Any, storages: Mapping[str, tuple[int, bytes]] = {}) -> bytes:
     for count, data in storages.values():
         file.write(struct.pack('<q', count) + data)
     return file.getvalue()
+
+
+# Instructions that name a class or function, that put a value on the stack, and that use what is there.
+NAMING = [
+    b'cos\nsystem\n', b'ctorch._utils\n_rebuild_tensor_v2\n', b'cnumpy\ndtype\n', b'ccollections\nOrderedDict\n',
+    b'ctorch\nFloatStorage\n',
+]  # fmt: skip
+PUSHING = [
+    b'N', b'K\1', b'J\xff\xff\xff\x7f', b'X\1\0\0\0a', b'C\1a', b'U\2f4', b')', b'}', b']', b'\x8f', b'(', b'h\0',
+    b'\x8a\1\5',
+]  # fmt: skip
+USING = [
+    b'q\0', b'\x94', b't', b'\x85', b'\x86', b'\x87', b'R', b'\x81', b'b', b's', b'u', b'a', b'e', b'0', b'1', b'Q',
+    b'\x92', b'\x93',
+]  # fmt: skip
+
+
+def nonsense(rng: random.Random) -> list[bytes]:
+    """Return instructions in a random order, most of which find what they need on the stack."""
+    return rng.choices(NAMING + PUSHING * 3 + USING * 3, k=rng.randrange(3, 60))

@@ -13,7 +13,6 @@ from PIL import Image
 import tresnet_jax
 from convert.__main__ import main as converter
 from tests.helpers.closeness import assert_identical
-from tests.helpers.compilations import compiled_once
 from tests.helpers.images import encode
 from tests.helpers.runs import TINY
 from tresnet_jax.checkpoints.run import load_weights
@@ -28,12 +27,7 @@ from tresnet_jax.training.run_data import open_data
 
 SIZE = (24, 40)
 
-
-@pytest.fixture(scope='module', autouse=True)
-def programs(tmp_path_factory):
-    """Each run compiles the same two steps: keep them."""
-    with compiled_once(tmp_path_factory.mktemp('compiled')):
-        yield
+pytestmark = pytest.mark.usefixtures('programs')
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,6 @@ import pytest
 import convert
 import tresnet_jax
 from tests.helpers.closeness import assert_identical
-from tests.helpers.compilations import compiled_once
 from tests.helpers.runs import TINY, make_run
 from tresnet_jax.checkpoints.run import PROJECTION, load_weights
 from tresnet_jax.errors import DataError, TrainingError
@@ -32,12 +31,7 @@ CONFIG = dataclasses.replace(
 )
 FEATURES = dataclasses.replace(CONFIG, kd_distill_type='feature', task_loss_weight=0.25, freeze=('stem',))
 
-
-@pytest.fixture(scope='module', autouse=True)
-def programs(tmp_path_factory):
-    """Each run compiles the same two steps: keep them."""
-    with compiled_once(tmp_path_factory.mktemp('compiled')):
-        yield
+pytestmark = pytest.mark.usefixtures('programs')
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,6 @@ import pytest
 
 import tresnet_jax
 from tests.helpers.closeness import assert_identical
-from tests.helpers.compilations import compiled_once
 from tests.helpers.runs import TINY
 from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE, load_weights
 from tresnet_jax.cli import train as command
@@ -27,12 +26,7 @@ from tresnet_jax.training.provenance import PROVENANCE_FILE
 from tresnet_jax.training.recipes import recipe
 from tresnet_jax.training.run_config import load_config, save_config
 
-
-@pytest.fixture(scope='module', autouse=True)
-def programs(tmp_path_factory):
-    """Each run compiles the same two steps: keep them."""
-    with compiled_once(tmp_path_factory.mktemp('compiled')):
-        yield
+pytestmark = pytest.mark.usefixtures('programs')
 
 
 def weights(workdir) -> list[np.ndarray]:

@@ -13,7 +13,6 @@ import convert
 import tresnet_jax
 from convert.__main__ import main as converter
 from tests.helpers.closeness import assert_identical
-from tests.helpers.compilations import compiled_once
 from tests.helpers.runs import TINY
 from tresnet_jax.checkpoints.run import MODEL_FILE, load_weights
 from tresnet_jax.cli import embed, evaluate, predict
@@ -26,12 +25,7 @@ from tresnet_jax.training.multilabel import average_precisions
 
 NAMES = ('bag', 'coat', 'shirt')
 
-
-@pytest.fixture(scope='module', autouse=True)
-def programs(tmp_path_factory):
-    """Each run compiles the same two steps: keep them."""
-    with compiled_once(tmp_path_factory.mktemp('compiled')):
-        yield
+pytestmark = pytest.mark.usefixtures('programs')
 
 
 @pytest.fixture(scope='module')

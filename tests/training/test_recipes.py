@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.helpers.closeness import assert_identical
-from tests.helpers.compilations import compiled_once
 from tresnet_jax.checkpoints.run import CHECKPOINTS, load_weights
 from tresnet_jax.cli import train as command
 from tresnet_jax.errors import TrainingError
@@ -206,13 +205,6 @@ def tiny(config: TrainConfig, **options) -> TrainConfig:
     if config.kd_model_name is not None:
         fixed['kd_model_name'] = 'test_tresnet.fashion_mnist'
     return dataclasses.replace(config, **fixed | options)
-
-
-@pytest.fixture(scope='module')
-def programs(tmp_path_factory):
-    """Keep compiled programs for the tests of this module."""
-    with compiled_once(tmp_path_factory.mktemp('compiled')):
-        yield
 
 
 @pytest.mark.slow
