@@ -42,6 +42,7 @@ AUGMENTATIONS = {  # in addition to the random crop and the flip; the option nam
     # At m9, timm 1.0.31 sometimes asks Pillow to posterize to 0 bits, which Pillow 13 rejects.
     'crop, flip, RandAugment': {'auto_augment': 'rand-m6-mstd0.5-inc1'},
 }
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 Contender = Callable[[], float]  # runs one round and returns images per second
 
 
@@ -68,7 +69,7 @@ def main(
     batch_size: int = 32,
     batches: int = 6,
     rounds: int = 5,
-    cores: int = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1,
+    cores: int = CORES,
     out: Annotated[Path | None, flag('DIR', 'none')] = None,
 ) -> None:
     """Time the pipeline, print a table, and write OUT/data.md and OUT/data.csv.

@@ -13,7 +13,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import os
 import sys
 import tarfile
 import tempfile
@@ -24,6 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from benchmark_data import (
+    CORES,
     Contender,
     first_batches,
     generate_images,
@@ -67,7 +67,7 @@ def main(
     batch_size: int = 32,
     batches: int = 6,
     rounds: int = 5,
-    cores: int = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1,
+    cores: int = CORES,
     out: Annotated[Path | None, flag('DIR', 'none')] = None,
 ) -> None:
     """Time the sources, print a table, and write OUT/data.md and OUT/data.csv.

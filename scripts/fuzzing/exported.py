@@ -1,4 +1,4 @@
-"""Files of `export` in which something is wrong. None is run: a program may do anything by design."""
+"""Files of `export` in which something is wrong. The programs are never run: by design they may do anything."""
 
 import json
 import random

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -183,12 +184,12 @@ def _lying(rng: random.Random, index: Any) -> Any:
     """Return an index that names a file elsewhere, or a tensor that is not there, or is of another form."""
     places = index['weight_map']
     key = rng.choice(list(places))
-    elsewhere = (f'../{SECRET}.safetensors', f'./../{SECRET}.safetensors', f'/tmp/{SECRET}.safetensors', '/etc/passwd',
-        '..', '.',
-                 'model.safetensors.index.json', f'a/../../{SECRET}.safetensors', f'..\\{SECRET}.safetensors', 'con',
-                 '-rf', 'a' * 300,
-                 'config.json', '%2e%2e/secret.safetensors', 'file:///etc/passwd',
-                 'model-00001-of-00002.safetensors\0')  # fmt: skip
+    elsewhere = (
+        f'../{SECRET}.safetensors', f'./../{SECRET}.safetensors', f'{tempfile.gettempdir()}/{SECRET}.safetensors',
+        '/etc/passwd', '..', '.', 'model.safetensors.index.json', f'a/../../{SECRET}.safetensors',
+        f'..\\{SECRET}.safetensors', 'con', '-rf', 'a' * 300, 'config.json', '%2e%2e/secret.safetensors',
+        'file:///etc/passwd', 'model-00001-of-00002.safetensors\0',
+    )  # fmt: skip
     match rng.randrange(7):
         case 0 | 1:
             places[key] = rng.choice(elsewhere)
