@@ -1,5 +1,6 @@
 """`embed.py --sheet`: a contact sheet of images beside their nearest neighbours in a folder of features."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def write_sheet(path: Path, folder: Path, inputs: Inputs, queries: Sequence[Path
             f'{short_name(inputs.source.describe(int(index)))}\n{_label(inputs, label)}'
             for index, label in zip(excluded, labels, strict=True)
         ]
-    found = nearest(_shards(files), features, k, excluded)
+    found = nearest(map(_shard, files), features, k, excluded)
     panels: list[Image.Image] = []
     texts: list[str] = []
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
@@ -74,25 +75,38 @@ def write_sheet(path: Path, folder: Path, inputs: Inputs, queries: Sequence[Path
     return f'{path}: {amount(len(images), "image")} and {amount(columns - 1, "neighbour")} of each'
 
 
-def _shards(files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the content of each file. Raises TrainingError if one cannot be read."""
-    for path in files:
-        try:
-            yield safetensors.numpy.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise TrainingError(f'{path}: cannot be read: {reason(error)}; delete it and run again') from error
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise TrainingError if a file of features cannot be read."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise TrainingError(f'{path}: cannot be read: {reason(error)}; delete it and run again') from error
+
+
+def _shard(path: Path) -> dict[str, np.ndarray]:
+    with _named(path):
+        return safetensors.numpy.load_file(path)
+
+
+def _length(path: Path) -> int:
+    """Return the number of images in a file, which its header says."""
+    with _named(path), safetensors.safe_open(path, 'numpy') as file:
+        return file.get_slice('indices').get_shape()[0]
 
 
 def _evenly_spaced(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return features, labels and indices of some images."""
-    counts = [len(shard['indices']) for shard in _shards(files)]
+    """Return features, labels and indices of some images. Files without any of these are not loaded."""
+    counts = [_length(path) for path in files]
     if not sum(counts):
         raise TrainingError(f'{files[0].parent}: has no features, so there are no neighbours to show')
     wanted = np.unique(np.linspace(0, sum(counts) - 1, QUERIES).round().astype(int))
     found, start = [], 0
-    for shard, count in zip(_shards(files), counts, strict=True):
+    for path, count in zip(files, counts, strict=True):
         rows = wanted[(wanted >= start) & (wanted < start + count)] - start
-        found.append([shard[name][rows] for name in ('features', 'labels', 'indices')])
+        if len(rows):
+            shard = _shard(path)
+            found.append([shard[name][rows] for name in ('features', 'labels', 'indices')])
         start += count
     features, labels, indices = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return features, labels, indices
