@@ -79,7 +79,7 @@ def _length(rng: random.Random, length: int) -> bytes:
 
 
 def _metadata(rng: random.Random, metadata: dict[str, str]) -> Any:
-    """Return metadata of which one or several fields lie."""
+    """Return metadata in which one or several fields lie."""
     for field in rng.sample(FIELDS, rng.choice((1, 1, 1, 2, 4))):
         match rng.randrange(8):
             case 0:

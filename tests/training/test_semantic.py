@@ -1,4 +1,4 @@
-"""The semantic softmax against an implementation image by image in NumPy, and trees that are none."""
+"""The semantic softmax against an implementation image by image in NumPy, and invalid trees."""
 
 import contextlib
 import dataclasses

@@ -242,5 +242,5 @@ def is_channels(value: Any) -> TypeGuard[int]:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; integers beyond 64 bits, which no float may hold, are none."""
+    """Return whether a value is a finite number. Integers beyond 64 bits do not count: a float may not hold them."""
     return abs(value) < 2**63 if type(value) is int else type(value) is float and math.isfinite(value)
