@@ -110,13 +110,15 @@ def main(
 def read_files(folder: Path, count: int) -> list[tuple[str, bytes]]:
     """Return the suffix and the bytes of the first image files of a folder, in the order of their paths.
 
+    A file that ends in .jpeg has the suffix .jpg, because timm's reader of tar shards skips .jpeg.
+
     Raises:
         DataError: it has fewer.
     """
     paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
     if len(paths) < count:
         raise DataError(f'{folder}: has {len(paths)} images ({", ".join(SUFFIXES)}), --count is {count}')
-    return [(path.suffix.lower(), path.read_bytes()) for path in paths[:count]]
+    return [(path.suffix.lower().replace('.jpeg', '.jpg'), path.read_bytes()) for path in paths[:count]]
 
 
 def generated(folder: Path, count: int) -> list[tuple[str, bytes]]:
