@@ -17,7 +17,7 @@ def photos(tmp_path):
     (tmp_path / 'photos' / 'more').mkdir(parents=True)
     for number in range(80):
         suffix = [*FORMATS][number % 4]
-        folder = tmp_path / 'photos' / ('more' if number % 2 else '')
+        folder = tmp_path / 'photos' / ('more' if number % 3 else '')
         (folder / f'{number:02}{suffix}').write_bytes(encode(noise_image(12, 10, seed=number), FORMATS[suffix]))
     (tmp_path / 'photos' / 'notes.txt').write_text('no image')
     return tmp_path / 'photos'
