@@ -167,3 +167,15 @@ def test_display(name, capsys):
     nnx.display(model)
     assert type(model).__name__ in capsys.readouterr().out
     assert repr(model).startswith(type(model).__name__) and 'layer4' in repr(model)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_created_under_jit(x64, dtype):
+    """Weights drawn while JAX traces, from a traced key, are those drawn outside."""
+
+    def weights(key):
+        model = tresnet_jax.create_model('test_resnet', num_classes=3, dtype=dtype, rngs=nnx.Rngs(key))
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    key = jax.random.key(7)
+    assert_identical(jax.jit(weights)(key), weights(key))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]  # float32
 
 
 class ShapesOnly(nnx.Rngs):
@@ -22,9 +22,9 @@ class ShapesOnly(nnx.Rngs):
         return None
 
 
-def _sample(draw: Draw, key_data: jax.Array, shape: Sequence[int], dtype) -> np.ndarray:
+def _sample(draw: Draw, key_data: jax.Array, shape: Sequence[int]) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(np.asarray(key_data).astype(np.uint64).tolist()))
-    return draw(generator, tuple(shape)).astype(dtype)
+    return draw(generator, tuple(shape))
 
 
 def _initializer(draw: Draw) -> nnx.Initializer:
@@ -38,9 +38,10 @@ def _initializer(draw: Draw) -> nnx.Initializer:
         if key is None:
             return jax.ShapeDtypeStruct(tuple(shape), dtype)
         if isinstance(key, jax.core.Tracer):
-            result = jax.ShapeDtypeStruct(tuple(shape), dtype)
-            return jax.pure_callback(lambda k: _sample(draw, k, shape, dtype), result, jax.random.key_data(key))
-        return jax.device_put(_sample(draw, jax.random.key_data(key), shape, dtype))
+            # A callback returns float32, because it runs in a thread where float64 may be disabled.
+            result = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+            return jax.pure_callback(lambda k: _sample(draw, k, shape), result, jax.random.key_data(key)).astype(dtype)
+        return jax.device_put(_sample(draw, jax.random.key_data(key), shape).astype(dtype))
 
     return init
 

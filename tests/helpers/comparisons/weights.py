@@ -37,7 +37,7 @@ class Ends:
 def show_ends() -> unittest.mock._patch:
     """Patch our initialisers to draw a normal tensor as its deviation and a uniform one as its lower end."""
     return unittest.mock.patch.object(
-        initializers, '_sample', lambda draw, key, shape, dtype: draw(Ends(), tuple(shape)).astype(dtype)
+        initializers, '_sample', lambda draw, key, shape: draw(Ends(), tuple(shape))
     )
 
 
