@@ -36,9 +36,7 @@ class Ends:
 
 def show_ends() -> unittest.mock._patch:
     """Patch our initialisers to draw a normal tensor as its deviation and a uniform one as its lower end."""
-    return unittest.mock.patch.object(
-        initializers, '_sample', lambda draw, key, shape: draw(Ends(), tuple(shape))
-    )
+    return unittest.mock.patch.object(initializers, '_sample', lambda draw, key, shape: draw(Ends(), tuple(shape)))
 
 
 def show_timms_ends() -> unittest.mock._patch:
