@@ -1,25 +1,24 @@
 """Folders of runs in which a file is not one, is enormous, or lies: one line, and soon."""
 
-import asyncio
 import gc
-import logging
+import json
 import os
+import re
 import shutil
+import sys
 import tarfile
 
-import numpy as np
 import pytest
 
 import convert
 from convert.__main__ import main
 from tests.helpers.paths import ROOT
+from tests.helpers.runs import change_arrays
 from tresnet_jax.checkpoints import run as runs
+from tresnet_jax.checkpoints import run_arrays
 from tresnet_jax.errors import ConversionError, TrainingError
 from tresnet_jax.files import LARGEST_JSON
 from tresnet_jax.training.run_config import load_config
-
-# Threads of TensorStore may answer after Orbax has closed its event loop, which Python reports as "unraisable".
-pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_pipes_and_devices(run, name):
 
 
 def test_arrays_that_claim_much_more_than_the_files(run, monkeypatch):
-    monkeypatch.setattr(runs, 'ALWAYS_ALLOWED', 2**20)
+    monkeypatch.setattr(run_arrays, 'ALWAYS_ALLOWED', 2**20)
     with pytest.raises(
         ConversionError, match=r'/4: cannot be read: its arrays claim 1,\d+,\d+ bytes, its files have \d+,\d+; copy'
     ):
@@ -78,11 +77,11 @@ def test_arrays_that_claim_much_more_than_the_files(run, monkeypatch):
 
 def test_arrays_may_be_compressed(tmp_path, monkeypatch):
     """Orbax stores frozen weights that came from bfloat16 in less than half of their size."""
-    monkeypatch.setattr(runs, 'ALWAYS_ALLOWED', 0)
+    monkeypatch.setattr(run_arrays, 'ALWAYS_ALLOWED', 0)
     (tmp_path / 'data').write_bytes(bytes(1000))
-    runs._check_sizes(tmp_path, [np.empty(800, np.float32)])
-    with pytest.raises(ValueError, match='claim 4,004 bytes, its files have 1,000; copy the run again'):
-        runs._check_sizes(tmp_path, [np.empty(1001, np.float32)])
+    run_arrays._check_sizes(tmp_path, 4000)
+    with pytest.raises(ValueError, match='claim 4,001 bytes, its files have 1,000; copy the run again'):
+        run_arrays._check_sizes(tmp_path, 4001)
 
 
 def test_files_that_disappear_are_not_missed(run):
@@ -103,16 +102,46 @@ def test_large_descriptions(run, name):
         convert.read(run)
 
 
-def test_arrays_that_cannot_be_read_give_one_line(run, capsys, caplog):
-    """Orbax abandons the other arrays, whose errors asyncio would log with their tracebacks."""
-    caplog.set_level(logging.WARNING, 'asyncio')
-    (run / 'checkpoints/4/state/manifest.ocdbt').write_bytes(b'junk')
+def junk_in_the_table(state):
+    (state / 'manifest.ocdbt').write_bytes(b'junk')
+
+
+def no_data(state):
+    shutil.rmtree(state / 'd')
+
+
+def junk_in_many_arrays(state):
+    change_arrays(state, '/c/0', lambda data: b'junk')
+
+
+def arrays_in_enormous_pieces(state):
+    """Of which each is read whole."""
+
+    def change(described):
+        grid = {'name': 'regular', 'configuration': {'chunk_shape': [2**40]}}
+        codecs = [{'name': 'bytes', 'configuration': {'endian': 'little'}}]
+        return json.dumps(json.loads(described) | {'chunk_grid': grid, 'codecs': codecs}).encode()
+
+    change_arrays(state, '.bias/zarr.json', change)
+
+
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (junk_in_the_table, 'Error decoding manifest'),
+        (no_data, 'No such file|NOT_FOUND'),
+        (junk_in_many_arrays, 'DATA_LOSS'),
+        (arrays_in_enormous_pieces, r'its arrays claim [\d,]+ bytes'),
+    ],
+)
+def test_arrays_that_cannot_be_read_give_one_line(damage, message, run, capsys, caplog, monkeypatch):
+    """And no thread reports the others."""
+    reported = []
+    monkeypatch.setattr(sys, 'unraisablehook', reported.append)
+    damage(run / 'checkpoints/4/state')
     assert main([str(run), str(run / 'a.safetensors')]) == 2
-    # Whether Orbax abandons one depends on the time, so here is another.
-    loop = asyncio.new_event_loop()
-    loop.create_future().set_exception(OSError('damaged'))
     gc.collect()
-    loop.close()
-    assert caplog.text == '' and not (run / 'a.safetensors').exists()
+    assert not reported and caplog.text == '' and not (run / 'a.safetensors').exists()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f'error: {run}/checkpoints/4: cannot be read: ')
+    assert re.search(message, lines[0])

@@ -1,12 +1,14 @@
 """Training configurations of small runs, and folders of runs that were never trained."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import grain
 import jax
 import numpy as np
 import optax
+import tensorstore
 
 import tresnet_jax
 from tresnet_jax.checkpoints.run import save_description
@@ -65,3 +67,17 @@ def make_run(
             checkpoints.rate(step, top1)
     checkpoints.close()
     return state
+
+
+def change_arrays(state: Path, suffix: str, change: Callable[[bytes], bytes]) -> None:
+    """Change what the state of a checkpoint stores under the keys with a suffix.
+
+    Args:
+        state: the folder of the state.
+        suffix: '/zarr.json' for the descriptions of arrays, '/c/0' for the data of vectors.
+        change: a function from the bytes stored under one key to others.
+    """
+    store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{state}/'}}).result()
+    for key in store.list().result():
+        if key.endswith(suffix.encode()):
+            store.write(key, change(store.read(key).result().value)).result()

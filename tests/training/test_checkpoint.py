@@ -1,12 +1,15 @@
 """Which checkpoints of a run are kept, and damaged ratings of them."""
 
+import re
+
 import grain
 import jax
 import numpy as np
 import optax
 import pytest
 
-from tresnet_jax.errors import ConversionError
+from tests.helpers.runs import change_arrays
+from tresnet_jax.errors import ConversionError, TrainingError
 from tresnet_jax.training.checkpoint import Checkpoints
 from tresnet_jax.training.devices import replicate
 from tresnet_jax.training.step import create_state
@@ -28,6 +31,22 @@ def test_the_latest_and_the_best_are_kept(keep_last, keep_best, expected, tmp_pa
         checkpoints.rate(step, rating)
     checkpoints.close()
     assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == expected
+
+
+def test_damaged_arrays_are_named(tmp_path):
+    """Orbax would name its handler, and at times print a traceback for each array."""
+    state = create_state({'w': np.ones(9, np.float32), 'v': np.ones(9, np.float32)}, {}, optax.sgd(0.1), False)
+    state = replicate(jax.tree.map(np.asarray, state), jax.devices()[:1])
+    data = iter(grain.MapDataset.source([0]).to_iter_dataset())
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=1)
+    checkpoints.save(3, state, data)
+    checkpoints.wait()
+    change_arrays(tmp_path / 'checkpoints/3/state', '/c/0', lambda data: b'junk')
+    with pytest.raises(TrainingError) as error:
+        checkpoints.restore(state, data)
+    checkpoints.close()
+    assert re.match(f'{tmp_path}/checkpoints/3: cannot be resumed: DATA_LOSS: .*"params.[vw]/c/0"', str(error.value))
+    assert '\n' not in str(error.value)
 
 
 def test_no_empty_folder_is_left(tmp_path):

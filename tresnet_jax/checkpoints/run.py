@@ -5,7 +5,6 @@ Using the weights needs nothing else; the training configuration is not read.
 
 import dataclasses
 import json
-import math
 import os
 import reprlib
 import stat
@@ -13,12 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
-from tresnet_jax.checkpoints.archive import ALWAYS_ALLOWED
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Checkpoint
-from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch
+from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch, unflatten
+from tresnet_jax.checkpoints.run_arrays import find_arrays, read_arrays
 from tresnet_jax.errors import ConversionError, reason, shown
 from tresnet_jax.files import LARGEST_JSON, read_json, save_text
 from tresnet_jax.formats import CHECKPOINT
@@ -29,10 +25,9 @@ from tresnet_jax.variants import ARCHITECTURES, CLASSIFICATION, split_name
 MODEL_FILE = 'model.json'
 CHECKPOINTS = 'checkpoints'  # the folder of Orbax's checkpoints in a run
 PROJECTION = 'kd_projection'  # parameters of training alone, beside those of the model; see training/distillation.py
+STATE_PART = 'state'  # the folder in a checkpoint in which Orbax writes the training state
 DATA_PART = 'd'  # the folders in which Orbax writes arrays
 METRICS_PART = 'metrics/metrics'  # the file in a checkpoint in which Orbax writes and reads its metrics
-# Orbax compresses arrays. Frozen weights that came from bfloat16 take less than half of their size.
-MOST_COMPRESSED = 4
 
 # Runs of 0.1.0's development have no model.json; these two files hold the same information.
 OLDER_CONFIG_FILE, OLDER_NAMES_FILE = 'config.json', 'label_names.json'
@@ -225,7 +220,7 @@ class Weights:
         step: number of training steps.
         metric: the metric that picks the best checkpoint, one of METRICS.
         rating: its value at that step, from 0 to 1; None if the step was not evaluated.
-        params, batch_stats: the model's trees; list indices are text ('0').
+        params, batch_stats: the model's trees.
         averaged: whether the weights are the moving average.
         has_ema: whether the run keeps a moving average.
     """
@@ -334,37 +329,28 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
         ConversionError: Orbax is not installed, or the checkpoint does not exist or cannot be read.
     """
     metric, found = rated_steps(workdir)
-    ocp = _orbax(workdir)
     folder = workdir / CHECKPOINTS
     step = _choose(found, which)
     if step not in found:
         steps = ', '.join(map(str, sorted(found)))
         raise ConversionError(f'{folder}: holds no checkpoint of step {step}; choose one of {steps}')
-    path = str(folder.absolute() / str(step))
+    path = folder.absolute() / str(step)
     try:
-        saved = ocp.metadata(path, 'state').metadata
-        averaged = bool(ema and saved.get('ema'))
-        trees = saved['ema'] if averaged else saved
-        wanted = {name: trees[name] for name in ('params', 'batch_stats')}
-        # NumPy arrays, because the devices of the training may not exist here; placeholders skip everything else.
-        _check_sizes(Path(path), jax.tree.leaves(wanted))
-        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
-        chosen = {'ema': wanted} if averaged else wanted
-        skipped = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, saved[name]) for name in saved.keys() - chosen.keys()}
-        state = ocp.load(path, skipped | chosen, checkpointable_name='state')
-    except Exception as error:  # of as many classes; also of ours, if the state is not one of a run
+        stored = find_arrays(path / STATE_PART)
+        has_ema = any(name.startswith('ema.') for name in stored)
+        averaged = ema and has_ema
+        prefix = 'ema.' if averaged else ''
+        wanted = {
+            name.removeprefix(prefix): spec
+            for name, spec in stored.items()
+            if name.startswith((f'{prefix}params.', f'{prefix}batch_stats.'))
+        }
+        state = unflatten(read_arrays(path / STATE_PART, wanted))
+        params, batch_stats = state['params'], state['batch_stats']
+    except Exception as error:  # of many classes; also of ours, if the state is not one of a run
         raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
-    state = state['ema'] if averaged else state
-    params = {name: value for name, value in state['params'].items() if name != PROJECTION}
-    return Weights(step, metric, found[step], params, state['batch_stats'], averaged, bool(saved.get('ema')))
-
-
-def _check_sizes(folder: Path, arrays: Sequence[Any]) -> None:
-    """Raise ValueError if the arrays of a checkpoint claim to be much larger than its files."""
-    claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
-    stored = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
-    if claimed > max(ALWAYS_ALLOWED, MOST_COMPRESSED * stored):
-        raise ValueError(f'its arrays claim {claimed:,} bytes, its files have {stored:,}; copy the run again')
+    params.pop(PROJECTION, None)
+    return Weights(step, metric, found[step], params, batch_stats, averaged, has_ema)
 
 
 def _choose(found: dict[int, float | None], which: int | str) -> int:

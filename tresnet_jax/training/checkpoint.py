@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from tresnet_jax.checkpoints.run import CHECKPOINTS, METRICS_PART, stored_metrics
+from tresnet_jax.checkpoints.run import CHECKPOINTS, METRICS_PART, STATE_PART, stored_metrics
+from tresnet_jax.checkpoints.run_arrays import check_arrays
 from tresnet_jax.errors import ConversionError, TrainingError, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.training.devices import everywhere, to_global, to_local
@@ -114,6 +115,7 @@ class Checkpoints:
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere()), state)
         try:
+            check_arrays(self._folder.absolute() / str(self.latest) / STATE_PART)  # of Orbax, tracebacks would follow
             loaded = self._checkpointer.load_checkpointables(self.latest, {'state': abstract, 'data': data})
         except Exception as error:  # of as many classes; also of ours, if the state has another structure
             raise TrainingError(f'{self._folder / str(self.latest)}: cannot be resumed: {reason(error)}') from error
