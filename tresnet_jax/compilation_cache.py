@@ -13,7 +13,7 @@ def use_compilation_cache() -> None:
     The folder is JAX_COMPILATION_CACHE_DIR if that is set, else ``tresnet_jax/compiled`` in the user's cache folder
     (XDG_CACHE_HOME, or ~/.cache). JAX_ENABLE_COMPILATION_CACHE=false disables the cache. If the folder cannot be used,
     nothing is cached; if an entry cannot be read, JAX warns and compiles again. Entries are keyed by JAX's version, its
-    flags and the kind of device, so machines can share a folder.
+    flags and the kind of device, so machines with the same kinds of device and CPU can share a folder.
     """
     config: Any = jax.config  # its attributes are defined at run time
     if not config.jax_enable_compilation_cache:

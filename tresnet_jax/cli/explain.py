@@ -33,6 +33,7 @@ from tresnet_jax.explaining import grad_cam, heat_map, overlay
 from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.options import POSITIVE, flag
 from tresnet_jax.plotting import colours, contact_sheet
+from tresnet_jax.program_cache import cached_jit
 
 SHEET = 'contact_sheet'
 SHEET_IMAGES = 100
@@ -129,19 +130,24 @@ def explain(
         multilabel: an image has any number of classes, each with a probability of its own.
     """
 
-    @jax.jit
-    def run(model: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits = model(x).astype(jnp.float32)
-        probabilities = jax.nn.sigmoid(logits) if multilabel else jax.nn.softmax(logits)
-        if isinstance(classes, int):
-            chosen = jax.lax.top_k(probabilities, classes)[1]  # equal ones in the order of the classes
-        else:
-            chosen = jnp.broadcast_to(jnp.asarray(classes)[None], (len(x), len(classes)))
-        # The features are computed once: XLA finds the equal parts of both calls.
-        return chosen, jnp.take_along_axis(probabilities, chosen, 1), grad_cam(model, x, chosen, layer=layer)
-
-    for found in run_on_files(lambda x: run(model, x), transform, paths, batch_size, max_value):
+    options = {'classes': classes if isinstance(classes, int) else tuple(classes), 'layer': layer}
+    run = cached_jit(model, explained, **options, multilabel=multilabel)
+    for found in run_on_files(run, transform, paths, batch_size, max_value):
         yield found if isinstance(found, str) else Explained(*found)
+
+
+def explained(
+    model: Any, images: jax.Array, *, classes: tuple[int, ...] | int, layer: str, multilabel: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return what `Explained` holds for each image of a batch; the arguments are those of `explain`."""
+    logits = model(images).astype(jnp.float32)
+    probabilities = jax.nn.sigmoid(logits) if multilabel else jax.nn.softmax(logits)
+    if isinstance(classes, int):
+        chosen = jax.lax.top_k(probabilities, classes)[1]  # equal ones in the order of the classes
+    else:
+        chosen = jnp.broadcast_to(jnp.asarray(classes)[None], (len(images), len(classes)))
+    # The features are computed once: XLA finds the equal parts of both calls.
+    return chosen, jnp.take_along_axis(probabilities, chosen, 1), grad_cam(model, images, chosen, layer=layer)
 
 
 def find_class(text: str, names: Sequence[str] | None, synsets: Sequence[str] | None, num_classes: int) -> int:

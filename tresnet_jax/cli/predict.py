@@ -28,6 +28,7 @@ from tresnet_jax.data.transforms import EvalTransform, create_transform, resolve
 from tresnet_jax.labels import class_names, class_synsets
 from tresnet_jax.options import POSITIVE, SHARE, flag
 from tresnet_jax.plotting import contact_sheet
+from tresnet_jax.program_cache import cached_jit
 from tresnet_jax.variants import MULTILABEL
 
 SHEET_IMAGES = 100
@@ -92,7 +93,7 @@ def predict(
     """Return the class probabilities of each image in order, or one line that says why it cannot be read.
 
     Args:
-        model: (batch, height, width, channels) float32 -> (batch, num_classes) logits, a pytree for `jax.jit`.
+        model: a classifier.
         transform: as `create_transform` returns it.
         paths: image files.
         batch_size: images per batch. Every batch has this size, padded if needed, so the model compiles once.
@@ -102,9 +103,13 @@ def predict(
     Returns:
         An iterator of (num_classes,) float32 that sum to 1 unless `multilabel`, or a str.
     """
-    probabilities = jax.nn.sigmoid if multilabel else jax.nn.softmax
-    classify = jax.jit(lambda m, x: probabilities(m(x).astype(jnp.float32)))
-    return run_on_files(lambda x: classify(model, x), transform, paths, batch_size, max_value)
+    classify = cached_jit(model, probabilities, multilabel=multilabel)
+    return run_on_files(classify, transform, paths, batch_size, max_value)
+
+
+def probabilities(model: Any, images: jax.Array, *, multilabel: bool) -> jax.Array:
+    """Return the probability of each class, (B, num_classes) float32."""
+    return (jax.nn.sigmoid if multilabel else jax.nn.softmax)(model(images).astype(jnp.float32))
 
 
 def top(probabilities: np.ndarray, k: int) -> list[int]:
