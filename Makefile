@@ -4,7 +4,7 @@ RELEASE_TOOLS = 'build>=1.3' 'twine>=6.2' 'check-wheel-contents>=0.6.3' 'cffconv
 
 PYTHON_NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c pass 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test fuzz test-all test-newest test-oldest check check-workflows docs check-docs release-check publish-weights golden gpu-report clean
+.PHONY: demo test fuzz test-all test-newest test-oldest check check-workflows docs check-docs release-check publish-weights golden gpu-report gpu-check clean
 
 demo: .venv-demo/ready  ## convert, compare, classify, fine-tune; needs no torch, and the network only to install
 	.venv-demo/bin/python scripts/demo.py --out demo_output
@@ -58,9 +58,13 @@ publish-weights: .venv/ready  ## make publish-weights DIR=weights ORG=name [OUT=
 gpu-report: .venv-gpu/ready  ## compile programs for a GPU, without a GPU; takes hours and installs 6 GB
 	.venv-gpu/bin/python scripts/gpu_report.py
 
+gpu-check:  ## make gpu-check [FLAGS=--quick]: parity, memory and speed on this machine's GPU; see docs/gpu_check.md
+	python=$$($(PYTHON) scripts/gpu_python.py .venv-gpu-check) && \
+	  PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $$python scripts/gpu_check.py $(FLAGS)
+
 clean:
-	rm -rf .venv .venv-demo .venv-docs .venv-newest .venv-oldest .venv-release .venv-gpu
-	rm -rf build demo_output jupyter_execute site
+	rm -rf .venv .venv-demo .venv-docs .venv-newest .venv-oldest .venv-release .venv-gpu .venv-gpu-check
+	rm -rf build demo_output gpu_check jupyter_execute site
 
 .venv-demo/ready: pyproject.toml $(shell git ls-files tresnet_jax convert wheel_files)
 	$(PYTHON) -m venv .venv-demo
@@ -97,7 +101,8 @@ clean:
 	.venv-gpu/bin/pip install --quiet --disable-pip-version-check -e '.[cuda12,train]'
 	touch $@
 
-golden: .venv/ready  ## generate tests/golden again: timm's outputs
+golden: .venv/ready  ## generate tests/golden again, timm's outputs, and tests/files/gradients.safetensors
 	mkdir -p tests/golden
 	for name in $$(.venv/bin/python -c "import tresnet_jax; print(*tresnet_jax.list_models())"); do \
 	  .venv/bin/python -m convert golden $$name tests/golden/$$name.safetensors --image-size 32; done
+	JAX_PLATFORMS=cpu PYTHONPATH=.:scripts .venv/bin/python -m gpu_checking.stored_gradients

@@ -89,6 +89,10 @@ def _channels_last(workload: Workload) -> Side:
     return _timm(workload, channels_last=True)
 
 
+def _compiled(workload: Workload) -> Side:
+    return _timm(workload, channels_last=True, compiled=True)
+
+
 def _wake_peer(name: str) -> Callable[[int], str]:
     def wake(threads: int) -> str:
         from benchmarking import peers
@@ -147,6 +151,7 @@ CONTENDERS: dict[str, Contender] = {row.name: row for row in (
     _in_mode('ours-remat', remat=True),
     Contender('timm-eager', 'timm', _wake_torch, _timm, MEASURES),
     Contender('timm-channels-last', 'timm', _wake_torch, _channels_last, MEASURES),
+    Contender('timm-compile', 'timm', _wake_torch, _compiled, MEASURES, by_name=True),
     Contender('jaxnn', 'jaxnn', _wake_peer('jaxnn'), _peer('jaxnn'), has=_is_resnetd, **PEER),
     Contender('jax-resnet', 'jax_resnet', _wake_peer('jax_resnet'), _peer('jax_resnet'), has=_in_jax_resnet, **PEER),
     Contender('keras-hub', 'keras_hub', _wake_peer('keras_hub'), _peer('keras_hub'), has=_in_keras_hub, **PEER),

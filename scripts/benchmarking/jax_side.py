@@ -13,7 +13,7 @@ from loop_step import loop_step
 
 import convert  # noqa: F401  loading a file imports it, and imports are not timed
 import tresnet_jax
-from benchmarking.sides import CLASSES, MEAN, STD, Call, Side, Training, Workload
+from benchmarking.sides import CLASSES, MEAN, STD, Call, Workload
 from tresnet_jax.training.devices import AXIS, replicate
 from tresnet_jax.training.step import normalise, over_devices
 
@@ -32,10 +32,11 @@ class JaxSide:
         apply: (params, batch_stats, x) -> logits, and with `train=True` and `rngs` -> (logits, batch_stats).
         params, batch_stats: nested dicts of arrays; `batch_stats` may be any tree.
         dtype: of the images that inference takes.
+        devices: number of devices that share the batch of a training step.
     """
 
-    def __init__(self, apply: Callable[..., Any], params: Any, batch_stats: Any, dtype: str):
-        self.devices = jax.local_devices()[:1]
+    def __init__(self, apply: Callable[..., Any], params: Any, batch_stats: Any, dtype: str, devices: int = 1):
+        self.devices = jax.local_devices()[:devices]
         self.params, self.batch_stats = jax.block_until_ready(jax.device_put((params, batch_stats), self.devices[0]))
         self.dtype = jnp.dtype(dtype)
         self.forward = jax.jit(apply)
@@ -52,7 +53,7 @@ class JaxSide:
 
         return call
 
-    def training(self, images: np.ndarray, labels: np.ndarray) -> Training:
+    def training(self, images: np.ndarray, labels: np.ndarray) -> 'JaxTraining':
         return JaxTraining(self, images, labels)
 
     def peak_bytes(self) -> int | None:
@@ -62,7 +63,7 @@ class JaxSide:
 
 
 class JaxTraining:
-    """The training loop's step, as `train.py` runs it on one device."""
+    """The training loop's step, as `train.py` runs it."""
 
     def __init__(self, side: JaxSide, images: np.ndarray, labels: np.ndarray):
         self.side = side
@@ -70,7 +71,7 @@ class JaxTraining:
         on_devices = NamedSharding(Mesh(np.asarray(side.devices), (AXIS,)), PartitionSpec(AXIS))
         self.batches = itertools.cycle(
             [
-                jax.device_put({'image': x[None], 'label': y[None].astype(np.int32)}, on_devices)
+                jax.device_put(_divided({'image': x, 'label': y.astype(np.int32)}, len(side.devices)), on_devices)
                 for x, y in zip(images, labels, strict=True)
             ]
         )
@@ -85,17 +86,25 @@ class JaxTraining:
         return np.asarray(logits, np.float32)
 
 
-def ours(workload: Workload, *, folded: bool = False, winograd: bool = False, **options: Any) -> Side:
+def _divided(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
+    """(b, ...) -> (devices, b / devices, ...) for each array."""
+    return {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
+
+
+def ours(
+    workload: Workload, *, folded: bool = False, winograd: bool = False, devices: int = 1, **options: Any
+) -> JaxSide:
     """Load a model of this package.
 
     Args:
         workload: the model and its weights.
         folded: fold batch norm into the convolutions.
         winograd: for a folded model, use Winograd convolutions.
+        devices: number of devices that share the batch of a training step.
         options: passed to `create_model`.
     """
     name, weights = workload.architecture, workload.weights
     model = tresnet_jax.create_model(name, checkpoint=weights, dtype=workload.dtype, **options)
     if folded:
         model = tresnet_jax.fold_batchnorm(model, winograd=winograd)
-    return JaxSide(*tresnet_jax.functional(model), workload.dtype)
+    return JaxSide(*tresnet_jax.functional(model), workload.dtype, devices)

@@ -102,14 +102,14 @@ class Bench:
                 progress.update(done)
         return found
 
-    def largest_batch(self, what: str) -> list[Measurement]:
-        """Find the largest batch that does not run out of memory, to one part in 32."""
+    def largest_batch(self, what: str, first: int = 8) -> list[Measurement]:
+        """Find the largest batch that does not run out of memory, to one part in 32; `first` is tried first."""
         found = []
         rows = self._for_memory(what, 'largest_batch')
         with self._progress(len(rows), 'largest batches') as progress:
             for done, row in enumerate(rows, start=1):
                 try:
-                    batch = largest_that_fits(functools.partial(self._fits, row, what))
+                    batch = largest_that_fits(functools.partial(self._fits, row, what), first)
                     found.append(self.measurement(f'largest_batch, {what}', 0, row.name, [batch]))
                 except JobError as error:
                     self.fail(row.name, str(error))

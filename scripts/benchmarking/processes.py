@@ -11,6 +11,7 @@ from typing import Any
 
 from tresnet_jax.errors import reason
 
+JOBS, PROGRAM = f'{__package__}.jobs', f'{__package__}.processes'
 # Messages of XLA, torch and cuDNN.
 OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory', 'ALLOC_FAILED')
 
@@ -23,14 +24,17 @@ class JobError(Exception):
         self.out_of_memory = out_of_memory
 
 
-def in_new_process(job: str, arguments: dict[str, Any], threads: int | None, environment: dict[str, str]) -> Any:
-    """Call a function of `jobs` in a new process and return its result. Arguments and result are passed as JSON.
+def in_new_process(
+    job: str, arguments: dict[str, Any], threads: int | None, environment: dict[str, str], module: str = JOBS
+) -> Any:
+    """Call a function in a new process and return its result. Arguments and result are passed as JSON.
 
     Args:
         job: name of the function.
         arguments: its keyword arguments.
         threads: number of cores that the process may use; None: the same as this process.
         environment: environment variables to add to those of this process.
+        module: the module that has the function.
 
     Raises:
         JobError: the function raised an exception, or the process died.
@@ -39,7 +43,7 @@ def in_new_process(job: str, arguments: dict[str, Any], threads: int | None, env
         result = Path(folder) / 'result.json'
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         done = subprocess.run(
-            [sys.executable, '-m', f'{__package__}.processes', job, json.dumps(arguments), str(threads or 0), result],
+            [sys.executable, '-m', PROGRAM, job, json.dumps(arguments), str(threads or 0), result, module],
             env=os.environ | {'PYTHONPATH': paths} | environment,
             stdout=2,  # libraries may print to standard output
         )
@@ -53,16 +57,20 @@ def in_new_process(job: str, arguments: dict[str, Any], threads: int | None, env
 
 def failure(error: Exception) -> tuple[str, bool]:
     """Return an exception as one line, and whether it means that memory ran out."""
-    return f'{type(error).__name__}: {reason(error)}', any(words in str(error) for words in OUT_OF_MEMORY)
+    return f'{type(error).__name__}: {reason(error)}', is_out_of_memory(str(error))
 
 
-def main(job: str, arguments: str, threads: str, result: str) -> None:
+def is_out_of_memory(message: str) -> bool:
+    """Return whether the message of an exception means that memory ran out."""
+    return any(words in message for words in OUT_OF_MEMORY)
+
+
+def main(job: str, arguments: str, threads: str, result: str, module: str = JOBS) -> None:
     """Run a job in this process and write its result, or its error, to the file `result` as JSON."""
     if int(threads):  # before any threads are created
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
     try:
-        jobs = importlib.import_module(f'{__package__}.jobs')
-        found = {'result': getattr(jobs, job)(**json.loads(arguments))}
+        found = {'result': getattr(importlib.import_module(module), job)(**json.loads(arguments))}
     except Exception as error:  # of any library
         found = dict(zip(('error', 'out_of_memory'), failure(error), strict=True))
     Path(result).write_text(json.dumps(found))

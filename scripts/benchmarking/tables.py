@@ -20,7 +20,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def write_bars(
-    path: Path, groups: Sequence[str], bars: Mapping[str, Sequence[float | None]], label: str, title: str
+    path: Path,
+    groups: Sequence[str],
+    bars: Mapping[str, Sequence[float | None]],
+    label: str,
+    title: str,
+    *,
+    line: float | None = 1,
+    logarithmic: bool = False,
+    numbers: str = '%.2f',
 ) -> None:
     """Write a PNG of horizontal bars.
 
@@ -28,8 +36,11 @@ def write_bars(
         path: file to write.
         groups: names of the groups of bars, from top to bottom.
         bars: for each name, the length of its bar in each group; None for no bar.
-        label: label of the horizontal axis, where a line marks 1.
+        label: label of the horizontal axis.
         title: title of the chart.
+        line: a value that a line marks; None: no line.
+        logarithmic: the scale of the axis.
+        numbers: format of the lengths behind the bars.
     """
     thickness = 0.8 / max(len(bars), 1)
     figure = new_figure(8, 1.5 + 0.25 * len(groups) * (len(bars) + 1))
@@ -38,8 +49,11 @@ def write_bars(
         places = np.arange(len(groups)) + (i - (len(bars) - 1) / 2) * thickness
         present = [(place, length) for place, length in zip(places, lengths, strict=True) if length is not None]
         drawn = axis.barh([p for p, _ in present], [length for _, length in present], thickness, label=name)
-        axis.bar_label(drawn, fmt='%.2f', padding=2, fontsize='small')
-    axis.axvline(1, color='black', linewidth=0.8)
+        axis.bar_label(drawn, fmt=numbers, padding=2, fontsize='small')
+    if line is not None:
+        axis.axvline(line, color='black', linewidth=0.8)
+    if logarithmic:
+        axis.set_xscale('log')
     axis.set_yticks(range(len(groups)), groups)
     axis.invert_yaxis()
     axis.set_xlabel(label)

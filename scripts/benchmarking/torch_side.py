@@ -1,4 +1,4 @@
-"""Timing timm in PyTorch: eager, in the default memory format or in channels_last."""
+"""Timing timm in PyTorch: eager or compiled, in the default memory format or in channels_last."""
 
 import contextlib
 import copy
@@ -28,9 +28,16 @@ def wake(threads: int) -> str:
 
 
 class TorchSide:
-    """timm's model. In half precision, inference casts the weights, and training runs under autocast."""
+    """timm's model. In half precision, inference casts the weights, and training runs under autocast.
 
-    def __init__(self, workload: Workload, *, channels_last: bool = False):
+    Args:
+        workload: the model and its weights.
+        channels_last: PyTorch's memory format of that name.
+        compiled: use ``torch.compile``.
+    """
+
+    def __init__(self, workload: Workload, *, channels_last: bool = False, compiled: bool = False):
+        self.compiled = compiled
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         self.dtype: torch.dtype = getattr(torch, workload.dtype)
@@ -43,6 +50,9 @@ class TorchSide:
 
     def put(self, model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
         return model.to(self.device, dtype).to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
+
+    def ready(self, model: torch.nn.Module) -> Any:
+        return torch.compile(model) if self.compiled else model
 
     def to_device(self, batch: np.ndarray) -> torch.Tensor:
         """(B, H, W, 3) -> (B, 3, H, W) on the device, in this side's memory format."""
@@ -62,7 +72,7 @@ class TorchSide:
 
     def inference(self, images: np.ndarray) -> Call:
         model = self.put(copy.deepcopy(self.model), self.dtype) if self.is_half else self.model
-        model.eval()
+        model = self.ready(model.eval())
         batches = itertools.cycle([self.to_device(batch).to(self.dtype) for batch in images])
 
         def call() -> np.ndarray:
@@ -89,6 +99,7 @@ class TorchTraining:
     def __init__(self, side: TorchSide, images: np.ndarray, labels: np.ndarray):
         self.side = side
         self.model = copy.deepcopy(side.model).train()
+        self.network = side.ready(self.model)
         self.optimizer = timm.optim.create_optimizer_v2(  # pyright: ignore[reportPrivateImportUsage]
             self.model, opt=CONFIG.opt, lr=CONFIG.peak_lr, weight_decay=CONFIG.weight_decay, momentum=CONFIG.momentum
         )
@@ -107,7 +118,7 @@ class TorchTraining:
         """Logits of (B, 3, H, W) uint8 images."""
         x = images.to(self.side.train_dtype).sub_(self.mean).div_(self.std)
         with self.side.autocast():
-            return self.model(x)
+            return self.network(x)
 
     def step(self) -> float:
         images, labels = next(self.batches)

@@ -1,0 +1,169 @@
+"""The command line of ``gpu_check.py``: run the parts, write the files, compare with an earlier check."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from benchmarking.processes import JobError
+
+from gpu_checking.charts import draw
+from gpu_checking.comparison import comparison
+from gpu_checking.machine import describe_machine
+from gpu_checking.page import page, summary_line
+from gpu_checking.plan import PARTS, parts_of
+from gpu_checking.records import FINISHED, LEFT_OUT, OUT_OF_TIME, CheckError, PartResult, Report, read_report
+from gpu_checking.runner import limit_of, run_part
+from gpu_checking.sizes import SECONDS, Level
+from tresnet_jax.cli.common import fail, parse
+from tresnet_jax.errors import MissingExtraError
+from tresnet_jax.files import save_text
+from tresnet_jax.options import flag
+
+NAME, EARLIER = 'gpu_check', 'gpu_check.earlier.json'
+PartName = Literal['parity', 'memory', 'speed', 'determinism', 'training', 'autotuning']
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuCheckArguments:
+    """Check parity, memory, speed, determinism, training and autotuning on this machine's GPU, in 10 minutes.
+
+    Each part runs in a process of its own with a share of the time; what it found until then counts. After each part
+    OUT/gpu_check.json, OUT/gpu_check.md and, with Matplotlib, the charts are written. The same command resumes: parts
+    that were measured with the same device, versions, commit and level are not run again.
+
+    With JAX_PLATFORMS=cpu the sizes are tiny: a trial of the check itself.
+
+    Exit codes: 0 if nothing is wrong; 1 if a check failed, a part ended with an error, or after Ctrl-C; 2 for user
+    errors.
+    """
+
+    quick: bool = False
+    """Take 2 minutes instead of 10: fewer networks and batches."""
+
+    full: bool = False
+    """Take 40 minutes instead of 10: more networks and batches, and the largest batches."""
+
+    only: Annotated[
+        tuple[PartName, ...] | None, flag('PART ...', 'all; with --quick not determinism and autotuning')
+    ] = None
+    """Parts to run, except for determinism and autotuning with --quick."""
+
+    again: bool = False
+    """Run parts again that were already measured."""
+
+    tiny: bool = False
+    """Use tiny sizes on a GPU too, to see whether everything runs."""
+
+    compare: Annotated[Path | None, flag('OLD.json', 'none')] = None
+    """Show ratios of the figures to those of this earlier gpu_check.json."""
+
+    out: Path = Path('gpu_check')
+    """Folder of the results."""
+
+    @property
+    def level(self) -> Level:
+        """Which sizes and how much time.
+
+        Raises:
+            CheckError: both levels are given.
+        """
+        if self.quick and self.full:
+            raise CheckError('give --quick or --full, not both')
+        return 'quick' if self.quick else 'full' if self.full else 'default'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; invalid usage and ``--help`` raise SystemExit."""
+    parsed = parse(GpuCheckArguments, arguments)
+    try:
+        return check(parsed)
+    except (ValueError, JobError, OSError) as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        print('interrupted; run the same command again to resume', file=sys.stderr)
+        return 1
+
+
+def check(arguments: GpuCheckArguments) -> int:
+    """Run the parts that are not measured yet, and return the exit code.
+
+    Raises:
+        CheckError: there is no GPU, or a file cannot be read.
+    """
+    level = arguments.level
+    chosen = chosen_parts(arguments.only, level)
+    old = read_report(arguments.compare) if arguments.compare else None
+    about = describe_machine()
+    settings = {'level': level, 'tiny': arguments.tiny or about['platform'] == 'cpu'}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report = resumed(arguments.out, Report(about, settings, {}))
+    waiting = [
+        name for name in PARTS if name in chosen and (arguments.again or not is_measured(report.parts.get(name)))
+    ]
+    print(f'{about["device"]}, driver {about["driver"]}, {level}: {", ".join(waiting) or "everything is measured"}')
+    began = time.monotonic()
+    while waiting:
+        limit = limit_of(waiting, SECONDS[level] - (time.monotonic() - began), level)
+        result = run_part(waiting.pop(0), settings, max(limit, 1.0), arguments.out)
+        parts = report.parts | {result.part: result}
+        report = dataclasses.replace(report, parts={name: parts[name] for name in PARTS if name in parts})
+        write_files(arguments.out, report, old)
+        print(summary_line(result), flush=True)
+    write_files(arguments.out, report, old)
+    if old:
+        print(comparison(old, report), end='')
+    failures = [line for result in report.parts.values() for line in result.failures]
+    for line in failures:
+        print(f'failed: {line}', file=sys.stderr)
+    print(arguments.out / f'{NAME}.md')
+    return 1 if failures else 0
+
+
+def chosen_parts(only: Sequence[str] | None, level: Level) -> list[str]:
+    """Return the parts to run, in order; `only` None: all of the level.
+
+    Raises:
+        CheckError: the level has no time for one of them.
+    """
+    names = parts_of(level)
+    if left_out := [name for name in only or () if name not in names]:
+        raise CheckError(f'--only {" ".join(left_out)}: --quick has no time for it; leave out --quick')
+    return [name for name in names if only is None or name in only]
+
+
+def is_measured(result: PartResult | None) -> bool:
+    """Return whether a part need not run again. One that ran out of time with some findings would do so again."""
+    if result is None:
+        return False
+    return result.status in (FINISHED, LEFT_OUT) or (result.status == OUT_OF_TIME and bool(result.findings))
+
+
+def resumed(out: Path, fresh: Report) -> Report:
+    """Return the report in `out` if it was measured as `fresh` will be, else `fresh`; then keep the other as EARLIER.
+
+    Raises:
+        CheckError: there is a file, but it is not a report.
+    """
+    path = out / f'{NAME}.json'
+    if not path.exists():
+        return fresh
+    found = read_report(path)
+    if found.fits(fresh):
+        return found
+    path.replace(out / EARLIER)
+    print(f'{path} is of another device, version, commit or level: kept as {out / EARLIER}')
+    return fresh
+
+
+def write_files(out: Path, report: Report, old: Report | None) -> None:
+    """Write the results, the page and the charts."""
+    report.write(out / f'{NAME}.json')
+    charts: list[str] = []
+    try:
+        charts = draw(report, out)
+    except MissingExtraError as error:
+        print(f'no charts: {error}', file=sys.stderr)
+    save_text(out / f'{NAME}.md', page(report, charts, comparison(old, report) if old else ''))

@@ -1,0 +1,54 @@
+"""The parts of the check and their shares of the time."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from benchmarking.measures import SHARED
+
+from gpu_checking import autotuning, determinism, memory, parity, speed, training
+from gpu_checking.records import Finding
+from gpu_checking.sizes import Level, Sizes
+
+Run = Callable[[Sizes, Path], Iterator[Finding]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of the check, which runs in a process of its own.
+
+    Attributes:
+        title: for the page.
+        run: yields findings, the most important first; the process is ended when its time is over. It may write into
+            the folder.
+        share: of the time of the whole check. What a part leaves goes to those after it.
+        quick_share: the same for `quick`; 0: left out there, because starting its processes takes too long.
+        needs: optional packages without which the whole part is left out, by the names they are imported by.
+        environment: environment variables of its process.
+    """
+
+    title: str
+    run: Run
+    share: float
+    quick_share: float
+    needs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def share_of(self, level: Level) -> float:
+        """Return the share of the time of a level."""
+        return self.quick_share if level == 'quick' else self.share
+
+
+PARTS: dict[str, Part] = {
+    'parity': Part('Parity with timm', parity.run, 0.2, 0.3, environment=SHARED),
+    'memory': Part('Memory', memory.run, 0.18, 0.2),
+    'speed': Part('Speed', speed.run, 0.26, 0.3, environment=SHARED),
+    'determinism': Part('Determinism', determinism.run, 0.12, 0),
+    'training': Part('A real training', training.run, 0.1, 0.2, needs=('grain', 'orbax', 'tensorboardX')),
+    'autotuning': Part('Autotuning', autotuning.run, 0.14, 0),
+}
+
+
+def parts_of(level: Level) -> list[str]:
+    """Return the names of the parts of a level."""
+    return [name for name, part in PARTS.items() if part.share_of(level) > 0]

@@ -1,0 +1,83 @@
+"""Find or make a Python for ``make gpu-check`` and print its path. Uses the standard library alone.
+
+    python3 scripts/gpu_python.py .venv-gpu-check
+
+The Python that runs this is taken if it has JAX 0.10 to 0.12 that sees a GPU, and what the check needs besides. Else
+the virtual environment is made, with JAX for the CUDA version that the driver supports; that needs the network once.
+With JAX_PLATFORMS=cpu no GPU is asked for.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = 'flax, optax, tyro, tqdm, safetensors, PIL, flatbuffers, ml_dtypes, huggingface_hub'
+PROBE = f"""
+import jax, {NEEDED}
+if not (0, 10) <= jax.__version_info__[:2] < (0, 13):
+    raise SystemExit(f'JAX {{jax.__version__}}, not 0.10 to 0.12')
+if jax.config.jax_platforms != 'cpu' and jax.devices()[0].platform != 'gpu':
+    raise SystemExit('its JAX sees no GPU')
+"""
+
+
+def main(folder: Path) -> int:
+    """Print the path of a Python, or one line of what is missing on standard error; return the exit code."""
+    problem = problem_of(sys.executable)
+    if problem is None:
+        print(sys.executable)
+        return 0
+    print(f'{sys.executable}: {problem}; using {folder}', file=sys.stderr)
+    python = folder / 'bin' / 'python'
+    try:
+        if not python.exists() or problem_of(str(python)) is not None:
+            extra = extra_for(nvidia_smi())
+            print(f'{folder}: installing .[{extra}]', file=sys.stderr)
+            subprocess.run([sys.executable, '-m', 'venv', str(folder)], check=True, stdout=2)
+            pip = [str(python), '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+            subprocess.run([*pip, f'{ROOT}[{extra}]'], check=True, stdout=2)
+        problem = problem_of(str(python))
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        problem = str(error)
+    if problem is not None:
+        print(f'error: {folder}: {problem}', file=sys.stderr)
+        return 1
+    print(python)
+    return 0
+
+
+def problem_of(python: str) -> str | None:
+    """Return why a Python cannot run the check, in one line; None if it can."""
+    done = subprocess.run([python, '-c', PROBE], capture_output=True, text=True)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ['it cannot start'])[-1]
+
+
+def nvidia_smi() -> str:
+    """Return what nvidia-smi prints. Raises OSError if it is missing."""
+    return subprocess.run(['nvidia-smi'], capture_output=True, text=True).stdout
+
+
+def extra_for(text: str) -> str:
+    """Return the extras of pyproject.toml for a driver.
+
+    Args:
+        text: what nvidia-smi prints; it has the newest CUDA version that the driver supports.
+
+    Raises:
+        ValueError: there is no driver, or it is too old.
+    """
+    if os.environ.get('JAX_PLATFORMS') == 'cpu':
+        return 'train'
+    found = re.search(r'CUDA Version: (\d+)\.', text)
+    if found is None:
+        raise ValueError('nvidia-smi shows no driver: install the driver of the GPU first')
+    if int(found[1]) < 12:
+        raise ValueError(f'the driver supports CUDA {found[1]}; JAX needs 12 or 13: install a newer driver')
+    return 'cuda13,train' if int(found[1]) >= 13 else 'cuda12,train'
+
+
+if __name__ == '__main__':
+    sys.exit(main(Path(sys.argv[1])))

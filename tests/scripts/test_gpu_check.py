@@ -1,0 +1,449 @@
+"""scripts/gpu_check.py: parts in fake processes, files, parsers on stored texts, and the parts themselves on a CPU."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from benchmarking.processes import JobError
+from gpu_checking import child, command, determinism, kernels, machine, memory, page, parity, plan, rates, runner, speed
+from gpu_checking.charts import draw
+from gpu_checking.comparison import comparison
+from gpu_checking.programs import Compiled, Work, kernel_counts, work_of
+from gpu_checking.records import CheckError, Finding, PartResult, Report, read_report
+from gpu_checking.sizes import BY_SIZE, TINY, sizes_of
+from gpu_checking.stored_gradients import stored_gradients
+from gpu_python import extra_for
+
+from tests.helpers.paths import FILES
+from tresnet_jax.variants import list_models
+
+HLO = (FILES / 'gpu_program.hlo').read_text(encoding='utf-8')
+PROFILE = (FILES / 'gpu_profile.textproto').read_text(encoding='utf-8')
+ABOUT = {
+    'platform': 'gpu', 'device': 'NVIDIA H100 80GB HBM3', 'devices': 1, 'memory_bytes': 80 * 10**9, 'runtime': 'cuda',
+    'driver': '570.1', 'versions': {'jax': '0.10.2'}, 'commit': 'abc',
+}  # fmt: skip
+SHARES = {'a': 0.2, 'b': 0.3, 'c': 0.5}
+FOUND = Finding('speed', 'row', {'images/s': 100.0, 'mode': 'lean'}, passed=True)
+
+
+def result(part: str = 'parity', *findings: Finding, status: str = 'finished', message: str = '') -> PartResult:
+    return PartResult(part, status, message, 1.0, findings or (FOUND,))
+
+
+# A part in a process of its own. The fake one reads what it does from the name of the part.
+
+FAKE = """
+import json, os, subprocess, sys, time
+part, settings, folder, out = sys.argv[1:]
+rows = [{'group': 'g', 'name': 'first', 'values': {'pid': os.getpid()}, 'passed': True, 'note': ''}]
+def save(status=''):
+    open(out, 'w').write(json.dumps({'status': status, 'message': '', 'findings': rows}))
+print('started', settings, flush=True)
+save()
+if part == 'memory':
+    rows[0]['values']['pid'] = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid
+    save()
+    time.sleep(60)
+if part == 'speed':
+    os.abort()
+save('finished')
+"""
+
+
+@pytest.fixture
+def fake_child(tmp_path, monkeypatch) -> None:
+    (tmp_path / 'fake_child.py').write_text(FAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(runner, 'CHILD', 'fake_child')
+
+
+def test_a_part_that_finishes(fake_child, tmp_path):
+    found = runner.run_part('parity', {'level': 'quick', 'tiny': True}, 30, tmp_path)
+    assert (found.status, found.message, found.findings[0].name) == ('finished', '', 'first')
+    assert 'started {"level": "quick", "tiny": true}' in (tmp_path / 'logs' / 'parity.log').read_text()
+
+
+def test_a_part_that_runs_out_of_time(fake_child, tmp_path):
+    """It is stopped with the processes that it started, and what it found counts."""
+    began = time.monotonic()
+    found = runner.run_part('memory', {}, 2, tmp_path)
+    assert time.monotonic() - began < 30
+    assert (found.status, found.message, len(found.findings)) == ('out of time', 'stopped after 2 s', 1)
+    pid = found.findings[0].values['pid']
+    deadline = time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+
+
+def is_alive(pid) -> bool:
+    """Return whether a process runs; one that has ended may still wait to be reaped."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+def test_a_part_that_dies(fake_child, tmp_path):
+    found = runner.run_part('speed', {}, 30, tmp_path)
+    assert found.status == 'failed' and 'exit code -6; see' in found.message
+    assert found.findings[0].passed and found.failures == [found.message]
+
+
+def test_a_part_without_its_packages(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, 'missing_packages', lambda names: [name for name in names if name != 'grain'])
+    found = runner.run_part('training', {}, 30, tmp_path)
+    assert found.status == 'left out' and not found.failures
+    assert found.message == "orbax, tensorboardX are not installed: pip install 'tresnet_jax[train]'"
+
+
+def test_time_that_a_part_leaves_goes_to_the_next(monkeypatch):
+    for level in ('quick', 'default'):
+        assert sum(part.share_of(level) for part in plan.PARTS.values()) == pytest.approx(1)
+    monkeypatch.setattr(
+        runner, 'PARTS', {name: plan.Part('', parity.run, share, 0.5) for name, share in SHARES.items()}
+    )
+    assert runner.limit_of(['a', 'b', 'c'], 600, 'default') == pytest.approx(120)
+    assert runner.limit_of(['b', 'c'], 300, 'full') == pytest.approx(300 * 0.3 / 0.8)
+    assert runner.limit_of(['b', 'c'], 300, 'quick') == 150
+    assert runner.limit_of(['c'], 50, 'default') == 50
+
+
+def test_the_process_of_a_part(monkeypatch, tmp_path):
+    """What it found before an error is in the file."""
+
+    def run(sizes, folder):
+        assert sizes == TINY and folder == tmp_path
+        yield FOUND
+        raise RuntimeError('no such\nkernel')
+
+    monkeypatch.setitem(plan.PARTS, 'parity', plan.Part('', run, 1, 1))
+    out = tmp_path / 'result.json'
+    child.main('parity', '{"level": "default", "tiny": true}', str(tmp_path), str(out))
+    document = json.loads(out.read_text())
+    assert (document['status'], document['message']) == ('failed', 'RuntimeError: no such kernel')
+    assert document['findings'] == [dataclasses.asdict(FOUND)]
+
+
+# The command line, with fake parts.
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[str]:
+    """The names of the parts that ran; every part finishes, and 'speed' has a check that fails."""
+    names: list[str] = []
+
+    def run_part(name, settings, limit, out):
+        names.append(name)
+        return result(name, dataclasses.replace(FOUND, passed=name != 'speed'))
+
+    monkeypatch.setattr(command, 'run_part', run_part)
+    monkeypatch.setattr(command, 'describe_machine', lambda: ABOUT)
+    monkeypatch.setattr(command, 'draw', lambda report, out: [])
+    return names
+
+
+def test_resuming(ran, tmp_path, monkeypatch, capsys):
+    out = ['--out', str(tmp_path / 'out')]
+    assert command.main([*out, '--only', 'parity', 'memory']) == 0
+    assert ran == ['parity', 'memory']
+    assert command.main(out) == 1, 'a check of speed fails'
+    assert ran[2:] == ['speed', 'determinism', 'training', 'autotuning']
+    captured = capsys.readouterr()
+    assert 'failed: speed: row' in captured.err and 'speed: finished, 0 passed, 1 failed, 1 s' in captured.out
+    assert command.main(out) == 1 and len(ran) == 6, 'it still fails, and nothing runs again'
+    assert command.main([*out, '--again', '--only', 'memory']) == 1 and ran[6:] == ['memory']
+    document = json.loads((tmp_path / 'out' / 'gpu_check.json').read_text())
+    assert document['schema'] == 1 and document['about'] == ABOUT
+    assert [row['part'] for row in document['parts']] == [*plan.PARTS]
+    monkeypatch.setattr(command, 'describe_machine', lambda: ABOUT | {'commit': 'def'})
+    assert command.main([*out, '--only', 'parity']) == 0 and ran[7:] == ['parity']
+    assert read_report(tmp_path / 'out' / command.EARLIER).about['commit'] == 'abc'
+    assert list(read_report(tmp_path / 'out' / 'gpu_check.json').parts) == ['parity']
+
+
+def test_parts_that_run_again():
+    assert not command.is_measured(None) and not command.is_measured(result(status='failed'))
+    assert command.is_measured(result()) and command.is_measured(result(status='out of time'))
+    assert not command.is_measured(PartResult('parity', 'out of time', '', 1.0, ()))
+
+
+def test_levels(ran, tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(command, 'run_part', lambda name, settings, limit, out: limits.append(limit) or result(name))
+    monkeypatch.setattr(command.time, 'monotonic', lambda: 0.0)
+    assert command.main(['--out', str(tmp_path / 'a'), '--quick', '--only', 'parity', 'training']) == 0
+    assert limits == pytest.approx([120 * 0.3 / 0.5, 120])
+    assert set(BY_SIZE) == set(list_models()) == set(sizes_of('default', False).architectures)
+    assert sizes_of('full', True) == TINY != sizes_of('full', False)
+
+
+def test_comparing(ran, tmp_path, capsys):
+    assert command.main(['--out', str(tmp_path), '--only', 'parity']) == 0
+    old = tmp_path / 'old.json'
+    faster = read_report(tmp_path / 'gpu_check.json')
+    values = {'images/s': 50.0, 'gone': 1.0}
+    parts = {'parity': result('parity', dataclasses.replace(FOUND, values=values))}
+    dataclasses.replace(faster, parts=parts, about=ABOUT | {'driver': '560.0'}).write(old)
+    capsys.readouterr()
+    assert command.main(['--out', str(tmp_path), '--only', 'parity', '--compare', str(old)]) == 0
+    text = capsys.readouterr().out
+    assert '* driver: 560.0 before, 570.1 now' in text
+    assert '| parity | speed | row | images/s | 50 | 100 | 2.000 |' in text
+    assert '2.000' in (tmp_path / 'gpu_check.md').read_text()
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--quick', '--full'], 'give --quick or --full, not both'),
+        (['--quick', '--only', 'parity', 'autotuning'], '--only autotuning: --quick has no time for it'),
+        (['--compare', 'absent.json'], 'absent.json: cannot be read as JSON'),
+        (['--compare', str(FILES / 'gpu_program.hlo')], 'expected a gpu_check.json'),
+    ],
+)
+def test_user_errors(ran, tmp_path, capsys, flags, message):
+    assert command.main(['--out', str(tmp_path), *flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count('\n') == 1 and not ran
+
+
+@pytest.mark.parametrize(
+    'text', ['[]', '{}', '{"schema": 99}', '{"schema": 1, "about": {}, "settings": {}, "parts": [1]}']
+)
+def test_other_files(tmp_path, text):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(CheckError, match='gpu_check.py wrote|newer than 1'):
+        read_report(tmp_path / 'a.json')
+
+
+def test_a_machine_without_a_gpu(monkeypatch):
+    about = {key: ABOUT[key] for key in ('device', 'devices', 'memory_bytes', 'runtime')} | {'platform': 'cpu'}
+    monkeypatch.setattr(machine, 'in_new_process', lambda *arguments: about)
+    monkeypatch.setattr(machine, '_output', lambda *words: '')
+    found = machine.describe_machine()  # the tests run with JAX_PLATFORMS=cpu
+    assert found['driver'].startswith('unavailable') and found['commit'].startswith('unavailable')
+    assert found['versions']['jax'] == jax.__version__
+    monkeypatch.delenv('JAX_PLATFORMS')
+    with pytest.raises(CheckError, match='JAX sees no GPU'):
+        machine.describe_machine()
+
+
+def test_the_environment_of_a_driver(monkeypatch):
+    monkeypatch.delenv('JAX_PLATFORMS')
+    line = '| NVIDIA-SMI 570.86    Driver Version: 570.86    CUDA Version: {}     |'
+    assert extra_for(line.format('12.8')) == 'cuda12,train' and extra_for(line.format('13.0')) == 'cuda13,train'
+    for text in ('', line.format('11.4')):
+        with pytest.raises(ValueError, match='install'):
+            extra_for(text)
+
+
+# Parsers.
+
+
+def test_kernels_of_a_profile():
+    """Streams count, other lines do not; a kernel of a CUDA graph is found by its own name."""
+    seconds = kernels.kernel_seconds(jax.profiler.ProfileData.from_text_proto(PROFILE))
+    assert seconds == pytest.approx(
+        {'cudnn-conv-bias-activation.1': 610e-6, 'loop_select_fusion': 210e-6, 'wrapped_convert_1': 40e-6}
+    )
+    names = kernels.origins(HLO.replace('jit(predict)/convert_element_type', 'jit(predict)/conv1/convert_element_type'))
+    first, second, third = kernels.ranked(seconds, names, {'conv1'})
+    assert first.seconds == pytest.approx(610e-6 / kernels.STEPS) and first.share == pytest.approx(610 / 860)
+    assert (second.name, second.layer, second.operation) == ('loop_select_fusion', '', 'select_n')
+    assert (third.name, third.layer) == ('wrapped_convert_1', 'conv1')
+    with pytest.raises(ValueError, match='no kernels'):
+        kernels.ranked(kernels.Counter(), {}, ())
+
+
+def test_layers_in_names():
+    layers = {'layer1.0.conv1', 'body.conv1'}
+    assert kernels.layer_of('jit(step)/jvp(layer1.0.conv1)/add', layers) == 'layer1.0.conv1'
+    assert kernels.layer_of('pmap(step)/transpose(jvp(body.conv1))/mul', layers) == 'body.conv1, gradient'
+    assert kernels.layer_of('jit(step)/sub', layers) == kernels.layer_of('', layers) == ''
+
+
+def test_a_profile_of_this_machine(optimized):
+    def loss(w, x):
+        with jax.named_scope('layer1'):
+            y = jnp.tanh(x @ w)
+        return (y**2).sum()
+
+    args = jnp.ones((64, 64)), jnp.ones((64, 64))
+    executable = jax.jit(jax.grad(loss)).lower(*args).compile()
+    found = kernels.longest_kernels(Compiled(executable, lambda: jax.block_until_ready(executable(*args))), {'layer1'})
+    assert {'layer1', 'layer1, gradient'} & {kernel.layer for kernel in found}
+    assert sum(kernel.share for kernel in found) <= 1.001
+
+
+def test_counts_of_a_program():
+    text = HLO + '\n %f = fusion(), backend_config={"kind":"__cudnn$fusion"}\n "kind":"__triton_gemm" "kind":"__triton"'
+    assert kernel_counts(HLO) == {'convolutions': 4, 'with bias': 2, 'cuDNN fusions': 0, 'Triton fusions': 0}
+    assert kernel_counts(text) == {'convolutions': 4, 'with bias': 2, 'cuDNN fusions': 1, 'Triton fusions': 2}
+
+
+@dataclasses.dataclass
+class Executable:
+    text: str
+
+    def as_text(self):
+        return self.text
+
+    def cost_analysis(self):
+        return {'flops': 7.0, 'bytes accessed': 5.0}
+
+
+def test_work_of_a_program():
+    counted = work_of(Compiled(Executable(HLO), lambda: None))
+    assert counted is not None and counted.source == 'kernels'
+    assert counted.operations == 3 * 2 * 512 * 27 + 2 * 512 * 4
+    for text in ('', HLO.replace('copy(%bitcast.1)', 'while(%bitcast.1)'), HLO + '"kind":"__cudnn$fusion"'):
+        assert work_of(Compiled(Executable(text), lambda: None)) == Work(5.0, 7.0, "XLA's cost analysis")
+
+
+def test_bounds():
+    found = rates.bound(Work(10.0, 40.0, 'kernels'), 2.0, moving=10.0, computing=80.0)
+    assert (found['ms by bytes'], found['ms by operations'], found['share of the bound']) == (1000, 500, 0.5)
+    assert set(rates.bound(None, 1.0, 1.0, 1.0).values()) == {None}
+    sheet = rates.data_sheet('NVIDIA H100 80GB HBM3')
+    assert sheet is not None and sheet.peak('bfloat16') == 990e12
+    assert rates.data_sheet('NVIDIA GeForce RTX 4090') is None
+
+
+# Verdicts on made-up figures.
+
+
+def test_peaks():
+    needed = {'temporaries': 900, 'arguments': 100, 'results': 0}
+    found = {'needed': needed, 'expected': 1000, 'peak': 1050, 'after compiling': 300}
+    assert memory.peak_finding('a', found).passed
+    assert memory.peak_finding('a', found | {'peak': 1200}).passed is False
+    assert memory.peak_finding('a', found | {'after compiling': 1050}).note.startswith('no verdict')
+    assert memory.peak_finding('a', {'needed': needed}).note.startswith('unavailable')
+
+
+def test_largest_batches(monkeypatch, tmp_path):
+    """The search starts near what the report expects; without --full and on a CPU there is none."""
+    tried = []
+
+    def in_new_process(job, arguments, threads, environment, module=None):
+        if job == 'about':
+            return ABOUT
+        tried.append(arguments['batch'])
+        if arguments['batch'] > 2500:
+            raise JobError('RESOURCE_EXHAUSTED', out_of_memory=True)
+
+    for module in (memory, memory.Bench.__module__):
+        monkeypatch.setattr(
+            sys.modules[module] if isinstance(module, str) else module, 'in_new_process', in_new_process
+        )
+    monkeypatch.setattr(memory, 'MODE_CONTENDERS', {('plain', False): 'ours'})
+    monkeypatch.setattr(
+        memory, 'seeded_workload', lambda *arguments: speed.Workload('tresnet_m', '', 224, 'bfloat16', 1)
+    )
+    sizes = dataclasses.replace(TINY, largest_of=('tresnet_m',))
+    (found,) = memory.largest_batches(tmp_path, sizes)
+    assert found.name == 'tresnet_m, plain' and 2500 - 2500 / 32 <= found.values['images'] <= 2500
+    assert found.values['expected from docs/gpu_report'] == 2672 and tried[0] == 2404 and len(tried) < 9
+    assert 'use --full' in next(memory.largest_batches(tmp_path, TINY)).note
+
+
+def test_bounds_of_parity():
+    row = parity.Comparison('logits', 0.0, noise=1e-6)
+    highest, half, *_ = parity.PRECISIONS
+    assert parity.bound_of(row, highest, {}) == pytest.approx(1e-5)
+    assert parity.bound_of(row, half, {}) == 32 * 2**-8
+    assert parity.bound_of(row, half, {'logits': 0.1}) == pytest.approx(0.2)
+    assert parity.bound_of(row, half, {'logits': 0.0}) == 8 * 2**-8
+
+
+def test_ratios_to_timm():
+    case = speed.Case('main', 'train', 'resnet50d', 'bfloat16', 10)
+    found = {
+        one.name.rpartition(' ')[2]: one.values
+        for one in speed.speeds(case, {'ours': 0.5, 'timm-a': 1.0, 'timm-b': 2.0})
+    }
+    assert found['ours'] == {'images/s': 20.0, 'ms': 500.0, 'times as fast as timm': 2.0}
+    assert found['timm-b']['times as fast as timm'] == 0.5
+    (alone,) = speed.speeds(case, {'ours': 0.5})
+    assert alone.values['times as fast as timm'] is None
+
+
+def test_the_order_of_cases():
+    """What the time may not suffice for comes last."""
+    cases = list(speed.ordered_cases(sizes_of('default', False)))
+    assert len(set(cases)) == len(cases)
+    assert [case.what for case in cases[:4]] == ['inference', 'inference', 'train', 'train']
+    assert cases[0].batch == 256 and cases[-1].batch == 32 and cases[0].contenders == 'main'
+    assert speed.device_counts(1) == [1] and speed.device_counts(6) == [1, 2, 4, 6] and speed.device_counts(8)[-1] == 8
+
+
+def test_distances_of_weights(tmp_path):
+    np.savez(tmp_path / 'a.npz', np.ones(3), np.zeros(2))
+    np.savez(tmp_path / 'b.npz', np.array([1, 1, 1.5]), np.zeros(2))
+    assert determinism.distance(tmp_path / 'b.npz', tmp_path / 'a.npz') == 0.5
+
+
+# The page and the charts.
+
+
+def test_page_and_charts(tmp_path):
+    wrong = Finding(parity.OUTPUTS, 'resnet50d, bfloat16', {'its error': 0.5, 'bound': 0.1}, passed=False)
+    left_out = Finding(speed.SPEED, 'other libraries', note='left out: timm is not installed')
+    parts = {
+        'parity': result('parity', wrong),
+        'speed': result('speed', Finding(speed.SPEED, 'ours', {'images/s': 1234.5}), left_out),
+        'training': PartResult('training', 'left out', 'grain is not installed', 0.0, ()),
+    }
+    report = Report(ABOUT, {'level': 'default', 'tiny': False}, parts)
+    charts = draw(report, tmp_path)
+    assert charts == ['parity.png', 'speed.png']
+    assert (tmp_path / 'speed.png').read_bytes().startswith(b'\x89PNG')
+    text = page.page(report, charts)
+    assert '| resnet50d, bfloat16 | 0.5 | 0.1 | **FAIL** |' in text
+    assert '| Parity with timm | finished | 0 | 1 | 1 |' in text and f'* {parity.OUTPUTS}: resnet50d, bfloat16' in text
+    assert '| ours | 1234 |' in text or '| ours | 1235 |' in text
+    assert 'left out: grain is not installed' in text and '![images per second](speed.png)' in text
+    assert comparison(report, Report(ABOUT, {}, {})) == 'The two checks have no figure in common.\n'
+
+
+# The parts on this machine.
+
+
+def test_parity_of_a_network():
+    """A perturbed network is found."""
+    found = parity.compare('test_resnet', parity.PRECISIONS[1], False, has_torch=False)
+    assert found.passed and 1e-4 < found.values['its error'] < found.values['bound']
+    exact, noise = stored_gradients('test_tresnet')
+    assert 0 < noise < 1e-4 and 'body.layer1.0.conv1.conv.weight' in exact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('part', [*plan.PARTS])
+def test_parts(part, tmp_path, monkeypatch):
+    """Each part with tiny sizes, in this process; those that start others do so."""
+    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '2')  # of the processes that it starts
+    monkeypatch.setattr(speed, 'device_counts', lambda count: [1, 2])
+    sizes = dataclasses.replace(TINY, architectures=('test_resnet',))
+    found = list(plan.PARTS[part].run(sizes, tmp_path))
+    assert found and not [one for one in found if one.passed is False]
+    assert len({(one.group, one.name) for one in found}) == len(found)
+    if part == 'parity':
+        assert len(found) == 4 * 2 + 4 * 2
+    if part == 'speed':
+        assert any(one.group.startswith(speed.KERNELS) and one.values.get('layer') for one in found)
+        assert {'efficiency'} <= {name for one in found if one.group == speed.SCALING for name in one.values}
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path):
+    assert command.main(['--out', str(tmp_path), '--only', 'parity', 'memory', '--tiny']) == 0
+    assert os.listdir(tmp_path / 'logs') and 'A trial on a CPU' in (tmp_path / 'gpu_check.md').read_text()
