@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Checkpoint
+from tresnet_jax.checkpoints.digests import check_digests
 from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch, unflatten
 from tresnet_jax.checkpoints.run_arrays import find_arrays, read_arrays
 from tresnet_jax.errors import ConversionError, reason, shown
@@ -345,7 +346,9 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
             for name, spec in stored.items()
             if name.startswith((f'{prefix}params.', f'{prefix}batch_stats.'))
         }
-        state = unflatten(read_arrays(path / STATE_PART, wanted))
+        arrays = read_arrays(path / STATE_PART, wanted)
+        check_digests(path, {prefix + name: values for name, values in arrays.items()})
+        state = unflatten(arrays)
         params, batch_stats = state['params'], state['batch_stats']
     except Exception as error:  # of many classes; also of ours, if the state is not one of a run
         raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error

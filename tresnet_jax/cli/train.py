@@ -13,7 +13,7 @@ import tyro
 
 from tresnet_jax.checkpoints.run import check_version, has_checkpoint
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
-from tresnet_jax.errors import TrainingError
+from tresnet_jax.errors import TrainingError, reason, shown
 from tresnet_jax.options import as_flag, check_options, flag
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import set_up
@@ -56,12 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         x64 = config.dtype == 'float64'
         set_up(arguments.hosts, devices=config.devices, deterministic=config.deterministic, x64=x64)
         from tresnet_jax.training.loop import train  # slow to import, and not needed for --help
+        from tresnet_jax.training.metrics import FREE
 
         quiet_libraries()
         try:
             result = train(config, arguments.workdir, accept_changes=arguments.accept_changes)
         except BrokenPipeError:
             raise TrainingError('the reader of the log lines has gone; start the run again to resume it') from None
+        except OSError as error:  # the folder is written in many places, and may be gone at any time
+            file = arguments.workdir if error.filename is None else error.filename
+            raise TrainingError(f'{shown(str(file))}: {reason(error)}. {FREE}') from error
     except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
         return fail(error)
     if result.finished:

@@ -232,7 +232,7 @@ class Unreadable:
         """Remove 'wanted' and 'problem' from a batch and record the problems.
 
         Raises:
-            DataError: more than the allowed share is unreadable.
+            DataError: more than the allowed share is unreadable, or the log cannot be written.
         """
         wanted, problems = batch.pop('wanted'), batch.pop('problem')
         new = {int(i): str(p) for i, p in zip(wanted, problems, strict=True) if p and int(i) not in self.known}
@@ -245,9 +245,12 @@ class Unreadable:
         self.known |= new
         lines = [f'{shown(self.source.describe(index))}: {shown(problem)}' for index, problem in new.items()]
         if self.log is not None:
-            logged = set(self.log.read_text(encoding='utf-8').splitlines()) if self.log.exists() else set()
-            with self.log.open('a', encoding='utf-8') as file:
-                file.writelines(f'{line}\n' for line in lines if line not in logged)
+            try:
+                logged = set(self.log.read_text(encoding='utf-8').splitlines()) if self.log.exists() else set()
+                with self.log.open('a', encoding='utf-8') as file:
+                    file.writelines(f'{line}\n' for line in lines if line not in logged)
+            except OSError as error:
+                raise DataError(f'{self.log}: cannot be written: {reason(error)}; it would get {lines[-1]}') from error
         where = '' if self.log is None else f'; {self.log} lists all of them'
         if len(self.known) > self.allowed:
             raise DataError(

@@ -6,6 +6,7 @@ The batches are the same for any number of hosts, worker processes and threads, 
 import concurrent.futures
 import dataclasses
 import functools
+import logging
 import math
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ from tresnet_jax.data.transforms import EvalTransform
 from tresnet_jax.errors import DataError
 
 ENDLESS = 2**62  # batches
+WORKER_DIED = 'terminated unexpectedly with exit code'  # in Grain's message
 CONCURRENT = 2  # batches built at a time, so that no thread idles while the last images of a batch are decoded
 ON_HOST = 2  # batches that wait in memory for the devices
 ON_DEVICE = 2  # batches that wait on the devices
@@ -119,11 +121,34 @@ class ResumableIterator(grain.DatasetIterator):
 
     def __next__(self) -> Any:
         self._assert_not_closed()
-        if self._iterator is None:
-            self._iterator = self._start(self._taken)
-        batch = self._check(next(self._iterator))
+        batch = self._check(self._next())
         self._taken += 1
         return batch
+
+    def _next(self) -> Any:
+        """Return the next batch; start the workers again, once, if one of them died.
+
+        Raises:
+            DataError: a worker died again before it built the batch.
+        """
+        for attempt in range(2):
+            if self._iterator is None:
+                self._iterator = self._start(self._taken)
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                if WORKER_DIED not in str(error):
+                    raise
+                code = str(error).partition(WORKER_DIED)[2].split('.')[0].strip()
+                if attempt:
+                    raise DataError(
+                        f'a worker process died twice at batch {self._taken:,} (exit code {code}); -9 means that it '
+                        'was killed, perhaps for lack of memory: try fewer --workers'
+                    ) from error
+                self._stop()
+                logging.getLogger(__name__).warning(
+                    'a worker process died (exit code %s); the workers are started again at batch %d', code, self._taken
+                )
 
     def get_state(self) -> dict[str, Any]:
         return {'batches': self._taken}

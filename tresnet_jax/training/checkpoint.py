@@ -1,20 +1,27 @@
 """Checkpoints of a run, written by Orbax in the background: the training state and the position in the data."""
 
 import contextlib
+import dataclasses
 import json
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from tresnet_jax.checkpoints.digests import DIGESTS, check_digests, digests
 from tresnet_jax.checkpoints.run import CHECKPOINTS, METRICS_PART, STATE_PART, stored_metrics
 from tresnet_jax.checkpoints.run_arrays import check_arrays
 from tresnet_jax.errors import ConversionError, TrainingError, reason
 from tresnet_jax.files import save_text
-from tresnet_jax.training.devices import everywhere, to_global, to_local
+from tresnet_jax.training.devices import everywhere, everywhere_true, to_global, to_local
 from tresnet_jax.training.step import TrainState
+
+GONE = 'the folder has gone'
+DAMAGED = 'damaged_checkpoints'  # the folder of a run for checkpoints that could not be resumed
 
 
 class Checkpoints:
@@ -28,6 +35,7 @@ class Checkpoints:
 
     Raises:
         ConversionError: the metrics of a checkpoint are damaged.
+        TrainingError: the folder cannot be read, or made.
     """
 
     def __init__(self, workdir: Path, *, keep_last: int, keep_best: int, metric: str = 'top1'):
@@ -37,12 +45,15 @@ class Checkpoints:
         self._always: set[int] = set()
         self._folder = workdir / CHECKPOINTS
         self._writing = 0
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self._folder.absolute()),
-            save_decision_policy=_SaveAlways(),
-            preservation_policy=_Kept(keep_last, keep_best, self._ratings, self._always),
-            cleanup_tmp_directories=True,  # left by a process that was killed while saving
-        )
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                str(self._folder.absolute()),
+                save_decision_policy=_SaveAlways(),
+                preservation_policy=_Kept(keep_last, keep_best, self._ratings, self._always),
+                cleanup_tmp_directories=True,  # left by a process that was killed while saving
+            )
+        except Exception as error:  # Orbax wraps the file system's errors in many classes
+            raise TrainingError(f'{self._folder}: cannot be read or made: {reason(error)}') from error
 
     @property
     def latest(self) -> int | None:
@@ -66,10 +77,14 @@ class Checkpoints:
             TrainingError: this checkpoint, or the previous one, cannot be written.
         """
         state = to_global(state)
+        metadata: dict[str, Any] = {DIGESTS: digests(_checked(state, data))}
         with self._writes():
             self._checkpointer.wait()
+            if self._is_gone():  # Orbax would make it, perhaps where a file system is no longer mounted
+                raise FileNotFoundError(GONE)
             self._writing = step
-            self._checkpointer.save_checkpointables_async(step, {'state': state, 'data': data})
+            items = {'state': state, 'data': data}
+            self._checkpointer.save_checkpointables_async(step, items, custom_metadata=metadata)
 
     def rate(self, step: int, value: float) -> None:
         """Add the result of an evaluation to a checkpoint, after waiting until it is written.
@@ -103,23 +118,66 @@ class Checkpoints:
         with self._writes():
             self._checkpointer.wait()
 
-    def restore(self, state: TrainState, data: Any) -> TrainState:
-        """Return the state of the latest checkpoint, and set `data` to its position.
+    def restore(self, state: TrainState, data: Any) -> tuple[TrainState, list[str]]:
+        """Return the state of the latest checkpoint that is not damaged, and set `data` to its position.
+
+        Damaged ones after it are moved to the folder DAMAGED of the run.
 
         Args:
             state: a state with the same structure, shapes and dtypes.
             data: the batch iterator.
 
+        Returns:
+            The state, and a line about each damaged checkpoint.
+
         Raises:
-            TrainingError: the checkpoint cannot be read, or does not fit the configuration.
+            TrainingError: no checkpoint can be read, or they do not fit the configuration, or a damaged one cannot be
+                moved.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere()), state)
-        try:
-            check_arrays(self._folder.absolute() / str(self.latest) / STATE_PART)  # of Orbax, tracebacks would follow
-            loaded = self._checkpointer.load_checkpointables(self.latest, {'state': abstract, 'data': data})
-        except Exception as error:  # of as many classes; also of ours, if the state has another structure
-            raise TrainingError(f'{self._folder / str(self.latest)}: cannot be resumed: {reason(error)}') from error
-        return to_local(loaded['state'])
+        problems: dict[int, str] = {}
+        for step in sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True):
+            problem, loaded = '', None
+            try:
+                loaded = self._load(step, abstract, data)
+            except Exception as error:  # of as many classes; also of ours, if the state has another structure
+                problem = reason(error)
+            if everywhere_true(not problem):
+                assert loaded is not None
+                return loaded, self._move_damaged(problems, step)
+            problems[step] = problem or 'another process of the run cannot read it'
+        latest, problem = next(iter(problems.items()))
+        raise TrainingError(f'{self._folder / str(latest)}: cannot be resumed: {problem}')
+
+    def _load(self, step: int, abstract: Any, data: Any) -> TrainState:
+        """Return the state of one checkpoint, and set `data` to its position. Raises an error if it is damaged."""
+        check_arrays(self._folder.absolute() / str(step) / STATE_PART)  # of Orbax, tracebacks would follow
+        loaded = self._checkpointer.load_checkpointables(step, {'state': abstract, 'data': data})
+        state = to_local(loaded['state'])
+        if int(state.step) != step:
+            raise ValueError(f'it has the state of step {int(state.step)}')
+        check_digests(self._folder / str(step), _checked(state, data))
+        return state
+
+    def _move_damaged(self, problems: dict[int, str], resumed: int) -> list[str]:
+        """Move damaged checkpoints out of the way of those that the run will save. Return a line about each."""
+        lines = []
+        for step, problem in problems.items():
+            source, target = self._folder / str(step), self._folder.parent / DAMAGED / str(step)
+            if jax.process_index() == 0:
+                try:
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.rmtree(target, ignore_errors=True)  # of an earlier resume
+                    source.rename(target)
+                except OSError as error:
+                    raise TrainingError(
+                        f'{source}: is damaged ({problem}), and cannot be moved: {reason(error)}'
+                    ) from error
+            self._ratings.pop(step, None)
+            lines.append(f'{source} is damaged ({problem}) and now in {target}; the run resumes at step {resumed:,}')
+        if problems and everywhere_true(True):  # after the first process has moved them
+            self._checkpointer.reload()
+        return lines
 
     def close(self) -> None:
         """Wait until the last checkpoint is written, and release the folder. It is removed if it is empty.
@@ -142,10 +200,26 @@ class Checkpoints:
             names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
             complete = sorted(int(name) for name in names if name.isdecimal())
             last = f'the last good checkpoint is step {complete[-1]}' if complete else 'there is no earlier one'
+            why, remedy = reason(error), 'Free disk space or fix permissions, then start the run again'
+            if self._is_gone():
+                last, why, remedy = 'those before are with it', GONE, 'Start the run again when it is back'
             raise TrainingError(
-                f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({reason(error)}); {last}. '
-                'Free disk space or fix permissions, then start the run again; it resumes from there'
+                f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({why}); {last}. '
+                f'{remedy}; it resumes from there'
             ) from error
+
+    def _is_gone(self) -> bool:
+        """Return whether the folder, or what was in it, is no longer there."""
+        known = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        found = any((self._folder / str(step)).is_dir() for step in known) if known else self._folder.is_dir()
+        return not found
+
+
+def _checked(state: TrainState, data: Any) -> dict[str, Any]:
+    """Return what the digests of a checkpoint are made of: the state, and the position of the batch iterator."""
+    position = json.dumps(data.get_state(), sort_keys=True, default=str).encode()
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return fields | {'data': np.frombuffer(position, np.uint8)}
 
 
 class _Kept:

@@ -92,6 +92,11 @@ def agreed(value: bool) -> bool:
     return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
 
 
+def everywhere_true(value: bool) -> bool:
+    """Return whether the value is True in all processes. Every process calls this."""
+    return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(value)).all())
+
+
 def differing_process(digest: bytes) -> int | None:
     """Return the number of a process whose digest differs from that of the first process; None if all agree."""
     if jax.process_count() == 1:

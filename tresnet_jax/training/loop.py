@@ -155,8 +155,9 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         # Resume. The iterator is made first, because restoring sets its position.
         batches = iter(train_batches(config, data.train, devices, workdir))
         stack.callback(batches.close)
+        about_damage: list[str] = []
         if resumes:
-            state = checkpoints.restore(state, batches)
+            state, about_damage = checkpoints.restore(state, batches)
         if is_first_process and (not resumes or remarks):
             save_provenance(origin, workdir)
         if is_first_process and (not resumes or accept_changes):
@@ -175,7 +176,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         interval = Interval(config.batch_size, names)
         pending = PendingSteps(log, interval, config.skip_nonfinite, nonfinite=int(state.nonfinite))
         state = replicate(state, devices)
-        for line in [*([abandoned] if abandoned else []), *remarks, *about_teacher]:
+        for line in [*([abandoned] if abandoned else []), *about_damage, *remarks, *about_teacher]:
             log.say(line)
         log.say(opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())

@@ -1,10 +1,12 @@
 """Run logging: console, metrics.jsonl, TensorBoard, wandb and curves.png; and the metrics of steps in flight."""
 
 import collections
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from tresnet_jax.checkpoints.checkpoint import METRICS
 from tresnet_jax.errors import TrainingError, amount, missing_extra, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.plotting import new_figure, save_figure
+from tresnet_jax.training.board import Board
 
 METRICS_FILE = 'metrics.jsonl'
+FREE = 'Free disk space or fix permissions, then start the run again; it resumes from its last checkpoint'
 
 
 class RunLog:
@@ -31,6 +35,7 @@ class RunLog:
 
     Raises:
         MissingExtraError: tensorboardX or Matplotlib is not installed.
+        TrainingError: a file cannot be written, by the methods, too.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, active: bool, wandb: Any = None):
@@ -42,13 +47,14 @@ class RunLog:
             return
         try:
             import matplotlib.figure  # noqa: F401  not needed before the first evaluation; report its absence now
-            from tensorboardX import SummaryWriter
+            import tensorboardX  # noqa: F401
         except ModuleNotFoundError as error:
             raise missing_extra(error) or error from None
 
         _drop_after(workdir / METRICS_FILE, start)
-        self._file = (workdir / METRICS_FILE).open('a', encoding='utf-8')
-        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start + 1)
+        with self._writes():
+            self._file = (workdir / METRICS_FILE).open('a', encoding='utf-8')
+            self._board = Board(workdir / 'tensorboard', start)
         self._bar = tqdm.tqdm(initial=start, total=steps, unit='step', disable=not sys.stderr.isatty())
 
     def advance(self) -> None:
@@ -98,11 +104,11 @@ class RunLog:
         if not self._active:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self._file.write(json.dumps({'kind': kind, 'time': time.time(), **finite}) + '\n')
-        self._file.flush()
-        for name, value in values.items():
-            if name != 'step':
-                self._board.add_scalar(f'{kind}/{name}', value, int(values['step']))
+        with self._writes():
+            self._file.write(json.dumps({'kind': kind, 'time': time.time(), **finite}) + '\n')
+            self._file.flush()
+            scalars = {f'{kind}/{name}': value for name, value in values.items() if name != 'step'}
+            self._board.add(int(values['step']), scalars)
         if self._wandb is not None:
             self._wandb.log({'step' if name == 'step' else f'{kind}/{name}': value for name, value in values.items()})
 
@@ -110,8 +116,17 @@ class RunLog:
         """Close the progress bar and the files."""
         if self._active:
             self._bar.close()
-            self._board.close()
-            self._file.close()
+            for file in (self._board, self._file):
+                with contextlib.suppress(OSError):  # all was flushed, or reported
+                    file.close()
+
+    @contextlib.contextmanager
+    def _writes(self) -> Iterator[None]:
+        """Turn errors of the file system into a TrainingError."""
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(f'{self._workdir}: the metrics cannot be written: {reason(error)}. {FREE}') from error
 
 
 class Interval:
