@@ -4,6 +4,7 @@ As on the real hub, small files come from the hub itself, and weights by a redir
 port, with the SHA-256 as the ETag.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -18,9 +19,15 @@ TOKEN = 'hf_right'
 # The faults of a repository. At the hub:
 PRIVATE, GATED, DOWN, SILENT = 'private', 'gated', 'down', 'silent'
 PORTAL, TRAVERSAL = 'portal', 'traversal'  # a page that is not a hub's answer, an ETag that is a path
+HUB_LOOP, TO_FILE = 'hub loop', 'to file'  # redirects to itself, and to a file of the client
+WRONG_CONFIG, CONFIG_ELSEWHERE = 'wrong config', 'config elsewhere'
 # At the storage:
 CUT_ONCE, CUT, CUT_AFRESH = 'cut once', 'cut', 'cut afresh'  # CUT_AFRESH ignores ranges
 WRONG_SIZE, WRONG_BYTES, STORAGE_DOWN = 'wrong size', 'wrong bytes', 'storage down'
+SLOW, STALLED = 'slow', 'stalled'  # a part at a time, half of the file and then silence
+ENDLESS, HUGE = 'endless', 'huge'  # never ends, with and without the announcement of a size
+STORAGE_LOOP, STORAGE_TO_FILE = 'storage loop', 'storage to file'
+SECRET = '/etc/passwd'  # a file of the client, to which a lying server points
 
 
 def client_environment(home: Path, endpoint: str, **more: str) -> dict[str, str]:
@@ -102,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 class _HubHandler(_Handler, Uploads):
     def do_HEAD(self) -> None:
         hub = self.hub
-        if self.path.startswith('/api/'):
+        if self.path.startswith('/api/') or self.path.count('/') < 5:
             return self.answer(404, {})  # what the client asks beside the requests of a download
         organisation, name, _, revision, filename = unquote(self.path).lstrip('/').split('/', 4)
         repository = f'{organisation}/{name}'
@@ -116,6 +123,8 @@ class _HubHandler(_Handler, Uploads):
             return None
         if fault == DOWN:
             return self.answer(503, {})
+        if fault == HUB_LOOP:
+            return self.answer(307, {'Location': self.path})
         if fault == PORTAL:
             return self.answer(200, {'Content-Type': 'text/html'}, b'<p>Please log in to the wireless network</p>')
         if fault == PRIVATE and self.headers.get('Authorization') != f'Bearer {TOKEN}':
@@ -132,10 +141,14 @@ class _HubHandler(_Handler, Uploads):
             return self.answer(404, {**commit, 'X-Error-Code': 'EntryNotFound', 'X-Error-Message': 'Entry not found'})
         if filename == 'config.json':
             git = hashlib.sha1(b'blob %d\0' % len(body) + body).hexdigest()
-            return self.answer(200, {**commit, 'ETag': f'"{git}"'}, body)
+            if fault == CONFIG_ELSEWHERE and self.command == 'GET':
+                return self.answer(302, {'Location': f'{hub.storage}/{repository}/{filename}'})
+            sent = body.replace(b'"', b"'", 1) if fault == WRONG_CONFIG else body
+            return self.answer(200, {**commit, 'ETag': f'"{git}"'}, sent)
         sha256 = '../../../../escaped' if fault == TRAVERSAL else hashlib.sha256(body).hexdigest()
         linked = {'X-Linked-Size': str(len(body)), 'X-Linked-Etag': f'"{sha256}"'}
-        return self.answer(302, {**commit, **linked, 'Location': f'{hub.storage}/{repository}/{filename}'})
+        location = f'file://{SECRET}' if fault == TO_FILE else f'{hub.storage}/{repository}/{filename}'
+        return self.answer(302, {**commit, **linked, 'Location': location})
 
     do_GET = do_HEAD
 
@@ -151,13 +164,41 @@ class _StorageHandler(_Handler, StoredUploads):
             return self.answer(200, {}, body[:-10])
         if fault == WRONG_BYTES:
             return self.answer(200, {}, body[:-1] + bytes([body[-1] ^ 1]))
+        if fault in (STORAGE_LOOP, STORAGE_TO_FILE):
+            return self.answer(302, {'Location': self.path if fault == STORAGE_LOOP else f'file://{SECRET}'})
+        if fault in (ENDLESS, HUGE):
+            return self.send_for_ever(body, announced=fault == HUGE)
         if fault == CUT_AFRESH:
             return self.answer(200, {}, body[: len(body) // 2], announced=len(body))
         start = int(self.headers.get('Range', 'bytes=0-').removeprefix('bytes=').partition('-')[0])
         status, headers = 200, {}
         if start:
             status, headers = 206, {'Content-Range': f'bytes {start}-{len(body) - 1}/{len(body)}'}
+        if fault in (SLOW, STALLED):
+            return self.send_slowly(status, headers, body, start, len(body) // 2 if fault == STALLED else len(body))
         rest, announced = body[start:], len(body) - start
         if fault == CUT or fault == CUT_ONCE and not start:
             rest = rest[: max(len(body) // 2 - start, 0)]
         return self.answer(status, headers, rest, announced)
+
+    def send_for_ever(self, body: bytes, announced: bool) -> None:
+        """Send a body again and again until the client has had enough."""
+        self.send_response(200)
+        self.send_header(*(('Content-Length', str(2**50)) if announced else ('Transfer-Encoding', 'chunked')))
+        self.end_headers()
+        self.close_connection = True
+        part = body if announced else b'%x\r\n%b\r\n' % (len(body), body)
+        with contextlib.suppress(OSError):
+            while not self.hub.released.is_set():
+                self.wfile.write(part)
+
+    def send_slowly(self, status: int, headers: dict[str, str], body: bytes, start: int, end: int) -> None:
+        """Send a body with pauses, and nothing more from `end` on."""
+        self.answer(status, headers, announced=len(body) - start)
+        step = len(body) // 8 + 1
+        with contextlib.suppress(OSError):
+            for place in range(start, end, step):
+                self.wfile.write(body[place : min(place + step, end)])
+                self.hub.released.wait(0.1)
+            if end < len(body):
+                self.hub.released.wait()

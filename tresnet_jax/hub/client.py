@@ -6,8 +6,11 @@ This module adds: a single attempt when offline (the client retries for minutes)
 interrupted repeatedly, and a checksum.
 """
 
+import contextlib
+import hashlib
 import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ from tresnet_jax.files import sha256
 
 _SOURCES = ('hf-hub', 'local-dir')
 _PREFIX = re.compile(r'[a-zA-Z][\w+.-]+')  # at least two characters, because C:\folder is a path
-_SHA256 = re.compile(r'[0-9a-f]{64}')
+_SHA1, _SHA256 = re.compile(r'[0-9a-f]{40}'), re.compile(r'[0-9a-f]{64}')
+_MOST_IN_GIT = 10 * 2**20  # bytes of a file that the hub keeps in git itself
 _FILE_NAME = re.compile(r'\w[\w.=+-]*')
 _MOST_RECEIVED = 3  # times the size of the file, over all attempts to download it
 
@@ -120,7 +124,7 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str], c
                 revision=revision,
                 cache_dir=cache_dir,
                 library_name='tresnet_jax',
-                tqdm_class=_bounded_bar(),
+                tqdm_class=_bounded_bar(remote.size),
             )
         except Exception as error:  # of as many classes as above
             raise HubError(
@@ -138,11 +142,14 @@ def _check_answer(remote: Any) -> Any:
     return remote
 
 
-def _bounded_bar() -> Any:
-    """Return a class of the client's progress bar that also stops a download which restarts endlessly.
+def _bounded_bar(size: int | None) -> Any:
+    """Return a class of the client's progress bar that also stops a download which does not end.
 
-    The client retries as long as each attempt receives some bytes. Behind a proxy that cuts connections and ignores
-    range requests, each attempt receives the same first part of the file.
+    The client writes whatever a server sends, and tries again as long as each attempt receives some bytes. Behind a
+    proxy that cuts connections and ignores range requests, each attempt receives the same first part of the file.
+
+    Args:
+        size: bytes of the file, as the hub announces it. None: take what the server of the bytes announces.
     """
     from huggingface_hub.utils import tqdm
 
@@ -151,19 +158,20 @@ def _bounded_bar() -> Any:
 
         def update(self, n: float | None = 1) -> Any:
             self.received += max(n or 0, 0)
-            if self.total and self.received > _MOST_RECEIVED * self.total:
-                raise ConnectionError('the connection was lost repeatedly')
+            most = size or self.total
+            if most and self.received > _MOST_RECEIVED * most:
+                raise ConnectionError(f'it sends more than {_MOST_RECEIVED} times the {most:,} bytes of the file')
             return super().update(n)
 
     return BoundedBar
 
 
 def _verified(path: Path, announced: str | None, repository: str, cache_dir: str | Path | None) -> Path:
-    """Return a file of the cache after comparing its SHA-256 with the announced one; the client checks only the length.
+    """Return a file of the cache after comparing its checksum with the announced one; the client checks its length.
 
-    The ETag of a large file is its SHA-256, and the cache uses it as the name of the file that the path links to. Small
-    files have git's hash and are not verified. Hashing takes 0.1 to 0.4 s for 100 MB, so a success is recorded with the
-    size and the modification time of the file, among the client's "assets".
+    The ETag of a large file is its SHA-256, that of a small one its hash in git, and the cache uses it as the name of
+    the file that the path links to. SHA-256 takes 0.1 to 0.4 s for 100 MB, so a success is recorded with the size and
+    the modification time of the file, among the client's "assets".
 
     Args:
         path: the file in the cache.
@@ -172,30 +180,44 @@ def _verified(path: Path, announced: str | None, repository: str, cache_dir: str
         cache_dir: the cache. None: the Hugging Face cache.
 
     Raises:
-        HubError: the checksum differs; the file is removed from the cache.
+        HubError: the file cannot be read, is not a regular file, or has another checksum. In the last two cases it is
+            removed from the cache.
     """
-    # Follow one link only: the client may keep the file in a store of its own, under another hash.
-    wanted = Path(os.readlink(path)).name if path.is_symlink() else announced
-    if wanted is None or not _SHA256.fullmatch(wanted):
-        return path
-    status = path.stat()
-    state, record = f'{status.st_size} {status.st_mtime_ns}', _record(wanted)
-    if record is not None and record.is_file() and record.read_text() == state:
-        return path
-    found = sha256(path)
-    if found != wanted:
+    try:
+        # Follow one link only: the client may keep the file in a store of its own, under another hash.
+        wanted = Path(os.readlink(path)).name if path.is_symlink() else announced
+        problem = _problem(path, wanted or '')
+    except OSError as error:  # such as another process that removed it from a shared cache
+        raise HubError(f'{repository}: {path}: cannot be read: {reason(error)}; try again') from None
+    if problem:
         remedy = (
             'it was removed from the cache; try again' if _remove(path, cache_dir) else f'remove {path} and try again'
         )
-        raise HubError(
-            f'{repository}: {path.name} does not have the announced checksum (SHA-256 {found}, not {wanted}); {remedy}'
-        )
-    if record is not None:
-        try:
-            record.write_text(state)
-        except OSError:  # a shared, read-only cache: the file is hashed each time
-            pass
+        raise HubError(f'{repository}: {path.name} {problem}; {remedy}')
     return path
+
+
+def _problem(path: Path, wanted: str) -> str:
+    """Return what is wrong with a file whose ETag is `wanted`, or ''."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a link to a device, which never ends
+        return 'is not a regular file'
+    if _SHA1.fullmatch(wanted) and status.st_size <= _MOST_IN_GIT:
+        content = path.read_bytes()
+        header = b'blob %d\0' % len(content)
+        found = [hashlib.sha1(start + content).hexdigest() for start in (header, b'')]  # git's, and that of mirrors
+        return '' if wanted in found else f'does not have the announced checksum (SHA-1 {found[0]}, not {wanted})'
+    if not _SHA256.fullmatch(wanted):
+        return ''
+    state, record = f'{status.st_size} {status.st_mtime_ns}'.encode(), _record(wanted)
+    if record is not None and record.is_file() and record.read_bytes() == state:
+        return ''
+    if (digest := sha256(path)) != wanted:
+        return f'does not have the announced checksum (SHA-256 {digest}, not {wanted})'
+    if record is not None:
+        with contextlib.suppress(OSError):  # a shared, read-only cache: the file is hashed each time
+            record.write_bytes(state)
+    return ''
 
 
 def _record(digest: str) -> Path | None:
