@@ -56,8 +56,11 @@ def problem_of(python: str) -> str | None:
 
 
 def nvidia_smi() -> str:
-    """Return what nvidia-smi prints. Raises OSError if it is missing."""
-    return subprocess.run(['nvidia-smi'], capture_output=True, text=True).stdout
+    """Return what nvidia-smi prints; '' if it is missing."""
+    try:
+        return subprocess.run(['nvidia-smi'], capture_output=True, text=True).stdout
+    except OSError:
+        return ''
 
 
 def extra_for(text: str) -> str:

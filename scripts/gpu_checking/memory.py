@@ -17,6 +17,8 @@ from gpu_checking.models import seeded_workload
 from gpu_checking.records import Finding
 from gpu_checking.sizes import Sizes
 
+# A program that was read from a cache may not know what it needs.
+UNCACHED = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}
 AGREE, PEAK, LARGEST = 'gradients of the modes', 'peak memory of a training step', 'largest batch of a training step'
 MODE_CONTENDERS = {  # the benchmark's rows of the modes
     ('plain', False): 'ours',
@@ -66,7 +68,7 @@ def peaks(folder: Path, name: str, sizes: Sizes) -> Iterator[Finding]:
         options = {'abn_memory': abn_memory, 'remat': remat}
         arguments = {'workload': dataclasses.asdict(workload), 'batch': batch, 'options': options}
         try:
-            found = in_new_process('peak', arguments, None, ALONE, JOBS)
+            found = in_new_process('peak', arguments, None, ALONE | UNCACHED, JOBS)
         except JobError as error:
             # A GPU may be too small for this batch, which is no fault.
             yield Finding(PEAK, label, passed=None if error.out_of_memory else False, note=str(error))
@@ -94,7 +96,7 @@ def largest_batches(folder: Path, sizes: Sizes) -> Iterator[Finding]:
     if not sizes.largest_of:
         yield Finding(LARGEST, 'all', note='left out: takes too long for this level; use --full')
         return
-    memory = in_new_process('about', {}, None, {}, JOBS)['memory_bytes']
+    memory = in_new_process('about', {}, None, ALONE, JOBS)['memory_bytes']
     if memory is None:
         yield Finding(LARGEST, 'all', note='unavailable: a CPU has no memory of its own to fill')
         return

@@ -13,6 +13,7 @@ from benchmarking.sides import Workload
 from gpu_reporting.convolutions import CONVOLUTION, FUSED, convolutions
 from gpu_reporting.hlo import Hlo
 
+UNTOLD = (NotImplementedError, jax.errors.JaxRuntimeError)  # what a compiler does not offer
 CUDNN_FUSION, TRITON_FUSION = '__cudnn$fusion', re.compile(r'"kind":"__triton[\w]*"')
 
 
@@ -31,7 +32,10 @@ class Compiled:
     @property
     def text(self) -> str:
         """The text of the optimised program; '' if this compiler does not show it."""
-        return self.executable.as_text() or ''
+        try:
+            return self.executable.as_text() or ''
+        except UNTOLD:
+            return ''
 
 
 def compile_program(side: JaxSide, workload: Workload, what: str, batch: int) -> Compiled:
@@ -54,7 +58,10 @@ def compile_program(side: JaxSide, workload: Workload, what: str, batch: int) ->
 
 def needed_bytes(executable: Any) -> dict[str, int] | None:
     """Return the compiler's temporaries, arguments and new results in bytes; None if it does not tell."""
-    memory = executable.memory_analysis()
+    try:
+        memory = executable.memory_analysis()
+    except UNTOLD:
+        memory = None
     if memory is None:
         return None
     return {
@@ -92,7 +99,10 @@ def work_of(compiled: Compiled) -> Work | None:
             return Work(hlo.traffic(), sum(one.operations for one in found), 'kernels')
     except (ValueError, KeyError, IndexError):  # a loop, or a kind of kernel that the counting does not know
         pass
-    cost = compiled.executable.cost_analysis()
+    try:
+        cost = compiled.executable.cost_analysis()
+    except UNTOLD:
+        cost = None
     if not cost or 'flops' not in cost:
         return None
     return Work(cost.get('bytes accessed', 0.0), cost['flops'], "XLA's cost analysis")

@@ -75,4 +75,6 @@ def environment(part: Part, out: Path, folder: str) -> dict[str, str]:
     found = {**os.environ, 'PYTHONPATH': os.pathsep.join(path or os.getcwd() for path in sys.path)}
     # A part that was killed compiles less the next time.
     found |= {'JAX_COMPILATION_CACHE_DIR': str((out / 'compiled').resolve()), 'TMPDIR': folder}
+    # The names of the layers are metadata: a program with them is another one.
+    found |= {'JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY': 'true'}
     return {**found, **part.environment}

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import gpu_python
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,6 @@ from gpu_checking.programs import Compiled, Work, kernel_counts, work_of
 from gpu_checking.records import CheckError, Finding, PartResult, Report, read_report
 from gpu_checking.sizes import BY_SIZE, TINY, sizes_of
 from gpu_checking.stored_gradients import stored_gradients
-from gpu_python import extra_for
 
 from tests.helpers.paths import FILES
 from tresnet_jax.variants import list_models
@@ -118,15 +119,16 @@ def test_time_that_a_part_leaves_goes_to_the_next(monkeypatch):
 
 
 def test_the_process_of_a_part(monkeypatch, tmp_path):
-    """What it found before an error is in the file."""
+    """Each finding is in the file before the next is looked for, and after an error."""
+    out = tmp_path / 'result.json'
 
     def run(sizes, folder):
         assert sizes == TINY and folder == tmp_path
         yield FOUND
+        assert len(json.loads(out.read_text())['findings']) == 1
         raise RuntimeError('no such\nkernel')
 
     monkeypatch.setitem(plan.PARTS, 'parity', plan.Part('', run, 1, 1))
-    out = tmp_path / 'result.json'
     child.main('parity', '{"level": "default", "tiny": true}', str(tmp_path), str(out))
     document = json.loads(out.read_text())
     assert (document['status'], document['message']) == ('failed', 'RuntimeError: no such kernel')
@@ -164,6 +166,8 @@ def test_resuming(ran, tmp_path, monkeypatch, capsys):
     document = json.loads((tmp_path / 'out' / 'gpu_check.json').read_text())
     assert document['schema'] == 1 and document['about'] == ABOUT
     assert [row['part'] for row in document['parts']] == [*plan.PARTS]
+    monkeypatch.setattr(command, 'describe_machine', lambda: ABOUT | {'memory_bytes': 5})
+    assert command.main(out) == 1 and len(ran) == 7
     monkeypatch.setattr(command, 'describe_machine', lambda: ABOUT | {'commit': 'def'})
     assert command.main([*out, '--only', 'parity']) == 0 and ran[7:] == ['parity']
     assert read_report(tmp_path / 'out' / command.EARLIER).about['commit'] == 'abc'
@@ -240,10 +244,43 @@ def test_a_machine_without_a_gpu(monkeypatch):
 def test_the_environment_of_a_driver(monkeypatch):
     monkeypatch.delenv('JAX_PLATFORMS')
     line = '| NVIDIA-SMI 570.86    Driver Version: 570.86    CUDA Version: {}     |'
-    assert extra_for(line.format('12.8')) == 'cuda12,train' and extra_for(line.format('13.0')) == 'cuda13,train'
+    found = [gpu_python.extra_for(line.format(version)) for version in ('12.8', '13.0')]
+    assert found == ['cuda12,train', 'cuda13,train']
     for text in ('', line.format('11.4')):
         with pytest.raises(ValueError, match='install'):
-            extra_for(text)
+            gpu_python.extra_for(text)
+
+
+def test_the_packages_that_it_needs():
+    """It starts without those that docs/gpu_check.md says are optional."""
+    absent = ('grain', 'matplotlib', 'orbax', 'tensorboardX', 'tensorflow_datasets', 'timm', 'torch', 'torchvision')
+    code = f'import sys; sys.modules.update(dict.fromkeys({absent})); import gpu_checking.child, gpu_checking.command'
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_python_of_make(monkeypatch, tmp_path, capsys):
+    """The one that runs make if it can, else that of an environment, which is made once."""
+    folder, commands = tmp_path / 'env', []
+    able = {sys.executable}
+    monkeypatch.setattr(gpu_python, 'problem_of', lambda python: None if python in able else 'its JAX sees no GPU')
+    monkeypatch.setattr(gpu_python, 'nvidia_smi', lambda: 'CUDA Version: 13.0')
+    monkeypatch.delenv('JAX_PLATFORMS')
+
+    def run(words, **options):
+        commands.append(words)
+        able.add(str(folder / 'bin' / 'python'))
+
+    monkeypatch.setattr(gpu_python.subprocess, 'run', run)
+    assert gpu_python.main(folder) == 0 and capsys.readouterr().out == f'{sys.executable}\n' and not commands
+    able.clear()
+    assert gpu_python.main(folder) == 0 and capsys.readouterr().out == f'{folder / "bin" / "python"}\n'
+    assert [words[2] for words in commands] == ['venv', 'pip'] and commands[1][-1].endswith('[cuda13,train]')
+    able.clear()
+    monkeypatch.setattr(gpu_python, 'nvidia_smi', lambda: '')
+    assert gpu_python.main(folder) == 1
+    assert 'nvidia-smi shows no driver' in capsys.readouterr().err
 
 
 # Parsers.
@@ -298,6 +335,8 @@ class Executable:
         return self.text
 
     def cost_analysis(self):
+        if 'silent' in self.text:
+            raise NotImplementedError
         return {'flops': 7.0, 'bytes accessed': 5.0}
 
 
@@ -307,6 +346,7 @@ def test_work_of_a_program():
     assert counted.operations == 3 * 2 * 512 * 27 + 2 * 512 * 4
     for text in ('', HLO.replace('copy(%bitcast.1)', 'while(%bitcast.1)'), HLO + '"kind":"__cudnn$fusion"'):
         assert work_of(Compiled(Executable(text), lambda: None)) == Work(5.0, 7.0, "XLA's cost analysis")
+    assert work_of(Compiled(Executable('silent'), lambda: None)) is None
 
 
 def test_bounds():
@@ -418,10 +458,20 @@ def test_page_and_charts(tmp_path):
 # The parts on this machine.
 
 
-def test_parity_of_a_network():
-    """A perturbed network is found."""
+def test_parity_of_a_network(monkeypatch):
+    """A wrong network is found."""
     found = parity.compare('test_resnet', parity.PRECISIONS[1], False, has_torch=False)
     assert found.passed and 1e-4 < found.values['its error'] < found.values['bound']
+    right = parity.seeded_model
+
+    def wrong_model(name, **options):
+        model = right(name, **options)
+        model.fc.kernel[...] *= 0.5
+        return model
+
+    monkeypatch.setattr(parity, 'seeded_model', wrong_model)
+    found = parity.compare('test_resnet', parity.PRECISIONS[1], False, has_torch=False)
+    assert found.passed is False and found.values['worst output'] == 'logits'
     exact, noise = stored_gradients('test_tresnet')
     assert 0 < noise < 1e-4 and 'body.layer1.0.conv1.conv.weight' in exact
 
