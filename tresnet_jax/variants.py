@@ -316,6 +316,8 @@ ALIASES = {
     'gluon_resnet101_v1d': 'resnet101d.gluon_in1k',
     'gluon_resnet152_v1d': 'resnet152d.gluon_in1k',
 }
+# Characters, more than any name has. difflib takes forty times the size of a text, which may come from a file.
+LONGEST_NAME = 100
 
 
 def family_of(architecture: str) -> Family:
@@ -331,7 +333,7 @@ def split_name(name: str) -> tuple[str, PretrainedConfig | None]:
     Raises:
         ValueError: the architecture or the tag is unknown; the message names similar ones.
     """
-    name = ALIASES.get(name, name)
+    name = ALIASES.get(name, name)[:LONGEST_NAME]
     architecture, _, tag = name.partition('.')
     if architecture not in ARCHITECTURES:
         known = [*ARCHITECTURES, *ALIASES]

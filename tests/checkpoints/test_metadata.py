@@ -1,6 +1,7 @@
 """Metadata of our own files that is wrong: one line that names the file and the field, in every command."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -154,3 +155,17 @@ def test_keys_of_a_file_of_ours(ours, tmp_path, capsys):
     assert main([str(file), str(tmp_path / 'b.safetensors')]) == 2
     error = capsys.readouterr().err
     assert error == f"error: {file}: unexpected key 'opt_state.mu'; keys begin with params. or batch_stats.\n"
+
+
+def test_the_name_of_an_architecture_that_is_enormous(ours, tmp_path):
+    """Similar names are not searched for with all of it, which takes forty times its size in memory."""
+    tensors, metadata = ours
+    safetensors.numpy.save_file(tensors, tmp_path / 'x', metadata | {'architecture': '[[],' * 10**6})
+    checkpoint = convert.read(tmp_path / 'x')
+    tracemalloc.start()
+    try:
+        with pytest.raises(convert.ConversionError, match=r'unknown architecture ') as error:
+            convert.to_flax(checkpoint)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 4 * 10**6 and len(str(error.value)) < 1000
+    finally:
+        tracemalloc.stop()
