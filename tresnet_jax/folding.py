@@ -29,16 +29,13 @@ def _convolution_before(modules: dict[tuple[Any, ...], Any], path: tuple[Any, ..
     return before[-1] if isinstance(before, nnx.List) else before  # ResNet-D's bn1 follows conv1, a list of layers
 
 
-def _fold(norm: BatchNormAct, conv: nnx.Conv) -> None:
-    """Change the kernel and bias of a convolution so that it includes the batch norm after it."""
+def _folded(norm: BatchNormAct, conv: nnx.Conv) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel and the bias of a convolution that includes the batch norm after it."""
     scale, shift, mean, var = (np.asarray(v[...], np.float64) for v in (norm.scale, norm.bias, norm.mean, norm.var))
     scale = scale / np.sqrt(var + norm.epsilon)
     old = np.asarray(conv.kernel[...])
     kernel = np.multiply(old, scale, out=np.empty_like(old), casting='same_kind')  # computed in float64
-    # jnp.asarray would compile a program for each shape.
-    conv.kernel = nnx.Param(jax.device_put(kernel))
-    conv.bias = nnx.Param(jax.device_put((shift - mean * scale).astype(kernel.dtype)))
-    conv.use_bias = True
+    return kernel, (shift - mean * scale).astype(kernel.dtype)
 
 
 def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
@@ -72,13 +69,18 @@ def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
     graphdef, state = nnx.split(model)
     folded = nnx.merge(graphdef, nnx.to_pure_dict(state))
     modules = dict(nnx.iter_modules(folded))
-    for path, norm in modules.items():
-        if isinstance(norm, BatchNormAct):
-            _fold(norm, _convolution_before(modules, path))
-            replace_layer(modules, path, Activation(norm.slope))
+    norms = {path: layer for path, layer in modules.items() if isinstance(layer, BatchNormAct)}
+    convs = [_convolution_before(modules, path) for path in norms]
+    # In one call; jnp.asarray would compile a program for each shape.
+    arrays = jax.device_put(list(map(_folded, norms.values(), convs)))
+    for (path, norm), conv, (kernel, bias) in zip(norms.items(), convs, arrays, strict=True):
+        conv.kernel, conv.bias, conv.use_bias = nnx.Param(kernel), nnx.Param(bias), True
+        replace_layer(modules, path, Activation(norm.slope))
     if winograd:
         for path, layer in modules.items():
             if isinstance(layer, nnx.Conv) and WinogradConv.supports(layer) and not isinstance(layer, WinogradConv):
                 replace_layer(modules, path, WinogradConv(layer))
     folded.folded = True
-    return folded.eval()
+    modes = ('deterministic', 'use_running_average')
+    is_evaluating = all(getattr(layer, mode, True) for layer in modules.values() for mode in modes)
+    return folded if is_evaluating else folded.eval()

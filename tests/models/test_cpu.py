@@ -25,6 +25,9 @@ NHWC = ('NHWC', 'HWIO', 'NHWC')
 def limit_of_channels(monkeypatch):
     """The limit of JAX 0.10 for any version, so that convolutions on both sides of it are tested."""
     monkeypatch.setattr(cpu, 'SINGLE_THREAD_CHANNELS', 64)
+    cpu._convolution.clear_cache()  # of what was traced with another limit
+    yield
+    cpu._convolution.clear_cache()
 
 
 def run(convolve, size: int, stride: int = 1, dilation: int = 1):
@@ -276,3 +279,15 @@ def test_a_second_call_outside_of_jit_compiles_nothing(caplog):
         caplog.clear()
         model(x)
     assert 'compilation' not in caplog.text
+
+
+def test_equal_convolutions_are_traced_once(monkeypatch):
+    """The program has each of them."""
+    traced, original = [], lax.conv_general_dilated
+    monkeypatch.setattr(
+        lax, 'conv_general_dilated', lambda *args, **kwargs: traced.append(1) or original(*args, **kwargs)
+    )
+    x, kernel = jnp.ones((1, 7, 7, 71)), jnp.ones((3, 3, 71, 71))
+    convolve = run(conv_general_dilated, 3)
+    text = jax.jit(lambda x: convolve(convolve(convolve(x, kernel), kernel), kernel)).lower(x).as_text()
+    assert len(traced) == 1 and text.count('stablehlo.convolution') == 3

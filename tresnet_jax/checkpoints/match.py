@@ -32,6 +32,7 @@ from tresnet_jax.models.build import ANY_HEAD, HeadOptions, build_model
 from tresnet_jax.models.initializers import ShapesOnly
 from tresnet_jax.variants import ARCHITECTURES, PretrainedConfig, family_of, split_name
 
+COPIED_CHANNELS = 64
 PROGRESS_FROM = 50_000_000  # bytes; smaller files convert within a second
 
 
@@ -154,7 +155,7 @@ def match(
         flat[key] = _widen(checkpoint, name, torch_to_flax_layout(key, value))
         if consume:
             release(value)
-        if not np.isfinite(flat[key]).all():
+        if not _is_finite(flat[key]):
             warnings.append(f'{name} has values that are not finite')
     params, batch_stats = split_collections(flat)
     report = Report(
@@ -343,7 +344,20 @@ def _widen(checkpoint: Checkpoint, name: str, value: np.ndarray) -> np.ndarray:
     """Return a contiguous copy in float32 or float64. A copy, because JAX would share memory that torch trains in."""
     if value.dtype.name not in FLOATS:
         raise ConversionError(f'{checkpoint.path}: {name} has dtype {value.dtype}; expected {", ".join(FLOATS)}')
-    return np.array(value, np.promote_types(value.dtype, np.float32), order='C')
+    copy = np.empty(value.shape, np.promote_types(value.dtype, np.float32))
+    if value.ndim < 2:
+        copy[...] = value
+    # In parts that fit in the cache: the last axis of a kernel is the first in the file.
+    for start in range(0, value.shape[-1] if value.ndim > 1 else 0, COPIED_CHANNELS):
+        part = (..., slice(start, start + COPIED_CHANNELS))
+        copy[part] = value[part]
+    return copy
+
+
+def _is_finite(value: np.ndarray) -> bool:
+    """Return whether all values are finite. Their sum is faster to find than each of them, but may overflow."""
+    with np.errstate(all='ignore'):
+        return bool(np.isfinite(value.sum()) or np.isfinite(value).all())
 
 
 def adapt_input(weight: np.ndarray, in_file: int, in_chans: int) -> np.ndarray:

@@ -260,10 +260,10 @@ class BatchNormAct(nnx.Module):
         axis_name: str | None,
     ):
         zeros, ones = (np.full(num_features, value, param_dtype(dtype)) for value in (0, 1))
-        self.scale = nnx.Param(jax.device_put(zeros if zero_init else ones))
-        self.bias = nnx.Param(jax.device_put(zeros))
-        self.mean = nnx.BatchStat(jax.device_put(zeros))
-        self.var = nnx.BatchStat(jax.device_put(ones))
+        # One call: there are hundreds of these arrays, and none may share memory with another.
+        scale, bias, mean, var = jax.device_put((zeros if zero_init else ones, zeros, zeros, ones))
+        self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
+        self.mean, self.var = nnx.BatchStat(mean), nnx.BatchStat(var)
         self.slope = slope
         self.epsilon = epsilon
         self.momentum = momentum

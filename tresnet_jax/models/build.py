@@ -97,7 +97,9 @@ def build_model(
     model.architecture = architecture
     if decodes:
         model.start_ml_decoder(num_classes, rngs, num_of_groups, decoder_embedding)
-    return model.set_memory(abn_memory, remat)
+    if (abn_memory, remat) != ('plain', False):  # those of a new model
+        model.set_memory(abn_memory, remat)
+    return model
 
 
 def check_head(

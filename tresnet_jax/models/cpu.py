@@ -131,6 +131,21 @@ def conv_general_dilated(
     if isinstance(padding, str):
         spans = [dilation * (k - 1) + 1 for dilation, k in zip(rhs_dilation, window, strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:3], spans, window_strides, padding)
+    pads = tuple((before, after) for before, after in padding)
+    return _convolution(lhs, rhs, tuple(window_strides), pads, tuple(rhs_dilation), tuple(kwargs.items()))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)  # jit: equal convolutions are traced once
+def _convolution(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: tuple[int, ...],
+    padding: Pads,
+    rhs_dilation: tuple[int, ...],
+    options: tuple[tuple[str, Any], ...],
+) -> jax.Array:
+    """Compute `conv_general_dilated`; the arguments but for the arrays are hashable."""
+    kwargs, window = dict(options), rhs.shape[:2]
 
     def direct(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, rhs_dilation=rhs_dilation, **kwargs)
