@@ -1,7 +1,7 @@
 """A Hugging Face hub on 127.0.0.1 that answers the requests of a download or an upload and can fail in many ways.
 
 As on the real hub, small files come from the hub itself, and weights by a redirect to a storage host, here another
-port, with the SHA-256 as the ETag.
+port of `localhost`, with the SHA-256 as the ETag.
 """
 
 import contextlib
@@ -63,7 +63,9 @@ class Hub:
 
     def __enter__(self) -> 'Hub':
         self._servers = [self._serve(_HubHandler), self._serve(_StorageHandler)]
-        self.endpoint, self.storage = (f'http://127.0.0.1:{server.server_port}' for server in self._servers)
+        hub, storage = (server.server_port for server in self._servers)
+        # Another name, because some versions of the client take two ports of one host for the same server.
+        self.endpoint, self.storage = f'http://127.0.0.1:{hub}', f'http://localhost:{storage}'
         return self
 
     def __exit__(self, *error: object) -> None:
