@@ -3,8 +3,9 @@
 import dataclasses
 import re
 import tempfile
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,14 @@ def kernel_seconds(profile: Any) -> Counter[str]:
         profile: a ``jax.profiler.ProfileData``. The streams of GPUs count if there are any, else what XLA runs on the
             host. A kernel of a CUDA graph may not name its instruction; then its own name takes the place.
     """
-    planes = list(profile.planes)
+    with warnings.catch_warnings():
+        # Python 3.13 warns of jaxlib 0.12's types, and where warnings are errors that ends the process.
+        warnings.simplefilter('ignore', DeprecationWarning)
+        return _sums(list(profile.planes))
+
+
+def _sums(planes: Sequence[Any]) -> Counter[str]:
+    """Return the seconds of each instruction in the planes of a profile."""
     streams = [
         line for plane in planes if 'GPU' in plane.name for line in plane.lines if line.name.startswith('Stream')
     ]
