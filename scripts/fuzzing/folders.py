@@ -209,12 +209,12 @@ def _lying(rng: random.Random, index: Any) -> Any:
 def _read(path: Path) -> object:
     checkpoint = convert.read(path)
     assert SECRET not in checkpoint.tensors, 'reads a file outside of the folder'
-    return str(convert.to_flax(checkpoint)[2])
+    return seeds.converted(checkpoint)
 
 
 def _read_run(path: Path) -> object:
     quiet_libraries()  # as the command lines do
-    return str(convert.to_flax(convert.read(path))[2])
+    return seeds.converted(convert.read(path))
 
 
 def _read_facts(path: Path) -> object:
