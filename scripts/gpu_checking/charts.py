@@ -31,6 +31,8 @@ class Chart:
     logarithmic: bool = False
 
 
+MOST = 40  # rows of a chart; the page has all
+
 CHARTS = (
     Chart('parity.png', 'parity', 'largest relative error and its bound', parity.OUTPUTS, ('its error', 'bound'), True),
     Chart('memory.png', 'memory', 'peak memory, MB', memory.PEAK, ('expected, MB', 'peak, MB', 'temporaries, MB')),
@@ -55,7 +57,7 @@ def draw(report: Report, folder: Path) -> list[str]:
             if finding.group.startswith(chart.group) and any(finding.values.get(name) for name in chart.columns)
         ]
         if rows:
-            _bars(chart, rows, folder / chart.file)
+            _bars(chart, rows[:MOST], folder / chart.file)
             drawn.append(chart.file)
     return drawn
 

@@ -41,7 +41,8 @@ def run_part(name: str, settings: Mapping[str, Any], limit: float, out: Path) ->
     log = out / 'logs' / f'{name}.log'
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix='gpu_check') as folder:
+    # Processes that were killed may still hold files.
+    with tempfile.TemporaryDirectory(prefix='gpu_check', ignore_cleanup_errors=True) as folder:
         result = Path(folder) / 'result.json'
         command = [sys.executable, '-m', CHILD, name, json.dumps(settings), folder, str(result)]
         with log.open('w', encoding='utf-8') as file:
