@@ -201,6 +201,6 @@ class _StorageHandler(_Handler, StoredUploads):
         with contextlib.suppress(OSError):
             for place in range(start, end, step):
                 self.wfile.write(body[place : min(place + step, end)])
-                self.hub.released.wait(0.1)
+                self.hub.released.wait(0.15)
             if end < len(body):
                 self.hub.released.wait()

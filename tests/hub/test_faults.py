@@ -26,7 +26,7 @@ import errno, json, os, resource, sys, time
 from huggingface_hub import constants
 from tresnet_jax.hub.client import find
 constants.DOWNLOAD_CHUNK_SIZE = 4096
-constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.4
+constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.8
 def tell(answer):
     os.write(1, (json.dumps(answer) + '\n').encode())
 for line in sys.stdin:
@@ -130,7 +130,7 @@ def asked(hub, repository, what='STORAGE'):
 
 
 def test_a_slow_download_goes_on_as_long_as_bytes_come(find, hub, repository):
-    hub.faults[repository] = hub_server.SLOW  # 0.8 s, where 0.4 s of silence are too long
+    hub.faults[repository] = hub_server.SLOW  # 1.2 s, where 0.8 s of silence are too long
     assert find().read_bytes() == FILES[WEIGHTS]
     assert asked(hub, repository) == 1
 
