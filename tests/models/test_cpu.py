@@ -209,6 +209,7 @@ def norm(x):
     return batch_norm.batch_norm_act(x, jnp.ones(64, x.dtype), jnp.zeros(64, x.dtype), 0.0, 1e-5, None)[0]
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10, 2), reason='XLA of JAX 0.10.0 keeps the input with `centre` too')
 def test_a_batch_norm_keeps_one_map_of_its_own(monkeypatch):
     """The program keeps one map for each batch norm and its output, and not the batch norm's input as well."""
     one_map = 4096 * 64 * 4
