@@ -1,5 +1,6 @@
 """`train.py`, forked from a process that has imported it, so that many starts cost little."""
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ class Training:
             time.sleep(0.01)
         return code
 
+    def wait_until(self, condition: Callable[[], Any], seconds: float = 300) -> bool:
+        """Wait closely for a condition, while it runs. Return whether it came true."""
+        until = time.monotonic() + seconds
+        while not (found := bool(condition())) and time.monotonic() < until and self.poll() is None:
+            time.sleep(0.001)
+        return found
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
@@ -54,10 +62,14 @@ class Training:
 
 
 class Trainings:
-    """Starts processes that train. Programs are compiled once for all of them."""
+    """Starts processes that train. Programs are compiled once for all of them.
 
-    def __init__(self, server: subprocess.Popen, folder: Path):
-        self._server, self._folder, self._count = server, folder, 0
+    Attributes:
+        environment: that of the processes, for those that are started in another way.
+    """
+
+    def __init__(self, server: subprocess.Popen, folder: Path, environment: dict[str, str]):
+        self._server, self._folder, self._count, self.environment = server, folder, 0, environment
 
     def start(self, *arguments: str | Path, code: str = '') -> Training:
         """Start `train.py`. `code` is Python that the process runs before it."""
@@ -87,7 +99,7 @@ def forked_trainings(folder: Path) -> Iterator[Trainings]:
     command = [sys.executable, '-m', 'tests.helpers.forked_training']
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as server:
-        yield Trainings(server, folder)
+        yield Trainings(server, folder, environment)
 
 
 def serve() -> None:
@@ -107,7 +119,7 @@ def serve() -> None:
             for stream in (1, 2):
                 os.dup2(log, stream)
             sys.argv = ['train.py', *question['start']]
-            exec(question['code'])
+            exec(question['code'], {})
             code: Any = 1
             try:
                 code = tresnet_jax.cli.start.train()
@@ -115,6 +127,7 @@ def serve() -> None:
                 code = end.code
             except BaseException:
                 traceback.print_exc()
+            atexit._run_exitfuncs()  # JAX waits there for the other processes of a run
             sys.stdout.flush()
             os._exit(code)
 

@@ -16,6 +16,7 @@ from tresnet_jax.checkpoints.run import CHECKPOINTS, load_weights
 from tresnet_jax.errors import ConversionError, TrainingError
 from tresnet_jax.training.checkpoint import DAMAGED, Checkpoints
 from tresnet_jax.training.devices import replicate
+from tresnet_jax.training.lock import LOCK_FILE
 from tresnet_jax.training.step import TrainState, create_state
 
 
@@ -149,6 +150,7 @@ def test_a_folder_that_has_gone(tmp_path):
     """It is not made again, perhaps where another file system is mounted later."""
     folder, away = tmp_path / 'run', tmp_path / 'away'
     folder.mkdir()
+    (folder / LOCK_FILE).touch()
     checkpoints, data = Checkpoints(folder, keep_last=2, keep_best=0), batches()
     checkpoints.save(1, state_of(1), data)
     checkpoints.wait()

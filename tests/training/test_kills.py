@@ -2,20 +2,17 @@
 
 import collections
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers.forked_training import Training, Trainings, forked_trainings
+from tests.helpers.forked_training import Trainings, forked_trainings
+from tests.helpers.run_folders import end_of, last_step, new_run, steps_in
 from tests.helpers.runs import TINY
-from tresnet_jax.checkpoints.digests import CUSTOM, DIGESTS, METADATA_PART
-from tresnet_jax.checkpoints.run import CHECKPOINTS
 from tresnet_jax.training.metrics import read_records
-from tresnet_jax.training.run_config import save_config
 
 EVERY = 8  # steps between evaluations, of 6 steps in an epoch
 # Everything random, and a moving average.
@@ -28,26 +25,6 @@ def trainings(tmp_path_factory) -> Iterator[Trainings]:
         yield found
 
 
-def new_run(folder: Path, steps: int) -> Path:
-    folder.mkdir()
-    save_config(dataclasses.replace(CONFIG, steps=steps), folder)
-    return folder
-
-
-def steps_in(workdir: Path, half: bool = False) -> list[int]:
-    """Return the steps of the complete checkpoints, or of those that are being written."""
-    folder = workdir / CHECKPOINTS
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name.split('.')[0]) for name in names if name.isdecimal() is not half)
-
-
-def end_of(workdir: Path, step: int) -> tuple[dict, list]:
-    """Return the digests of the state at a step, and all metrics of the run that do not depend on time."""
-    metadata = json.loads((workdir / CHECKPOINTS / str(step) / METADATA_PART).read_text())
-    timeless = dict.fromkeys(('time', 'images_per_second', 'wait'))
-    return metadata[CUSTOM][DIGESTS], [record | timeless for record in read_records(workdir)]
-
-
 def evaluating(workdir: Path) -> bool:
     """Return whether the last checkpoint is one to evaluate and has no metrics yet."""
     steps = steps_in(workdir)
@@ -56,22 +33,13 @@ def evaluating(workdir: Path) -> bool:
     return not any(r['kind'] == 'eval' and r['step'] == steps[-1] for r in read_records(workdir))
 
 
-def wait_until(process: Training, condition: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.001)
-
-
-def last_step(workdir: Path) -> int:
-    return max((record['step'] for record in read_records(workdir)), default=0)
-
-
 def killed_and_resumed(trainings: Trainings, folder: Path, kills: int, steps: int) -> None:
     """Kill a run that many times, resume it, and compare it with one that was left alone."""
-    whole, run = new_run(folder / 'whole', steps), new_run(folder / 'run', steps)
+    config = dataclasses.replace(CONFIG, steps=steps)
+    whole, run = (new_run(folder / name, config) for name in ('whole', 'run'))
     began = time.monotonic()
     undisturbed = trainings.start('--workdir', whole)
-    wait_until(undisturbed, undisturbed.opened, 300)
+    undisturbed.wait_until(undisturbed.opened)
     opening = time.monotonic() - began
 
     rng = np.random.default_rng(0)
@@ -83,14 +51,14 @@ def killed_and_resumed(trainings: Trainings, folder: Path, kills: int, steps: in
         if aim == 'resuming':
             time.sleep(rng.uniform(0, opening))
         else:
-            wait_until(process, process.opened, 300)
+            process.wait_until(process.opened)
             had = steps_in(run)[-1:]
             if aim == 'any':
-                time.sleep(rng.uniform(0, 0.3))
+                time.sleep(rng.uniform(0, 0.1))
             elif aim == 'saving':
-                wait_until(process, lambda: bool(steps_in(run, half=True)), 20)
+                process.wait_until(lambda: bool(steps_in(run, half=True)), 20)
             else:
-                wait_until(process, lambda had=had: steps_in(run)[-1:] > had and evaluating(run), 20)
+                process.wait_until(lambda had=had: steps_in(run)[-1:] > had and evaluating(run), 20)
         process.kill()
         code = process.wait()
         assert code in (-9, 0), process.output()
@@ -105,7 +73,7 @@ def killed_and_resumed(trainings: Trainings, folder: Path, kills: int, steps: in
         assert each.wait(1500) == 0, each.output()
     print(f'{kills} kills: {dict(found)}; steps lost: {dict(sorted(collections.Counter(lost).items()))}')
     assert max(lost) <= 2 * CONFIG.checkpoint_every, 'those since the save before the one under way'
-    assert end_of(run, steps) == end_of(whole, steps)
+    assert end_of(run) == end_of(whole)
     assert not steps_in(run, half=True)
     if kills > 10:
         assert {*found} == {'saving', 'evaluating', 'resuming', 'training'}

@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import jax
 import tyro
 
 from tresnet_jax.checkpoints.run import check_version, has_checkpoint
@@ -18,9 +19,13 @@ from tresnet_jax.options import as_flag, check_options, flag
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import set_up
 from tresnet_jax.training.hosts import Hosts
+from tresnet_jax.training.links import Links
 from tresnet_jax.training.provenance import load_provenance
 from tresnet_jax.training.recipes import OTHER_NAMES, RECIPES, find_recipe, recipe
 from tresnet_jax.training.run_config import ACCEPTABLE, CHANGEABLE, CONFIG_FILE, changed_options, load_config
+
+if TYPE_CHECKING:
+    from tresnet_jax.training.loop import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,7 @@ class TrainArguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Wrong usage and ``--help`` raise SystemExit."""
+    links = Links()
     try:
         arguments = resolve_arguments(sys.argv[1:] if argv is None else argv)
         config = arguments.config
@@ -54,23 +60,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(dataclasses.asdict(config) | origin, indent=2, default=str))
             return 0
         x64 = config.dtype == 'float64'
-        set_up(arguments.hosts, devices=config.devices, deterministic=config.deterministic, x64=x64)
-        from tresnet_jax.training.loop import train  # slow to import, and not needed for --help
-        from tresnet_jax.training.metrics import FREE
-
-        quiet_libraries()
-        try:
-            result = train(config, arguments.workdir, accept_changes=arguments.accept_changes)
-        except BrokenPipeError:
-            raise TrainingError('the reader of the log lines has gone; start the run again to resume it') from None
-        except OSError as error:  # the folder is written in many places, and may be gone at any time
-            file = arguments.workdir if error.filename is None else error.filename
-            raise TrainingError(f'{shown(str(file))}: {reason(error)}. {FREE}') from error
+        set_up(arguments.hosts, devices=config.devices, deterministic=config.deterministic, x64=x64, links=links)
+        result = _train(arguments, links)
     except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
-        return fail(error)
+        links.failed()
+        return links.leave(fail(error))
+    links.over()
     if result.finished:
         print(f'done: {arguments.workdir}; python -m convert {arguments.workdir} model.safetensors --to torch')
     return 0
+
+
+def _train(arguments: TrainArguments, links: Links) -> 'Result':
+    """Train, and turn the errors of the system and of the network into a TrainingError."""
+    from tresnet_jax.training.loop import train  # slow to import, and not needed for --help
+    from tresnet_jax.training.metrics import FREE
+
+    quiet_libraries()
+    try:
+        return train(arguments.config, arguments.workdir, accept_changes=arguments.accept_changes)
+    except BrokenPipeError:
+        raise TrainingError('the reader of the log lines has gone; start the run again to resume it') from None
+    except OSError as error:  # the folder is written in many places, and may be gone at any time
+        file = arguments.workdir if error.filename is None else error.filename
+        raise TrainingError(f'{shown(str(file))}: {reason(error)}. {FREE}') from error
+    except jax.errors.JaxRuntimeError as error:
+        if not links.connect:
+            raise
+        raise TrainingError(f'the processes of the run lost each other: {reason(error)}') from error
 
 
 def resolve_arguments(argv: Sequence[str]) -> TrainArguments:

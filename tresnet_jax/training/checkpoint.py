@@ -18,6 +18,7 @@ from tresnet_jax.checkpoints.run_arrays import check_arrays
 from tresnet_jax.errors import ConversionError, TrainingError, reason
 from tresnet_jax.files import save_text
 from tresnet_jax.training.devices import everywhere, everywhere_true, to_global, to_local
+from tresnet_jax.training.lock import LOCK_FILE
 from tresnet_jax.training.step import TrainState
 
 GONE = 'the folder has gone'
@@ -44,6 +45,8 @@ class Checkpoints:
         self._metric = metric
         self._always: set[int] = set()
         self._folder = workdir / CHECKPOINTS
+        self._lock = workdir / LOCK_FILE
+        self._locked = self._lock.exists()
         self._writing = 0
         try:
             self._checkpointer = ocp.training.Checkpointer(
@@ -209,10 +212,8 @@ class Checkpoints:
             ) from error
 
     def _is_gone(self) -> bool:
-        """Return whether the folder, or what was in it, is no longer there."""
-        known = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
-        found = any((self._folder / str(step)).is_dir() for step in known) if known else self._folder.is_dir()
-        return not found
+        """Return whether the folder is no longer there. A save under way makes it again, without the lock."""
+        return not self._folder.is_dir() or (self._locked and not self._lock.exists())
 
 
 def _checked(state: TrainState, data: Any) -> dict[str, Any]:

@@ -15,11 +15,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.errors import TrainingError, reason
 from tresnet_jax.training.hosts import Hosts, resolve
+from tresnet_jax.training.links import Links
 
 AXIS = 'batch'  # the mapped axis of `jax.pmap`
 
 
-def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = False, x64: bool = False) -> None:
+def set_up(
+    hosts: Hosts,
+    *,
+    devices: int | None = None,
+    deterministic: bool = False,
+    x64: bool = False,
+    links: Links | None = None,
+) -> None:
     """Configure JAX for a program: devices, determinism, float64, compilation cache and hosts.
 
     Changes settings of the whole process, so only command lines call it, before JAX is used.
@@ -29,6 +37,7 @@ def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = Fa
         devices: number of virtual devices on a CPU; None: JAX's default.
         deterministic: make XLA compile programs for GPUs that return the same bits on every run.
         x64: enable float64.
+        links: end this process if another one of the run ends.
 
     Raises:
         TrainingError: the description of the hosts is incomplete, or they cannot be reached.
@@ -45,8 +54,8 @@ def set_up(hosts: Hosts, *, devices: int | None = None, deterministic: bool = Fa
     if arguments is None:
         return
     try:
-        jax.distributed.initialize(**arguments)
-    except (RuntimeError, ValueError) as error:
+        jax.distributed.initialize(**(arguments if links is None else links.through(arguments)))
+    except (RuntimeError, ValueError, OSError) as error:
         raise TrainingError(f'the processes of the run cannot connect: {reason(error)}') from error
 
 
