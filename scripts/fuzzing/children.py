@@ -155,7 +155,7 @@ def _described(error: BaseException) -> str:
 
 def text_problem(text: str) -> str:
     """Return what is wrong with a message or with printed text; '' if nothing is."""
-    if 'Traceback (most recent call last)' in text and '\\nTraceback' not in text and '\\r' not in text:
+    if re.search(r'^\s*Traceback \(most recent call last\)', text, re.M):  # within a line, it is part of a name
         return f'prints a traceback: {text[-2000:]!r}'
     odd = UNSHOWABLE.search(re.sub(r'[\n\t\udc80-\udcff]', '', text))
     if odd:
