@@ -136,6 +136,40 @@ def test_what_the_key_depends_on(folder, model, monkeypatch):
         assert len(files(folder)) == count + 1
 
 
+def test_a_model_that_changes_before_its_program_is_needed(folder, model):
+    """The program is that of the model as it was, and is not stored under the key of the changed model."""
+    copy = nnx.merge(*nnx.split(model))
+    before = stem(copy)
+    copy.bn1.slope = 0.5
+    first, second = bits(before(IMAGES)), bits(stem(copy)(IMAGES))
+    assert first != second and len(files(folder)) == 2
+    assert first == bits(stem(model)(IMAGES)) and len(files(folder)) == 2
+
+
+def test_what_changes_between_the_calls(folder, model, traced):
+    """A setting of JAX, and a transformation, for which a stored program cannot be used."""
+    run = stem(model)
+    run(IMAGES)
+    with jax.default_matmul_precision('highest'):
+        run(IMAGES)
+    assert len(files(folder)) == 2
+    run = stem(model)
+    run(IMAGES)  # read
+    assert jax.vmap(run)(IMAGES[None])[0].shape[:2] == (1, 1)
+
+
+@pytest.mark.usefixtures('folder')
+def test_another_default_device(monkeypatch):
+    """The program would be that of the default platform."""
+    assert program_cache._folder([IMAGES]) is not None
+    with jax.default_device(jax.devices()[0]):
+        assert program_cache._folder([IMAGES]) is not None
+        monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+        assert program_cache._folder([IMAGES]) is None
+    with jax.default_device('cpu'):
+        assert program_cache._folder([IMAGES]) is None
+
+
 @pytest.mark.parametrize('fault', ['cut', 'changed', 'empty', 'of another key'])
 def test_a_damaged_file_is_replaced(folder, model, traced, fault):
     expected = bits(stem(model)(IMAGES))
@@ -163,7 +197,7 @@ def test_a_folder_that_cannot_be_written(folder, model, traced):
 
 
 def test_what_is_not_stored(folder, model, traced):
-    """Layers from elsewhere, functions that hide values, tracers, several devices, and a cache that is off."""
+    """Layers and hooks from elsewhere, functions that hide values, tracers, several devices, no cache."""
 
     class Doubled(nnx.Module):
         def __call__(self, x: jax.Array) -> jax.Array:
@@ -172,10 +206,13 @@ def test_what_is_not_stored(folder, model, traced):
     copy = nnx.merge(*nnx.split(model))
     copy.fc = Doubled()
     stem(copy)(IMAGES)
+    copy = nnx.merge(*nnx.split(model))
+    copy.fc.kernel.set_metadata(on_get_value=lambda _, value: 2 * value)
+    stem(copy)(IMAGES)
     cached_jit(model, lambda model, x: ResNetD._stem(model, x))(IMAGES)
     jax.jit(stem(model))(IMAGES)
     on_both = jax.device_put(IMAGES, NamedSharding(jax.make_mesh((2,), ('batch',)), PartitionSpec()))
     stem(model)(on_both)
     jax.config.update('jax_enable_compilation_cache', False)  # `compiled_once` resets it
     stem(model)(IMAGES)
-    assert len(traced) == 5 and not files(folder)
+    assert len(traced) == 6 and not files(folder)

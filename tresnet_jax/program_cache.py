@@ -51,8 +51,8 @@ def cached_jit(model: ImageModel, function: Callable[..., Any] = _output, **opti
 
     Programs are kept in the folder ``programs`` of JAX's compilation cache (`use_compilation_cache` selects one), and
     can be deleted at any time. Whoever can write to that folder can make this process run programs, as JAX says about
-    the cache. Without a compilation cache, for a model with layers from elsewhere, or for arrays on several devices,
-    this is ``jax.jit``. A damaged file causes a warning and is replaced.
+    the cache. Without a compilation cache, for a model with layers or hooks from elsewhere, for arrays on several
+    devices, and inside of transformations, this is ``jax.jit``. A damaged file causes a warning and is replaced.
 
     Args:
         model: a model in evaluation mode; its weights are taken now, and later changes of the model have no effect.
@@ -71,19 +71,25 @@ def cached_jit(model: ImageModel, function: Callable[..., Any] = _output, **opti
     """
     leaves, tree = jax.tree.flatten(model)
     traced = jax.jit(lambda leaves, images: function(jax.tree.unflatten(tree, leaves), images, **options))
-    description = functools.cache(lambda: _describe_all(model, function, options))
+    # Not of `model` itself, which may change before a program is needed.
+    description = functools.cache(lambda: _describe_all(jax.tree.unflatten(tree, leaves), function, options))
     programs: dict[Any, Callable[..., Any]] = {}
+    name = model.architecture or 'model'
 
     def run(images: Any) -> Any:
+        if isinstance(images, jax.core.Tracer):  # a stored program cannot be differentiated or vectorized
+            return traced(leaves, images)
         given = (np.shape(images), jax.dtypes.canonicalize_dtype(jax.numpy.result_type(images)))
-        if given not in programs:
-            programs[given] = traced
-            folder = None if isinstance(images, jax.core.Tracer) else _folder([*leaves, images])
+        # JAX, too, traces again after a change of these.
+        context = (*_settings().values(), jax.sharding.get_abstract_mesh(), getattr(images, 'sharding', None))
+        if (given, context) not in programs:
+            programs[given, context] = traced
+            folder = _folder([*leaves, images])
             if folder is not None and (found := description()) is not None:
-                path, key = _named(folder, model, [*found, str(given)])
+                path, key = _named(folder, name, [*found, str(given)])
                 exported = _read(path, key) or _write(path, key, jax.export.export(traced)(leaves, images))
-                programs[given] = jax.jit(_without_lapack(exported).call)
-        return programs[given](leaves, images)
+                programs[given, context] = jax.jit(_without_lapack(exported).call)
+        return programs[given, context](leaves, images)
 
     return run
 
@@ -94,7 +100,9 @@ def _folder(arrays: list[Any]) -> Path | None:
     folder = config.jax_compilation_cache_dir if config.jax_enable_compilation_cache else None
     if not folder or '://' in folder or not jax.sharding.get_abstract_mesh().empty:
         return None
-    platform = jax.default_backend()
+    platform, chosen = jax.default_backend(), config.jax_default_device
+    if getattr(chosen, 'platform', chosen) not in (None, platform):  # a device or a platform
+        return None
     for array in arrays:
         devices = array.devices() if isinstance(array, jax.Array) else ()
         if len(devices) > 1 or any(device.platform != platform for device in devices):
@@ -102,13 +110,18 @@ def _folder(arrays: list[Any]) -> Path | None:
     return Path(folder) / FOLDER
 
 
-def _named(folder: Path, model: ImageModel, parts: list[Any]) -> tuple[Path, bytes]:
-    """Return the file of a program and its key."""
+def _settings() -> dict[str, Any]:
+    """Return JAX's settings of this thread, other than those of caches."""
     config: Any = jax.config
-    settings = {name: repr(getattr(config, name, None)) for name in sorted(config.values) if 'cache' not in name}
-    versions = [__version__, *(importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax'))]
+    return {name: getattr(config, name, None) for name in sorted(config.values) if 'cache' not in name}
+
+
+def _named(folder: Path, name: str, parts: list[Any]) -> tuple[Path, bytes]:
+    """Return the file of a program and its key."""
+    settings = {setting: repr(value) for setting, value in _settings().items()}
+    versions = [__version__, *map(importlib.metadata.version, ('jax', 'jaxlib', 'flax'))]
     key = json.dumps([*parts, jax.export.default_export_platform(), versions, settings], sort_keys=True).encode()
-    return folder / f'{model.architecture or "model"}-{hashlib.sha256(key).hexdigest()[:32]}{SUFFIX}', key
+    return folder / f'{name}-{hashlib.sha256(key).hexdigest()[:32]}{SUFFIX}', key
 
 
 def _read(path: Path, key: bytes) -> Any:
@@ -181,7 +194,8 @@ def _describe(value: Any) -> Any:
     if isinstance(value, np.dtype):
         return ['dtype', value.name]
     if isinstance(value, nnx.Variable):
-        return [type(value).__name__, str(jax.typeof(value[...]))]
+        # Its metadata may contain functions that change its value.
+        return [_name(type(value)), str(jax.typeof(value.get_raw_value())), _describe(value.get_metadata())]
     if isinstance(value, types.FunctionType):
         if value.__closure__ or '<' in value.__qualname__:
             raise _UnknownError
