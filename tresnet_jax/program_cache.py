@@ -74,7 +74,6 @@ def cached_jit(model: ImageModel, function: Callable[..., Any] = _output, **opti
     # Not of `model` itself, which may change before a program is needed.
     description = functools.cache(lambda: _describe_all(jax.tree.unflatten(tree, leaves), function, options))
     programs: dict[Any, Callable[..., Any]] = {}
-    name = model.architecture or 'model'
 
     def run(images: Any) -> Any:
         if isinstance(images, jax.core.Tracer):  # a stored program cannot be differentiated or vectorized
@@ -86,7 +85,7 @@ def cached_jit(model: ImageModel, function: Callable[..., Any] = _output, **opti
             programs[given, context] = traced
             folder = _folder([*leaves, images])
             if folder is not None and (found := description()) is not None:
-                path, key = _named(folder, name, [*found, str(given)])
+                path, key = _named(folder, model.architecture or 'model', [*found, str(given)])
                 exported = _read(path, key) or _write(path, key, jax.export.export(traced)(leaves, images))
                 programs[given, context] = jax.jit(_without_lapack(exported).call)
         return programs[given, context](leaves, images)
