@@ -14,7 +14,7 @@ from tests.helpers.runs import make_run
 from tresnet_jax.checkpoints.digests import METADATA_PART
 from tresnet_jax.checkpoints.run import CHECKPOINTS, load_weights
 from tresnet_jax.errors import ConversionError, TrainingError
-from tresnet_jax.training.checkpoint import DAMAGED, Checkpoints
+from tresnet_jax.training.checkpoint import DAMAGED, NOT_DAMAGE, Checkpoints
 from tresnet_jax.training.devices import replicate
 from tresnet_jax.training.lock import LOCK_FILE
 from tresnet_jax.training.step import TrainState, create_state
@@ -130,6 +130,24 @@ def test_all_are_damaged(run, tmp_path):
     with pytest.raises(TrainingError, match=found):
         resume(tmp_path / 'run')
     assert not (tmp_path / 'run' / DAMAGED).exists()
+
+
+@pytest.mark.parametrize('error', [MemoryError(), PermissionError(13, 'Permission denied'), ValueError(NOT_DAMAGE[0])])
+def test_what_is_not_damage(error, run, tmp_path, monkeypatch):
+    """A lack of memory or of permissions does not cost the last checkpoint."""
+    shutil.copytree(run, tmp_path / 'run')
+
+    def fail(folder: Path) -> None:
+        if folder.parent.name == '2':
+            raise error
+
+    monkeypatch.setattr('tresnet_jax.training.checkpoint.check_arrays', fail)
+    with pytest.raises(
+        TrainingError, match=f'^{tmp_path}/run/{CHECKPOINTS}/2: cannot be resumed: .*start the run again$'
+    ):
+        resume(tmp_path / 'run')
+    monkeypatch.undo()
+    assert resume(tmp_path / 'run') == (2, 2, [])
 
 
 def test_weights_with_a_flipped_bit_are_not_loaded(tmp_path):

@@ -23,6 +23,7 @@ from tresnet_jax.training.step import TrainState
 
 GONE = 'the folder has gone'
 DAMAGED = 'damaged_checkpoints'  # the folder of a run for checkpoints that could not be resumed
+NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED')  # in errors of JAX and TensorStore
 
 
 class Checkpoints:
@@ -134,8 +135,8 @@ class Checkpoints:
             The state, and a line about each damaged checkpoint.
 
         Raises:
-            TrainingError: no checkpoint can be read, or they do not fit the configuration, or a damaged one cannot be
-                moved.
+            TrainingError: no checkpoint can be read, or they do not fit the configuration, or memory or a permission
+                is missing, or a damaged one cannot be moved.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere()), state)
         problems: dict[int, str] = {}
@@ -145,6 +146,11 @@ class Checkpoints:
                 loaded = self._load(step, abstract, data)
             except Exception as error:  # of as many classes; also of ours, if the state has another structure
                 problem = reason(error)
+                if isinstance(error, MemoryError | PermissionError) or any(code in str(error) for code in NOT_DAMAGE):
+                    raise TrainingError(
+                        f'{self._folder / str(step)}: cannot be resumed: {problem}; it may be undamaged, so '
+                        'the run does not go back to the one before. Free memory or fix permissions, then start the run again'
+                    ) from error
             if everywhere_true(not problem):
                 assert loaded is not None
                 return loaded, self._move_damaged(problems, step)
