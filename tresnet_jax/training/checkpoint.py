@@ -149,7 +149,8 @@ class Checkpoints:
                 if isinstance(error, MemoryError | PermissionError) or any(code in str(error) for code in NOT_DAMAGE):
                     raise TrainingError(
                         f'{self._folder / str(step)}: cannot be resumed: {problem}; it may be undamaged, so '
-                        'the run does not go back to the one before. Free memory or fix permissions, then start the run again'
+                        'the run does not go back to the one before. Free memory or fix permissions, then start the '
+                        'run again'
                     ) from error
             if everywhere_true(not problem):
                 assert loaded is not None
