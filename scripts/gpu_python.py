@@ -74,7 +74,7 @@ def extra_for(text: str) -> str:
     """
     if os.environ.get('JAX_PLATFORMS') == 'cpu':
         return 'train'
-    found = re.search(r'CUDA Version: (\d+)\.', text)
+    found = re.search(r'CUDA (?:UMD )?Version *: (\d+)\.', text)  # UMD: in newer drivers
     if found is None:
         raise ValueError('nvidia-smi shows no driver: install the driver of the GPU first')
     if int(found[1]) < 12:

@@ -210,7 +210,8 @@ def check_counts(arguments: BenchmarkArguments) -> None:
 
 def draw_weights(architecture: str) -> dict[str, np.ndarray]:
     """Return seeded weights under timm's names, with non-trivial statistics and gammas of both signs."""
-    model = build_model(architecture, num_classes=CLASSES, in_chans=3, rngs=ShapesOnly())
+    # Evaluated abstractly: JAX must not start here, where it would take a GPU's memory from the processes that measure.
+    model = nnx.eval_shape(lambda: build_model(architecture, num_classes=CLASSES, in_chans=3, rngs=ShapesOnly()))
     _, *trees = nnx.split(model, nnx.Param, nnx.BatchStat)
     zeros = [jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), nnx.to_pure_dict(tree)) for tree in trees]
     return seeded_weights({key: value.shape for key, value in convert.to_torch(*zeros).items()}, seed=0)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from benchmarking.processes import failure
 
 from gpu_checking.plan import PARTS
@@ -17,6 +18,8 @@ from tresnet_jax.files import save_text
 
 def main(part: str, settings: str, folder: str, out: str) -> None:
     """Run a part, with the arguments of `runner.run_part`, and write {'status', 'message', 'findings'} to `out`."""
+    if not PARTS[part].on_device:
+        jax.config.update('jax_platforms', 'cpu')  # of this process alone; those that it starts have the device
     document: dict[str, Any] = {'status': '', 'message': '', 'findings': []}
     try:
         for finding in PARTS[part].run(sizes_of(**json.loads(settings)), Path(folder)):

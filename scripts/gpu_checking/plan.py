@@ -1,10 +1,8 @@
 """The parts of the check and their shares of the time."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from benchmarking.measures import SHARED
 
 from gpu_checking import autotuning, determinism, memory, parity, speed, training
 from gpu_checking.records import Finding
@@ -24,7 +22,8 @@ class Part:
         share: of the time of the whole check. What a part leaves goes to those after it.
         quick_share: the same for `quick`; 0: left out there, because starting its processes takes too long.
         needs: optional packages without which the whole part is left out, by the names they are imported by.
-        environment: environment variables of its process.
+        on_device: its own process computes on the device. Otherwise only those that it starts do, and it must take no
+            memory of the device from them.
     """
 
     title: str
@@ -32,7 +31,7 @@ class Part:
     share: float
     quick_share: float
     needs: tuple[str, ...] = ()
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    on_device: bool = False
 
     def share_of(self, level: Level) -> float:
         """Return the share of the time of a level."""
@@ -40,9 +39,9 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    'parity': Part('Parity with timm', parity.run, 0.2, 0.3, environment=SHARED),
+    'parity': Part('Parity with timm', parity.run, 0.2, 0.3, on_device=True),
     'memory': Part('Memory', memory.run, 0.18, 0.2),
-    'speed': Part('Speed', speed.run, 0.26, 0.3, environment=SHARED),
+    'speed': Part('Speed', speed.run, 0.26, 0.3, on_device=True),
     'determinism': Part('Determinism', determinism.run, 0.12, 0),
     'training': Part('A real training', training.run, 0.1, 0.2, needs=('grain', 'orbax', 'tensorboardX')),
     'autotuning': Part('Autotuning', autotuning.run, 0.14, 0),

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarking.measures import SHARED
+
 from gpu_checking.machine import missing_packages, pip_line
 from gpu_checking.plan import PARTS, Part
 from gpu_checking.records import FAILED, LEFT_OUT, OUT_OF_TIME, PartResult, findings_of
@@ -78,4 +80,4 @@ def environment(part: Part, out: Path, folder: str) -> dict[str, str]:
     found |= {'JAX_COMPILATION_CACHE_DIR': str((out / 'compiled').resolve()), 'TMPDIR': folder}
     # The names of the layers are metadata: a program with them is another one.
     found |= {'JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY': 'true'}
-    return {**found, **part.environment}
+    return found | (SHARED if part.on_device else {})

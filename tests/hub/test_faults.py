@@ -250,14 +250,15 @@ def test_links_in_the_cache_that_lead_elsewhere(kind, find, tmp_path):
     assert find().read_bytes() == FILES[WEIGHTS] and own.exists()
 
 
-@pytest.mark.parametrize('whole', [True, False])
-def test_a_cache_behind_a_link(whole, find, folder, tmp_path):
-    """The whole cache, or the folder of the repository: damaged files are removed from it too."""
+@pytest.mark.parametrize('kind', ['link', 'relative', 'repository'])
+def test_a_cache_behind_a_link(kind, find, folder, hub, repository, tmp_path):
+    """The whole cache, also a relative path, or the folder of the repository: damaged files are removed from it."""
     code = AT_ONCE
-    if whole:
+    if kind != 'repository':
         (tmp_path / 'cache').mkdir()
         (tmp_path / 'link').symlink_to(tmp_path / 'cache')
-        code = f'import functools; find = functools.partial(find, cache_dir={str(tmp_path / "link")!r})'
+        cache = str(tmp_path / 'link') if kind == 'link' else os.path.relpath(tmp_path / 'cache')
+        code = f'import functools; find = functools.partial(find, cache_dir={cache!r})'
     else:
         folder.parent.mkdir(exist_ok=True)
         folder.symlink_to(tmp_path)
@@ -265,3 +266,7 @@ def test_a_cache_behind_a_link(whole, find, folder, tmp_path):
     blob.write_bytes(b'damaged')
     assert 'it was removed from the cache; try again' in find(code=code)
     assert not blob.exists() and find(code=code).read_bytes() == FILES[WEIGHTS]
+    blob.write_bytes(b'damaged')
+    hub.faults[repository] = hub_server.DOWN
+    assert 'it was removed from the cache; try again' in find(code=code)
+    assert not blob.exists()

@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import gc
+import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -368,6 +370,14 @@ def test_rows_of_the_table():
         'jax-resnet': {'resnet18d', 'resnet50d'},
         'keras-hub': {'resnet26d', 'resnet50d'},
     }
+
+
+def test_drawing_weights_does_not_start_jax():
+    """It would take most of a GPU's memory, before the processes that measure start."""
+    code = "from benchmarking.command import draw_weights; draw_weights('test_tresnet')"
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'JAX_PLATFORMS': 'absent'}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_weights_have_timms_names():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import gpu_python
 import jax
@@ -128,6 +129,31 @@ def test_the_process_of_a_part(monkeypatch, tmp_path):
     assert document['findings'] == [dataclasses.asdict(FOUND)]
 
 
+@pytest.mark.parametrize('part', [*plan.PARTS])
+def test_who_takes_the_device(part, tmp_path, monkeypatch):
+    """Only 'parity' and 'speed' compute in the process of the part itself, and then leave memory to others."""
+
+    config: Any = jax.config  # its attributes are defined at run time
+    before = config.jax_platforms
+
+    def run(sizes, folder):
+        yield dataclasses.replace(FOUND, values={'platforms': config.jax_platforms})
+
+    changed = dataclasses.replace(plan.PARTS[part], run=run)
+    monkeypatch.setitem(plan.PARTS, part, changed)
+    config.update('jax_platforms', 'cuda,cpu')
+    try:
+        child.main(part, '{"level": "default", "tiny": true}', str(tmp_path), str(tmp_path / 'result.json'))
+    finally:
+        config.update('jax_platforms', before)
+    found = json.loads((tmp_path / 'result.json').read_text())['findings'][0]['values']['platforms']
+    environment = runner.environment(changed, tmp_path, str(tmp_path))
+    if part in ('parity', 'speed'):
+        assert found == 'cuda,cpu' and environment['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
+    else:
+        assert found == 'cpu' and environment.get('JAX_PLATFORMS') == os.environ.get('JAX_PLATFORMS')
+
+
 # The command line, with fake parts.
 
 
@@ -239,6 +265,8 @@ def test_the_environment_of_a_driver(monkeypatch):
     line = '| NVIDIA-SMI 570.86    Driver Version: 570.86    CUDA Version: {}     |'
     found = [gpu_python.extra_for(line.format(version)) for version in ('12.8', '13.0')]
     assert found == ['cuda12,train', 'cuda13,train']
+    newer = '| NVIDIA-SMI 595.1    KMD Version: 595.1    CUDA UMD Version: 13.2     |'
+    assert gpu_python.extra_for(newer) == 'cuda13,train'
     for text in ('', line.format('11.4')):
         with pytest.raises(ValueError, match='install'):
             gpu_python.extra_for(text)

@@ -158,8 +158,8 @@ def _bounded_bar(size: int | None) -> Any:
 
         def update(self, n: float | None = 1) -> Any:
             self.received += max(n or 0, 0)
-            most = size or self.total
-            if most and self.received > _MOST_RECEIVED * most:
+            most = self.total if size is None else size
+            if most is not None and self.received > _MOST_RECEIVED * most:
                 raise ConnectionError(f'it sends more than {_MOST_RECEIVED} times the {most:,} bytes of the file')
             return super().update(n)
 
@@ -234,9 +234,11 @@ def _remove(path: Path, cache_dir: str | Path | None) -> bool:
     """Delete a file of the cache and the files that it links to; return whether that succeeded."""
     from huggingface_hub import constants
 
-    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    caches = os.path.abspath(cache), cache.resolve()  # the client gives paths in either
+    path = first = Path(os.path.abspath(path))
     try:
-        while path.is_relative_to(cache):  # a link that leaves the cache leads to the user's own file
+        while any(path.is_relative_to(folder) for folder in caches):  # outside are the user's own files
             target = os.path.normpath(path.parent / os.readlink(path)) if path.is_symlink() else None
             path.unlink(missing_ok=True)
             if target is None:
@@ -244,7 +246,7 @@ def _remove(path: Path, cache_dir: str | Path | None) -> bool:
             path = Path(target)
     except OSError:
         return False
-    return True
+    return not os.path.lexists(first)
 
 
 def _remedy(repository: str, filenames: Sequence[str]) -> str:
