@@ -147,7 +147,8 @@ def _write(path: Path, key: bytes, exported: Any) -> Any:
         with written_beside(path) as beside:
             beside.write_bytes(hashlib.sha256(key + program).digest() + program)
     except (OSError, ConversionError) as error:
-        warnings.warn(f'{error}; a later process will trace the model again', stacklevel=4)
+        why = error if isinstance(error, ConversionError) else f'{path.parent}: cannot be made: {reason(error)}'
+        warnings.warn(f'{why}; a later process will trace the model again', stacklevel=4)
     return exported
 
 
