@@ -1,6 +1,7 @@
 """The command line of ``gpu_check.py``: run the parts, write the files, compare with an earlier check."""
 
 import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -36,8 +37,8 @@ class GpuCheckArguments:
 
     With JAX_PLATFORMS=cpu the sizes are tiny: a trial of the check itself.
 
-    Exit codes: 0 if nothing is wrong; 1 if a check failed, a part ended with an error, or after Ctrl-C; 2 for user
-    errors.
+    Exit codes: 0 if nothing is wrong; 1 if a check failed, a part ended with an error, or after Ctrl-C or SIGTERM; 2
+    for user errors.
     """
 
     quick: bool = False
@@ -78,13 +79,20 @@ class GpuCheckArguments:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; invalid usage and ``--help`` raise SystemExit."""
     parsed = parse(GpuCheckArguments, arguments)
+    # The processes of the parts do not get these signals, so that this one has to end them, as after Ctrl-C.
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
+        for number in (number for number, action in before.items() if action != signal.SIG_IGN):  # as nohup sets
+            signal.signal(number, signal.default_int_handler)
         return check(parsed)
     except (ValueError, JobError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
         print('interrupted; run the same command again to resume', file=sys.stderr)
         return 1
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 def check(arguments: GpuCheckArguments) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -191,6 +192,20 @@ def test_resuming(ran, tmp_path, monkeypatch, capsys):
     assert command.main([*out, '--only', 'parity']) == 0 and ran[7:] == ['parity']
     assert read_report(tmp_path / 'out' / command.EARLIER).about['commit'] == 'abc'
     assert list(read_report(tmp_path / 'out' / 'gpu_check.json').parts) == ['parity']
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_signals(number, ran, tmp_path, monkeypatch, capsys):
+    """They end the part that is running too, as Ctrl-C does; afterwards they do what they did before."""
+
+    def run_part(*arguments):
+        assert signal.getsignal(number) is signal.default_int_handler
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(command, 'run_part', run_part)
+    before = signal.getsignal(number)
+    assert command.main(['--out', str(tmp_path)]) == 1
+    assert 'to resume' in capsys.readouterr().err and signal.getsignal(number) == before
 
 
 def test_parts_that_run_again():
