@@ -311,10 +311,18 @@ def compiled_sooner():
 ALL_RANDOM = {'mixup': 0.4, 'cutmix': 1.0, 'reprob': 0.5, 'cutout': 0.3, 'smoothing': 0.1, 'accumulate': 2}
 
 
-@pytest.mark.parametrize('devices', [pytest.param(2, marks=pytest.mark.slow), 4])
-def test_number_of_devices_does_not_matter(devices, compiled_sooner):
+# Normal numbers in float32 are not the same in every program of the daily suite's emitters (conftest.py).
+SEVERAL = [
+    (4, 'const'),
+    pytest.param(4, 'pixel', marks=pytest.mark.slow),
+    pytest.param(2, 'pixel', marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize('devices, remode', SEVERAL)
+def test_number_of_devices_does_not_matter(devices, remode, compiled_sooner):
     """With synchronised batch norm and everything random: every weight and statistic after three steps within 1e-9."""
-    config = dataclasses.replace(PLAIN, **ALL_RANDOM)
+    config = dataclasses.replace(PLAIN, **ALL_RANDOM, remode=remode)
     random = {'drop_rate': 0.3, 'drop_path_rate': 0.3}
     model = tresnet_jax.create_model('test_resnet', num_classes=CLASSES, dtype='float64', axis_name=AXIS, **random)
     apply, params, stats = tresnet_jax.functional(model)
