@@ -60,6 +60,8 @@ class PartResult:
     def failures(self) -> list[str]:
         """What is wrong, one line each."""
         wrong = [f'{one.group}: {one.name}' for one in self.findings if one.passed is False]
+        if self.status == OUT_OF_TIME and not self.findings:
+            wrong.append(f'{self.part}: {self.message}, before it found anything')
         return wrong + ([self.message] if self.status == FAILED else [])
 
 

@@ -211,7 +211,10 @@ def test_signals(number, ran, tmp_path, monkeypatch, capsys):
 def test_parts_that_run_again():
     assert not command.is_measured(None) and not command.is_measured(result(status='failed'))
     assert command.is_measured(result()) and command.is_measured(result(status='out of time'))
-    assert not command.is_measured(PartResult('parity', 'out of time', '', 1.0, ()))
+    stopped = PartResult('parity', 'out of time', 'stopped after 1 s', 1.0, ())
+    assert not command.is_measured(stopped)
+    assert stopped.failures == ['parity: stopped after 1 s, before it found anything']
+    assert result(status='out of time').failures == []
 
 
 def test_levels(ran, tmp_path, monkeypatch):

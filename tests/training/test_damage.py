@@ -150,6 +150,17 @@ def test_what_is_not_damage(error, run, tmp_path, monkeypatch):
     assert resume(tmp_path / 'run') == (2, 2, [])
 
 
+def test_damage_that_only_another_process_sees(run, tmp_path, monkeypatch):
+    """The processes agree before Orbax loads, because in its load they wait for each other."""
+    shutil.copytree(run, tmp_path / 'run')
+    answers = iter([False, False])  # about the latest checkpoint, before and after its load
+    monkeypatch.setattr('tresnet_jax.training.checkpoint.everywhere_true', lambda value: next(answers, value))
+    digests = []
+    monkeypatch.setattr('tresnet_jax.training.checkpoint.check_digests', lambda folder, *_: digests.append(folder.name))
+    assert resume(tmp_path / 'run')[0] == 1
+    assert digests == ['1'], 'the latest checkpoint is not loaded'
+
+
 def test_weights_with_a_flipped_bit_are_not_loaded(tmp_path):
     """Neither for evaluation nor for conversion."""
     make_run(tmp_path, steps={3: None})

@@ -161,7 +161,13 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: Any, data: Any) -> TrainState:
         """Return the state of one checkpoint, and set `data` to its position. Raises an error if it is damaged."""
-        check_arrays(self._folder.absolute() / str(step) / STATE_PART)  # of Orbax, tracebacks would follow
+        unreadable = None
+        try:
+            check_arrays(self._folder.absolute() / str(step) / STATE_PART)  # of Orbax, tracebacks would follow
+        except Exception as error:  # of as many classes
+            unreadable = error
+        if not everywhere_true(unreadable is None):  # in the load, processes would wait for the one that has ended
+            raise unreadable or ValueError('another process of the run cannot read it')
         loaded = self._checkpointer.load_checkpointables(step, {'state': abstract, 'data': data})
         state = to_local(loaded['state'])
         if int(state.step) != step:
