@@ -20,12 +20,12 @@ NETWORKS = $(addprefix tests/, models convert/test_golden.py test_factory.py tes
   training/test_loop.py training/test_step.py parity/test_convert.py parity/test_layers.py parity/test_models.py \
   parity/test_options.py parity/test_training.py parity/test_variants.py)
 
-# XLA_FLAGS= compiles networks as users do; tests/conftest.py has faster settings for the daily suite.
+# XLA_FLAGS= compiles the slow tests as users do; tests/conftest.py has faster settings.
 test-all: .venv/ready  ## slow tests, the others, and NETWORKS in NNX's tree mode; writes tests/LAST_FULL_RUN.md
 	printf '# The last run of `make test-all`\n\nRelative error is max|a-b| / max|b|, the largest of all tensors.\n\n' > tests/LAST_FULL_RUN.md
 	XLA_FLAGS= .venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 -m slow --summary tests/LAST_FULL_RUN.md
 	.venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 --summary tests/LAST_FULL_RUN.md
-	XLA_FLAGS= NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
+	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
 	  .venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 $(NETWORKS) --summary tests/LAST_FULL_RUN.md
 
 test-newest: .venv-newest/ready  ## the tests that need no torch, on the newest Python found and the newest JAX

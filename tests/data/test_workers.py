@@ -1,6 +1,7 @@
 """Worker processes that die: they are started again, and the batches are the same."""
 
 import multiprocessing
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -40,10 +41,12 @@ def test_they_are_started_again(caplog):
     ]
     iterator = ResumableIterator(Dying(4, 4), lambda batch: batch)
     assert [next(iterator) for _ in range(4)] == [*range(4)]
-    with pytest.raises(
-        DataError, match=r'^a worker process died twice at batch 4 \(exit code -9\); .* fewer --workers$'
-    ):
+    with pytest.raises(DataError) as caught:
         next(iterator)
+    # Grain adds a note about its frames to an error, which pytest would match too.
+    assert re.fullmatch(
+        r'a worker process died twice at batch 4 \(exit code -9\); .* fewer --workers', str(caught.value)
+    )
 
 
 def test_other_errors_pass(caplog):
@@ -51,9 +54,9 @@ def test_other_errors_pass(caplog):
         raise RuntimeError('of the transform')
         yield
 
-    with pytest.raises(RuntimeError, match='^of the transform$'):
+    with pytest.raises(RuntimeError) as caught:
         next(ResumableIterator(start, lambda batch: batch))
-    assert not caplog.messages
+    assert str(caught.value) == 'of the transform' and not caplog.messages
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ for outcome in run(kind, 0, [2, 3, 4], folder / 'work', folder / 'found'):
 def test_tracebacks_in_printed_text():
     assert 'prints a traceback' in text_problem('error\nTraceback (most recent call last):\n  File')
     assert text_problem('error: caf\xe9 \u6f22: no such file\n') == ''
+    assert text_problem("error: no key 'a Traceback (most recent call last):'\n") == ''
 
 
 @pytest.mark.parametrize('name', sorted(KINDS))

@@ -25,7 +25,7 @@ from tresnet_jax.checkpoints.records import (
 )
 from tresnet_jax.errors import reason
 
-MOST_INSTRUCTIONS = 5_000_000  # a ResNet-200-D with its average and AdamW has 144,256
+MOST_INSTRUCTIONS = 2_000_000  # a ResNet-200-D with its average and AdamW has 144,256
 MOST_NESTED = 500  # containers within containers; Python's own recursion limit is 1000
 # Keys of dictionaries are plain values and short, flat tuples of them: the hash of a nested tuple that shares its parts
 # takes 2 ** depth steps, and a dictionary compares equal keys again and again.
@@ -69,8 +69,8 @@ class Budget:
 
     Attributes:
         size: bytes to copy; a stream can have one string of its own copied again and again.
-        instructions: instructions to execute; each element that a call copies, each attribute, and
-            each name in the path of a container counts as one.
+        instructions: instructions to execute; a string counts twice, and each element that a call copies, each
+            attribute, and each name in the path of a container counts as one.
     """
 
     size: int
@@ -144,6 +144,8 @@ class Unpickler:
             stack = self._stack
             name = opcode.name
             if name in VALUES:
+                if isinstance(argument, str | bytes | bytearray):  # 60 bytes of memory for 4 of the file
+                    self._budget.spend(instructions=1)
                 stack.append(argument)
                 continue
             match name:
