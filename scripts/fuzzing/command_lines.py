@@ -41,7 +41,7 @@ WORDS = (
     'wds:a-{000..9}.tar', 'wds:{', 'wds:{9..0}.tar',
     'hfds:absent', 'tar:absent.tar', 'npz:absent.npz', 'folder:', ':', 'a:b:c', 'folder:.', '.', '/', '/dev/null',
     '/proc/self/mem', 'a' * 5000,
-    'a/' * 3000, 'test_resnet', 'test_tresnet', 'tresnet_m.miil_in1k', 'resnet50d.nothing', 'local-dir:absent',
+    'a/' * 3000, 'test_resnet', 'test_tresnet', 'test_resnet.fashion_mnist', 'resnet50d.nothing', 'local-dir:absent',
     'hf-hub:', 'hf-hub:a', 'hf-hub:../..',
     'best', 'latest', 'flax', 'torch', 'cpu', 'sgd', 'adamw', 'cosine', 'step', 'bce', 'rand-m9-mstd0.5-inc1',
     'rand-m', 'rand-m-', 'augmix-m5-w4-d2',
