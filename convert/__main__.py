@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f'{target}: {target.stat().st_size / 1e3:.0f} kB')
         else:
             convert(arguments)
-    except (ConversionError, MissingExtraError, KeyboardInterrupt) as error:
+    except (ConversionError, MissingExtraError, OSError, KeyboardInterrupt) as error:
         return fail(error)
     return 0
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import tqdm
 import tyro
 
-from tresnet_jax.errors import UNSHOWABLE, shown
+from tresnet_jax.errors import UNSHOWABLE, reason, shown
 
 Arguments = TypeVar('Arguments')
 
@@ -71,11 +71,20 @@ def program_name() -> str:
 
 
 def fail(error: BaseException) -> int:
-    """Print an error on standard error. Return the exit code: 130 for Ctrl-C, 2 for every other error."""
+    """Print an error on standard error. Return the exit code: 130 for Ctrl-C, 2 for every other error.
+
+    Raises:
+        BrokenPipeError: that is the error; `closed_output` handles it.
+    """
+    if isinstance(error, BrokenPipeError):
+        raise error
     if isinstance(error, KeyboardInterrupt):
         print('interrupted', file=sys.stderr)
         return 130
-    print(f'error: {_printable(str(error))}', file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # such as a path that is too long, or not allowed
+        text = f'{str(error.filename)[:300]}: {reason(error)}'
+    print(f'error: {_printable(text)}', file=sys.stderr)
     return 2
 
 

@@ -99,8 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             paths = find_files(arguments)
             unread = _explain_all(arguments, load_classifier(arguments), paths)
             sys.stdout.flush()
-        except BrokenPipeError:  # an OSError, which `closed_output` handles
-            raise
         except (ValueError, OSError, KeyboardInterrupt) as error:
             return fail(error)
     return 1 if unread else 0

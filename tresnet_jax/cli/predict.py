@@ -75,8 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             if arguments.plot and (good := [result for result in results if 'classes' in result][:SHEET_IMAGES]):
                 _plot(good, arguments.plot, arguments.max_value)
-        except BrokenPipeError:  # an OSError, which `closed_output` handles
-            raise
         except (ValueError, OSError, KeyboardInterrupt) as error:
             return fail(error)
     return 1 if any('error' in result for result in results) else 0

@@ -62,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         x64 = config.dtype == 'float64'
         set_up(arguments.hosts, devices=config.devices, deterministic=config.deterministic, x64=x64, links=links)
         result = _train(arguments, links)
-    except (ValueError, KeyboardInterrupt) as error:  # the library's errors are ValueErrors of one readable line
+    except (
+        ValueError,
+        OSError,
+        KeyboardInterrupt,
+    ) as error:  # the library's errors are ValueErrors of one readable line
         links.failed()
         return links.leave(fail(error))
     links.over()
