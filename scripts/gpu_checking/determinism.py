@@ -86,12 +86,12 @@ def killed_and_resumed(folder: Path, steps: int) -> Finding:
     """Train with train.py, once undisturbed, and once killed after a checkpoint and resumed; compare the weights."""
     label = f'train.py, test_resnet, {steps} steps'
     try:
-        finish(start(folder / 'whole', steps))
+        finish(start(folder / 'whole', steps), folder / 'whole')
         process = start(folder / 'killed', steps)
         reached = wait_for_checkpoint(process, folder / 'killed')
         process.send_signal(signal.SIGKILL)
         process.wait()
-        finish(start(folder / 'killed', steps))
+        finish(start(folder / 'killed', steps), folder / 'killed')
         whole, resumed = (weights(folder / name) for name in ('whole', 'killed'))
     except ValueError as error:
         return Finding(RESUME, label, passed=False, note=str(error))
@@ -100,21 +100,22 @@ def killed_and_resumed(folder: Path, steps: int) -> Finding:
     return Finding(RESUME, label, values, passed=same)
 
 
-def start(workdir: Path, steps: int) -> subprocess.Popen[str]:
-    """Start, or resume, a run of train.py on the images in the package."""
+def start(workdir: Path, steps: int) -> subprocess.Popen:
+    """Start, or resume, a run of train.py on the images in the package. Its errors go to WORKDIR.log."""
     command = [sys.executable, str(ROOT / 'scripts' / 'train.py'), *FLAGS, '--steps', str(steps), '--devices', '1']
-    return subprocess.Popen([*command, '--workdir', str(workdir)], stdout=2, stderr=subprocess.PIPE, text=True)
+    with workdir.with_suffix('.log').open('w') as errors:  # not a pipe, which would have to be read meanwhile
+        return subprocess.Popen([*command, '--workdir', str(workdir)], stdout=2, stderr=errors)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: subprocess.Popen, workdir: Path) -> None:
     """Wait for a run. Raises CheckError if it fails."""
-    _, errors = process.communicate()
-    if process.returncode:
-        last = (errors.strip().splitlines() or [f'exit code {process.returncode}'])[-1]
+    if code := process.wait():
+        errors = workdir.with_suffix('.log').read_text(encoding='utf-8', errors='replace')
+        last = (errors.strip().splitlines() or [f'exit code {code}'])[-1]
         raise CheckError(f'train.py: {last}')
 
 
-def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path) -> int:
+def wait_for_checkpoint(process: subprocess.Popen, workdir: Path) -> int:
     """Return the step of the first complete checkpoint. Raises CheckError if the run ends before."""
     while True:
         folder = workdir / CHECKPOINTS
@@ -122,7 +123,7 @@ def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path) -> int:
         if steps:
             return max(steps)
         if process.poll() is not None:
-            finish(process)
+            finish(process, workdir)
             raise CheckError('train.py ended before its first checkpoint was seen')
         time.sleep(0.01)
 
