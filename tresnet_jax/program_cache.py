@@ -56,8 +56,8 @@ def cached_jit(model: ImageModel, function: Callable[..., Any] = _output, **opti
 
     Args:
         model: a model in evaluation mode; its weights are taken now, and later changes of the model have no effect.
-        function: function of this package's modules that is compiled instead: (model, images, **options) -> arrays.
-        options: numbers, strings and tuples of these for `function`; they are constants of the program.
+        function: function of this package's modules that is compiled instead: of the model, the images and the options.
+        **options: numbers, strings and tuples of these for `function`; they are constants of the program.
 
     Returns:
         A function of images (B, H, W, C). Each shape and dtype is a program of its own.
