@@ -81,6 +81,7 @@ def fold_batchnorm(model: ImageModel, *, winograd: bool = False) -> ImageModel:
             if isinstance(layer, nnx.Conv) and WinogradConv.supports(layer) and not isinstance(layer, WinogradConv):
                 replace_layer(modules, path, WinogradConv(layer))
     folded.folded = True
+    # `eval` would walk through the whole model again, for layers that are nearly always in this mode already.
     modes = ('deterministic', 'use_running_average')
     is_evaluating = all(getattr(layer, mode, True) for layer in modules.values() for mode in modes)
     return folded if is_evaluating else folded.eval()

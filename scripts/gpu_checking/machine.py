@@ -1,6 +1,5 @@
 """The machine and what is installed on it: device, driver, versions, commit, optional packages."""
 
-import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarking.processes import in_new_process
+from gpu_reporting.fingerprint import versions
 
 from gpu_checking.records import CheckError
 from tresnet_jax.errors import EXTRAS
@@ -38,7 +38,12 @@ def describe_machine() -> dict[str, Any]:
             "JAX sees no GPU: install its CUDA plugin, pip install 'jax[cuda12]' or 'jax[cuda13]', or run "
             'make gpu-check; JAX_PLATFORMS=cpu tries the check without one'
         )
-    return {**found, 'driver': _driver(), 'versions': _versions(), 'commit': _commit()}
+    return {
+        **found,
+        'driver': _driver(),
+        'versions': {'tresnet_jax': __version__, **versions(PACKAGES)},
+        'commit': _commit(),
+    }
 
 
 def pip_line(missing: Sequence[str]) -> str:
@@ -51,16 +56,6 @@ def pip_line(missing: Sequence[str]) -> str:
 def missing_packages(names: Sequence[str]) -> list[str]:
     """Return the packages that are not installed, by the names they are imported by."""
     return [name for name in names if importlib.util.find_spec(name) is None]
-
-
-def _versions() -> dict[str, str]:
-    found = {'tresnet_jax': __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return found
 
 
 def _driver() -> str:

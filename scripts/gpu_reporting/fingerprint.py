@@ -55,10 +55,10 @@ def traced_modules(roots: Sequence[Path] = ROOTS) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the installed packages that determine what is compiled."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of those packages that are installed, by default of those that determine what is compiled."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ import safetensors.numpy
 import convert
 import tresnet_jax
 from tests.helpers import hub_server
-from tests.helpers.hub_server import Hub, client_environment
+from tests.helpers.hub_server import client_environment
 from tresnet_jax.errors import HubError
 from tresnet_jax.hub.client import split_source
 
@@ -63,17 +63,6 @@ class Worker:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait(30)
-
-
-@pytest.fixture(scope='module')
-def hub():
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope='module')
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp('home')
 
 
 @pytest.fixture(scope='module')

@@ -18,7 +18,7 @@ import pytest
 from packaging.version import Version
 
 from tests.helpers import hub_server
-from tests.helpers.hub_server import Hub, client_environment
+from tests.helpers.hub_server import client_environment
 
 # Lines of [source, file names, code] in. A fork runs the code, tells its number, and then what it found.
 WORKER = r"""
@@ -72,17 +72,6 @@ class Worker:
 
     def answer(self) -> list[str] | int:
         return json.loads(self.process.stdout.readline())
-
-
-@pytest.fixture(scope='module')
-def hub():
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope='module')
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp('home')
 
 
 @pytest.fixture(scope='module')

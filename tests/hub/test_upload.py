@@ -10,7 +10,7 @@ import pytest
 import convert
 import tresnet_jax
 from tests.helpers import hub_uploads
-from tests.helpers.hub_server import TOKEN, Hub, client_environment
+from tests.helpers.hub_server import TOKEN, client_environment
 from tests.helpers.paths import ROOT
 from tresnet_jax.errors import HubError
 from tresnet_jax.hub.model_card import describe, render
@@ -35,12 +35,6 @@ for line in sys.stdin:
         answer = {'type': type(error).__name__, 'error': str(error)}
     print('answer', json.dumps(answer), flush=True)
 """
-
-
-@pytest.fixture(scope='module')
-def hub():
-    with Hub() as hub:
-        yield hub
 
 
 @pytest.fixture(scope='module')

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(write_features(arguments, inputs))
         if arguments.sheet:
             print(write_sheet(arguments.sheet, arguments.out, inputs, queries, arguments.neighbours or NEIGHBOURS))
-    except (ValueError, OSError) as error:  # the library's errors are ValueErrors of one readable line
+    except (ValueError, OSError) as error:  # those of the library are ValueErrors of one line
         return fail(error)
     except KeyboardInterrupt:
         print(f'interrupted; to resume {arguments.out}, run the same command again', file=sys.stderr)

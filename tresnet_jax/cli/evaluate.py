@@ -143,11 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             read_results(arguments.results)
         images: list[Arrays] | None = None if arguments.report is None else []
         result = measure(inputs, arguments.flags, classes, images)
-    except (
-        ValueError,
-        OSError,
-        KeyboardInterrupt,
-    ) as error:  # the library's errors are ValueErrors of one readable line
+    except (ValueError, OSError, KeyboardInterrupt) as error:  # those of the library are ValueErrors of one line
         return fail(error)
     top1 = figure(result, result.top1, published and published.top1)
     top5 = figure(result, result.top5, published and published.top5)

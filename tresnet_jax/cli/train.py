@@ -62,11 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         x64 = config.dtype == 'float64'
         set_up(arguments.hosts, devices=config.devices, deterministic=config.deterministic, x64=x64, links=links)
         result = _train(arguments, links)
-    except (
-        ValueError,
-        OSError,
-        KeyboardInterrupt,
-    ) as error:  # the library's errors are ValueErrors of one readable line
+    except (ValueError, OSError, KeyboardInterrupt) as error:  # those of the library are ValueErrors of one line
         links.failed()
         return links.leave(fail(error))
     links.over()

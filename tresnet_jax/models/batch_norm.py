@@ -260,7 +260,7 @@ class BatchNormAct(nnx.Module):
         axis_name: str | None,
     ):
         zeros, ones = (np.full(num_features, value, param_dtype(dtype)) for value in (0, 1))
-        # One call: there are hundreds of these arrays, and none may share memory with another.
+        # One call, because a network has hundreds of these arrays.
         scale, bias, mean, var = jax.device_put((zeros if zero_init else ones, zeros, zeros, ones))
         self.scale, self.bias = nnx.Param(scale), nnx.Param(bias)
         self.mean, self.var = nnx.BatchStat(mean), nnx.BatchStat(var)
