@@ -27,6 +27,14 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _settings_are_restored():
+    """JAX's settings after a module are those before it: one left behind would change every test that follows."""
+    before = dict(jax.config.values)
+    yield
+    assert dict(jax.config.values) == before
+
+
 @pytest.fixture
 def x64():
     """Allow float64 in JAX for one test."""

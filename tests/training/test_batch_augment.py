@@ -14,15 +14,6 @@ from tests.helpers.images import normal_images
 from tresnet_jax.training import batch_augment
 
 
-@pytest.fixture(autouse=True, scope='module')
-def _compile_sooner():
-    """Do not optimise programs: random numbers compile for seconds, and each program runs once."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-    jax.clear_caches()
-
-
 def batch(dtype: Any = jnp.float32) -> tuple[jax.Array, jax.Array]:
     """Return four normalised images and their one-hot targets."""
     return jnp.asarray(normal_images(4, 12, 10), dtype), jax.nn.one_hot(jnp.arange(4), 4, dtype=dtype)

@@ -299,15 +299,6 @@ def test_randomness_differs_between_steps_and_not_between_runs():
     assert [float(m['loss']) for m in first] == [float(m['loss']) for m in second]
 
 
-@pytest.fixture
-def compiled_sooner():
-    """Do not optimise programs that run a few times."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-    jax.clear_caches()
-
-
 ALL_RANDOM = {'mixup': 0.4, 'cutmix': 1.0, 'reprob': 0.5, 'cutout': 0.3, 'smoothing': 0.1, 'accumulate': 2}
 
 
@@ -320,7 +311,7 @@ SEVERAL = [
 
 
 @pytest.mark.parametrize('devices, remode', SEVERAL)
-def test_number_of_devices_does_not_matter(devices, remode, compiled_sooner):
+def test_number_of_devices_does_not_matter(devices, remode):
     """With synchronised batch norm and everything random: every weight and statistic after three steps within 1e-9."""
     config = dataclasses.replace(PLAIN, **ALL_RANDOM, remode=remode)
     random = {'drop_rate': 0.3, 'drop_path_rate': 0.3}
