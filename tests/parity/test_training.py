@@ -20,7 +20,7 @@ from tests.helpers.layouts import COUNTER
 from tests.helpers.reference import ours, state_of
 from tests.helpers.torch_optimizers import PLAIN, RECIPES, STEPS, rate_setter, torch_optimizer
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.devices import AXIS, replicate
 from tresnet_jax.training.optim import create_optimizer
 from tresnet_jax.training.schedules import create_schedule
 from tresnet_jax.training.step import augment, create_state, make_train_step, over_devices
@@ -51,7 +51,7 @@ def our_training(name: str, model: torch.nn.Module, config: TrainConfig):
     schedule = create_schedule(config, STEPS, 1)
     optimizer = create_optimizer(config, schedule, params)
     step = over_devices(make_train_step(apply, optimizer, config, num_classes=CLASSES, mean=MEAN, std=STD))
-    state = create_state(params, batch_stats, optimizer, config.model_ema)
+    state = replicate(create_state(params, batch_stats, optimizer, config.model_ema), jax.devices()[:DEVICES])
     losses = []
     for batch in batches():
         state, metrics = step(state, shares(batch, DEVICES))

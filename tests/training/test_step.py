@@ -11,7 +11,7 @@ import pytest
 import tresnet_jax
 from tests.helpers.closeness import assert_close, assert_identical
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.training.devices import AXIS
+from tresnet_jax.training.devices import AXIS, replicate
 from tresnet_jax.training.losses import asymmetric_loss, binary_cross_entropy
 from tresnet_jax.training.optim import create_optimizer
 from tresnet_jax.training.schedules import create_schedule, one_cycle
@@ -63,12 +63,17 @@ def toy_trees():
     return params, {'mean': np.zeros(3)}
 
 
+def start(params, stats, optimizer, ema: bool, devices: int):
+    """Return the state before the first step where later ones are: on every device. Its step compiles once so."""
+    return replicate(create_state(params, stats, optimizer, ema), jax.devices()[:devices])
+
+
 def run(config: TrainConfig, *, devices: int = 1, steps: int = 3, batches=batch, mixing_steps: int | None = None):
     params, stats = jax.tree.map(jnp.asarray, toy_trees())
     optimizer = create_optimizer(config, create_schedule(config, 10, 1), params)
     arguments = {'num_classes': CLASSES, 'mean': MEAN, 'std': STD, 'mixing_steps': mixing_steps}
     step = over_devices(make_train_step(toy, optimizer, config, **arguments))
-    state = create_state(params, stats, optimizer, config.model_ema)
+    state = start(params, stats, optimizer, config.model_ema, devices)
     metrics = []
     for i in range(steps):
         state, values = step(state, shares(batches(i), devices))
@@ -182,7 +187,7 @@ def test_bad_steps_are_left_out():
     params, stats = jax.tree.map(jnp.asarray, toy_trees())
     optimizer = create_optimizer(config, create_schedule(config, 10, 1), params)
     step = over_devices(make_train_step(fails_on_white, optimizer, config, num_classes=CLASSES, mean=MEAN, std=STD))
-    states = [create_state(params, stats, optimizer, ema=True)]
+    states = [start(params, stats, optimizer, True, devices=2)]
     for i, white in enumerate([False, True, False, True, False]):
         values = shares(batch(i), 2)
         if white:
@@ -206,7 +211,7 @@ def test_the_schedule_counts_skipped_steps():
     params, stats = jax.tree.map(jnp.asarray, toy_trees())
     optimizer = create_optimizer(config, schedule, params)
     step = over_devices(make_train_step(fails_on_white, optimizer, config, num_classes=CLASSES, mean=MEAN, std=STD))
-    state = create_state(params, stats, optimizer, ema=False)
+    state = start(params, stats, optimizer, False, devices=1)
     white = batch() | {'image': np.full_like(batch()['image'], 255)}
     for number, values in enumerate((white, batch(1), white, batch(2))):
         before = state.params
@@ -321,9 +326,10 @@ def test_number_of_devices_does_not_matter(devices, remode):
     step_of = make_train_step(apply, optimizer, config, num_classes=CLASSES, mean=MEAN, std=STD)
     found = []
     for n in (1, devices):
-        state = create_state(params, stats, optimizer, False)
+        step = over_devices(step_of)
+        state = start(params, stats, optimizer, False, n)
         for i in range(3):
-            state, _ = over_devices(step_of)(state, shares(batch(i, size=32), n))
+            state, _ = step(state, shares(batch(i, size=16), n))
         found.append(state)
     one, several = found
     assert_close((several.params, several.batch_stats), (one.params, one.batch_stats), 1e-9)
