@@ -194,7 +194,14 @@ def test_resuming(ran, tmp_path, monkeypatch, capsys):
     assert list(read_report(tmp_path / 'out' / 'gpu_check.json').parts) == ['parity']
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP])
+def number(request):
+    """A signal with its default action, which nohup and others may have changed for the tests."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_signals(number, ran, tmp_path, monkeypatch, capsys):
     """They end the part that is running too, as Ctrl-C does; afterwards they do what they did before."""
 
@@ -203,9 +210,22 @@ def test_signals(number, ran, tmp_path, monkeypatch, capsys):
         signal.raise_signal(number)
 
     monkeypatch.setattr(command, 'run_part', run_part)
-    before = signal.getsignal(number)
     assert command.main(['--out', str(tmp_path)]) == 1
-    assert 'to resume' in capsys.readouterr().err and signal.getsignal(number) == before
+    assert 'to resume' in capsys.readouterr().err and signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_ignored_signals_stay_ignored(number, ran, tmp_path, monkeypatch):
+    """As those of a command under nohup."""
+    signal.signal(number, signal.SIG_IGN)
+    handlers = []
+
+    def run_part(name, *arguments):
+        handlers.append(signal.getsignal(number))
+        return result(name)
+
+    monkeypatch.setattr(command, 'run_part', run_part)
+    assert command.main(['--out', str(tmp_path)]) == 0
+    assert {*handlers, signal.getsignal(number)} == {signal.SIG_IGN}
 
 
 def test_parts_that_run_again():
