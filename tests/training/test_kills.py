@@ -79,8 +79,8 @@ def killed_and_resumed(trainings: Trainings, folder: Path, kills: int, steps: in
         assert {*found} == {'saving', 'evaluating', 'resuming', 'training'}
 
 
-def test_killed_five_times(trainings, tmp_path):
-    killed_and_resumed(trainings, tmp_path, kills=5, steps=24)
+def test_killed_three_times(trainings, tmp_path):
+    killed_and_resumed(trainings, tmp_path, kills=3, steps=18)
 
 
 @pytest.mark.slow
