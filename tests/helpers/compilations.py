@@ -63,9 +63,11 @@ def traced_once() -> Iterator[None]:
         plain = {name: getattr(TrainConfig(model='test_resnet'), name) for name in NOT_OF_THE_STEP}
         return once((apply, dataclasses.replace(config, **plain), *arguments.values()), make)
 
-    def make_eval_step(apply: Any, **arguments: Any) -> Any:
-        make = originals['make_eval_step']
-        return once(('evaluation', apply, *arguments.values()), lambda: make(apply, **arguments))
+    def make_eval_step(apply: Any, *, tree: Any, **arguments: Any) -> Any:
+        def make() -> Any:
+            return originals['make_eval_step'](apply, tree=tree, **arguments)
+
+        return once(('evaluation', apply, *arguments.values()), make) if tree is None else make()
 
     def over_devices(step: Any, **arguments: Any) -> Any:
         make = originals['over_devices']
