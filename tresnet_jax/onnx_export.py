@@ -220,6 +220,7 @@ WRITERS: dict[type, Callable[[Graph, str, Any, str], str]] = {
     nnx.Linear: _linear,
     SqueezeExcite: _squeeze_excite,
     Stack: _stack,
+    resnetd.Shortcut: _stack,
     tresnet.ConvNormAct: _conv_norm_act,
     tresnet.Shortcut: _stack,
     WinogradConv: _conv,  # the convolution that it was made from

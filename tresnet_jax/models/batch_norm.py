@@ -89,12 +89,30 @@ def activate(x: jax.Array, slope: float | None) -> jax.Array:
 
     The derivative at zero is the slope, as in torch; that of ``jax.nn.leaky_relu`` is 1.
     """
-    if slope is None:
-        return x
+    return x if slope is None else _leaky_relu(x, slope)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _leaky_relu(x: jax.Array, slope: float) -> jax.Array:
     return nnx.relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
 
 
-def _over_devices(means: Any, axis_name: str | None) -> Any:
+@_leaky_relu.defjvp
+def _(slope: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return _leaky_relu(*primals, slope), tangents[0] * slope_at(*primals, slope)
+
+
+def slope_at(x: jax.Array, slope: float) -> jax.Array:
+    """Return the derivative of `activate`, 1 or the slope.
+
+    It is a product with the sign, because XLA for GPUs writes the result of a comparison to memory in the forward pass.
+    """
+    if slope > 1:
+        return jnp.where(x > 0, jnp.ones_like(x), jnp.full_like(x, slope))
+    return jnp.maximum(jnp.sign(x), slope)
+
+
+def over_devices(means: Any, axis_name: str | None) -> Any:
     """Average means over the devices of an axis, and name the result for ``jax.checkpoint``."""
     return checkpoint_name(means if axis_name is None else jax.lax.pmean(means, axis_name), STATISTICS)
 
@@ -119,6 +137,12 @@ def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array
     return centre(*primals), at_least_float32(tangents[0])
 
 
+def batch_shift(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return the mean of the images' middle pixels, (C,), without a gradient."""
+    middle = x[:, *(size // 2 for size in x.shape[1:-1])]
+    return over_devices(jax.lax.stop_gradient(at_least_float32(middle).mean(0)), axis_name)
+
+
 def batch_statistics(x: jax.Array, axis_name: str | None) -> BatchStatistics:
     """Compute mean and variance of a training batch (..., C) in one pass, without cancellation.
 
@@ -126,10 +150,9 @@ def batch_statistics(x: jax.Array, axis_name: str | None) -> BatchStatistics:
     images' middle pixels, which bounds the error: (mean - k)^2 is at most H W times the variance.
     """
     axes = tuple(range(x.ndim - 1))
-    middle = x[:, *(size // 2 for size in x.shape[1:-1])]
-    shift = _over_devices(jax.lax.stop_gradient(at_least_float32(middle).mean(0)), axis_name)
+    shift = batch_shift(x, axis_name)
     centred = centre(x, shift)
-    mean, square = _over_devices((centred.mean(axes), jnp.square(centred).mean(axes)), axis_name)
+    mean, square = over_devices((centred.mean(axes), jnp.square(centred).mean(axes)), axis_name)
     return BatchStatistics(shift, mean, square - jnp.square(mean), centred)
 
 
@@ -215,7 +238,7 @@ def _inplace_abn_bwd(
 
     sum_g, sum_gn = g.sum(axes), (g * normalised).sum(axes)
     count = g.size // g.shape[-1]
-    mean_g, mean_gn = _over_devices((sum_g / count, sum_gn / count), axis_name)
+    mean_g, mean_gn = over_devices((sum_g / count, sum_gn / count), axis_name)
     gradient = expand(scale * inverse_std) * (g - expand(mean_g) - normalised * expand(mean_gn))
     return gradient.astype(x_or_y.dtype), sum_gn, sum_g
 
@@ -288,16 +311,25 @@ class BatchNormAct(nnx.Module):
         return activate((at_least_float32(x) - mean) * scale + bias, self.slope).astype(x.dtype)
 
     def _train(self, x: jax.Array) -> jax.Array:
-        n = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
-        if n == 1:
-            raise ValueError(f'expected more than 1 value per channel when training, got input of shape {x.shape}')
+        n = self.values_per_channel(x)
         x = checkpoint_name(x, CONVOLUTION)
         args = (x, self.scale[...], self.bias[...], self.slope, self.epsilon, self.axis_name)
         y, mean, var = inplace_abn(*args) if self.invert else batch_norm_act(*args)
-        self._update(mean, var, n)
+        self.update(mean, var, n)
         return y
 
-    def _update(self, mean: jax.Array, var: jax.Array, n: int) -> None:
+    def values_per_channel(self, x: jax.Array) -> int:
+        """Return the number of values per channel of a training batch, over all devices that share statistics.
+
+        Raises:
+            ValueError: there is one.
+        """
+        n = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
+        if n == 1:
+            raise ValueError(f'expected more than 1 value per channel when training, got input of shape {x.shape}')
+        return n
+
+    def update(self, mean: jax.Array, var: jax.Array, n: int) -> None:
         """Move the running statistics towards those of a batch with n values per channel."""
         keep, new = self.momentum, 1.0 - self.momentum
         self.mean[...] = keep * self.mean[...] + new * mean

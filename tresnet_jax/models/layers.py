@@ -74,6 +74,11 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(param_dtype(x.dtype))
 
 
+def is_half(x: jax.Array) -> bool:
+    """Return whether an array has half precision."""
+    return x.dtype.itemsize == 2
+
+
 def space_to_depth(x: jax.Array, block_size: int = 4) -> jax.Array:
     """Move blocks of pixels into the channels: (B, H, W, C) -> (B, H/4, W/4, 16 C).
 
@@ -113,11 +118,15 @@ class SqueezeExcite(nnx.Module):
         self.fc2 = conv(rd_channels, channels, 1, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        mean = checkpoint_name(x.mean((1, 2), keepdims=True), STATISTICS)
+        # In float32, so that the gradient, a sum over the feature map, is too: equally precise, and faster on a GPU.
+        return (at_least_float32(x) * self.gate(x.mean((1, 2), keepdims=True))).astype(x.dtype)
+
+    def gate(self, mean: jax.Array) -> jax.Array:
+        """Return the factors for the means of each channel, (B, 1, 1, C); they are at least float32."""
+        mean = checkpoint_name(mean, STATISTICS)
         hidden = checkpoint_name(self.fc1(mean), STATISTICS)
         logits = checkpoint_name(self.fc2(nnx.relu(hidden)), STATISTICS)
-        # In float32, so that the gradient, a sum over the feature map, is too: equally precise, and faster on a GPU.
-        return (at_least_float32(x) * nnx.sigmoid(at_least_float32(logits))).astype(x.dtype)
+        return nnx.sigmoid(at_least_float32(logits))
 
 
 def draw_key(rngs: nnx.Rngs | None, what: str) -> jax.Array:

@@ -36,8 +36,10 @@ def relu_of_sum(x: jax.Array, shortcut: jax.Array) -> jax.Array:
 @relu_of_sum.defjvp
 def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     y = relu_of_sum(*primals)
-    # The checkpoint keeps y, which the next layer keeps anyway, instead of the mask y > 0.
-    return y, jax.checkpoint(_where_positive, prevent_cse=False)(y, tangents[0] + tangents[1])
+    # The checkpoint keeps y, which the next layer keeps anyway, instead of the mask y > 0. The barrier keeps XLA from
+    # taking the sign from the sum, which it would then write too.
+    kept = jax.lax.optimization_barrier(y)
+    return y, jax.checkpoint(_where_positive, prevent_cse=False)(kept, tangents[0] + tangents[1])
 
 
 @jax.custom_vjp
@@ -62,7 +64,9 @@ def _relu_of_sum_bwd(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.
 relu_of_sum_from_output.defvjp(_relu_of_sum_fwd, _relu_of_sum_bwd)
 
 
-def recomputed(function: Callable[..., Any], module: Any, x: jax.Array, keep: tuple[str, ...], *, wait: bool) -> Any:
+def recomputed(
+    function: Callable[..., Any], module: Any, x: jax.Array, keep: tuple[str, ...], *, wait: bool, early: bool = False
+) -> Any:
     """Evaluate ``function(module, x)``; the backward pass recomputes all but `x` and the values named in `keep`.
 
     Like ``jax.checkpoint``, but the caller chooses what the optimisation barrier covers. A barrier is required: without
@@ -76,6 +80,8 @@ def recomputed(function: Callable[..., Any], module: Any, x: jax.Array, keep: tu
         wait: let the barrier cover the incoming gradient too, as ``jax.checkpoint`` does. Nothing is then recomputed
             before the gradient arrives, which takes the least memory. Otherwise the gradient's last operation is fused
             with what follows, which moves fewer bytes.
+        early: let a barrier cover the resulting gradients, so that those of parameters do not wait while the maps that
+            they need are kept. XLA then does not fuse that of `x` with what follows.
     """
     graphdef, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
 
@@ -91,7 +97,7 @@ def recomputed(function: Callable[..., Any], module: Any, x: jax.Array, keep: tu
             pullback, gradient = barrier((pullback, gradient))
         else:
             pullback = barrier(pullback)
-        return pullback(gradient)
+        return barrier(pullback(gradient)) if early else pullback(gradient)
 
     run = jax.custom_vjp(run)
     run.defvjp(lambda *args: jax.vjp(without_barrier, *args), backward)
@@ -124,7 +130,9 @@ class Memory:
 
     def run_end(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
         """Evaluate ``function(module, x)``, the end of a branch."""
-        return function(module, x) if self.end is None else recomputed(function, module, x, self.end, wait=False)
+        if self.end is None:
+            return function(module, x)
+        return recomputed(function, module, x, self.end, wait=False, early=CONVOLUTION not in self.end)
 
     def run_shortcut(self, function: Callable[..., Any], module: nnx.Module, x: jax.Array) -> Any:
         """Evaluate ``function(module, x)``, a shortcut."""

@@ -23,6 +23,15 @@ def shard_like(x: jax.Array, other: jax.Array | jax.ShapeDtypeStruct) -> jax.Arr
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*names)))
 
 
+def whole(x: jax.Array, ndim: int) -> NamedSharding | None:
+    """Return the sharding of a sum over the axes of x that are split along explicit mesh axes; None without any.
+
+    JAX asks for it where a product sums over such axes.
+    """
+    sharding = jax.typeof(x).sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*[None] * ndim)) if any(sharding.spec) else None
+
+
 def _varying(x: Any) -> frozenset[Any]:
     """Return the manual axes over which a value varies."""
     return jax.typeof(x).manual_axis_type.varying

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tresnet_jax.models.layers import at_least_float32
+from tresnet_jax.models.layers import at_least_float32, is_half
 
 POOL_TYPES = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fastmax', 'fastavgmax', 'fastcatavgmax')
 
@@ -44,16 +44,25 @@ def blur_pool(x: jax.Array) -> jax.Array:
         (B, ceil(H/2), ceil(W/2), C), in the dtype of x.
     """
 
-    def filtered(x: jax.Array, axis: int) -> jax.Array:
+    def taps(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         # Replacing the zeros at the border by the reflected pixels is fused; jnp.pad would write a padded copy.
         before, at, after = _neighbours(x, axis, 0)
         position = jax.lax.broadcasted_iota(jnp.int32, at.shape, axis, out_sharding=jax.typeof(at).sharding)
         reflected = jnp.where(position == 0, after, before)
         if x.shape[axis] % 2:
             after = jnp.where(position == at.shape[axis] - 1, before, after)
-        return reflected * 0.25 + at * 0.5 + after * 0.25
+        return reflected, at, after
 
-    return filtered(filtered(at_least_float32(x), 1), 2).astype(x.dtype)
+    def weighted(before: jax.Array, at: jax.Array, after: jax.Array) -> jax.Array:
+        return before * 0.25 + at * 0.5 + after * 0.25
+
+    if is_half(x):
+        # All nine pixels at once, because XLA for GPUs writes a map that is filtered along one axis, in float32. In
+        # float32 this gains less, and on a CPU the gradient takes longer.
+        y = weighted(*(weighted(*taps(column, 1)) for column in taps(at_least_float32(x), 2)))
+    else:
+        y = weighted(*taps(weighted(*taps(x, 1)), 2))
+    return y.astype(x.dtype)
 
 
 class BlurPool(nnx.Module):
@@ -103,6 +112,65 @@ def _maximum(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where((y > x) | jnp.isnan(y), y, x)
 
 
+def _reduce_window(x: jax.Array) -> jax.Array:
+    # Flax accepts pairs of padding too, but its annotation says str.
+    return nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+
+
+@jax.custom_jvp
+def _max_pool(x: jax.Array) -> jax.Array:
+    """Compute `max_pool` for an even height and width; for the gradient it keeps the place of each maximum in one byte.
+
+    XLA's own gradient on a GPU finds the places again, as four maps of int32, and adds to a map of zeros.
+    """
+    return _reduce_window(x)
+
+
+@_max_pool.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    h, w = x.shape[1:3]
+    y, place = _max_and_place(x)
+
+    def code(row: jax.Array, column: jax.Array) -> jax.Array:
+        # A window has three rows. Their indices modulo 4 differ, also from that of the row before; likewise columns.
+        return (row % 4 * 4 + column % 4).astype(jnp.uint8)
+
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (1, h, w, 1), axis) for axis in (1, 2))
+    theirs = code(place // w, place % w)
+    here = _blocks(code(row, column))
+    zero, total = jnp.zeros((), x.dtype), jnp.zeros_like(y)
+    # A pixel belongs to the window of its block of 2x2 pixels. One in an odd row also belongs to the window below.
+    for below, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        back = jax.lax.pad(theirs, jnp.uint8(255), ((0, 0, 0), (-below, below, 0), (-right, right, 0), (0, 0, 0)))
+        sums = jnp.where(back[:, :, None, :, None] == here, _blocks(tangent), zero).sum((2, 4), dtype=x.dtype)
+        total += jax.lax.pad(sums, zero, ((0, 0, 0), (below, -below, 0), (right, -right, 0), (0, 0, 0)))
+    return y, total
+
+
+def _blocks(x: jax.Array) -> jax.Array:
+    """Reshape (B, H, W, C) to blocks of 2x2 pixels, (B, H/2, 2, W/2, 2, C)."""
+    b, h, w, c = x.shape
+    # One axis at a time: JAX cannot tell how a reshape of several splits an array whose sharding is explicit.
+    return x.reshape(b, h // 2, 2, w, c).reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def _max_and_place(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the maxima of `max_pool`, and the index of the first pixel that has each: row * W + column, int32.
+
+    One integer holds both, because XLA does not fuse a window's reduction of two values with what follows.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int16)
+    ordered = jnp.where(x < 0, ~bits, bits).astype(jnp.int32)  # NaN is the largest
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (1, *x.shape[1:3], 1), axis) for axis in (1, 2))
+    key = ordered * 2**16 + (2**16 - 1 - (row * x.shape[2] + column))
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    key = jax.lax.reduce_window(key, jnp.int32(-(2**31)), jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+    ordered = (key >> 16).astype(jnp.int16)
+    y = jax.lax.bitcast_convert_type(jnp.where(ordered < 0, ~ordered, ordered), x.dtype)
+    return jnp.where(ordered < 0, -y, y), 2**16 - 1 - (key & (2**16 - 1))
+
+
 def max_pool(x: jax.Array) -> jax.Array:
     """Take the maximum of 3x3 pixels with stride 2 and padding 1, as torch's ``MaxPool2d(3, 2, 1)``.
 
@@ -116,16 +184,14 @@ def max_pool(x: jax.Array) -> jax.Array:
         (B, ceil(H/2), ceil(W/2), C).
     """
 
-    def direct(x: jax.Array) -> jax.Array:
-        # Flax accepts pairs of padding too, but its annotation says str.
-        return nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
-
     def by_axes(x: jax.Array) -> jax.Array:
         for axis in (2, 1):
             x = functools.reduce(_maximum, _neighbours(x, axis, -jnp.inf))
         return x
 
-    return jax.lax.platform_dependent(x, cpu=by_axes, default=direct)
+    h, w = x.shape[1:3]
+    even, small = h % 2 == w % 2 == 0, is_half(x) and h * w <= 2**16
+    return jax.lax.platform_dependent(x, cpu=by_axes, default=_max_pool if small and even else _reduce_window)
 
 
 def check_pool_type(pool_type: str) -> str:

@@ -14,6 +14,7 @@ from tresnet_jax.models.base import ImageModel, ResidualBlock
 from tresnet_jax.models.batch_norm import BatchNormAct
 from tresnet_jax.models.initializers import torch_uniform
 from tresnet_jax.models.layers import Identity, Stack, conv
+from tresnet_jax.models.pointwise import conv_norm
 from tresnet_jax.models.pooling import AvgPool, max_pool
 from tresnet_jax.variants import BASIC, EXPANSION, RESNETD, ResNetDConfig
 
@@ -79,7 +80,15 @@ class Bottleneck(ResidualBlock):
     def branch(self, x: jax.Array) -> jax.Array:
         x = self.bn1(self.conv1(x))
         x = self.bn2(self.conv2(x))
-        return self.bn3(self.conv3(x))
+        return conv_norm(self.conv3, self.bn3, x)
+
+
+class Shortcut(Stack):
+    """The projection in a stage's first block: average pooling, a 1x1 convolution, batch norm."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pool, conv, norm = self
+        return conv_norm(conv, norm, pool(x))
 
 
 def stage_strides(output_stride: int) -> list[tuple[int, int]]:
@@ -160,7 +169,7 @@ class ResNetD(ImageModel):
                 stride = stage_stride if i == 0 else 1
                 downsample = None
                 if i == 0 and (stride != 1 or width != out):
-                    downsample = Stack(
+                    downsample = Shortcut(
                         [
                             Identity() if stride == dilation == 1 else AvgPool(stride),
                             conv(width, out, 1, dtype=dtype, rngs=rngs),

@@ -11,9 +11,11 @@ from flax import nnx
 
 from tresnet_jax.models.base import ImageModel, ResidualBlock
 from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.excite import conv_excite
 from tresnet_jax.models.initializers import normal
 from tresnet_jax.models.layers import Identity, SqueezeExcite, Stack, conv, space_to_depth, stagewise_drop_path_rates
 from tresnet_jax.models.ml_decoder import MLDecoder
+from tresnet_jax.models.pointwise import conv_norm
 from tresnet_jax.models.pooling import AvgPool, BlurPool
 from tresnet_jax.variants import BASIC, EXPANSION, TRESNET, TResNetConfig
 
@@ -42,7 +44,7 @@ class ConvNormAct(nnx.Module):
         self.aa = BlurPool() if stride == 2 else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.bn(self.conv(x))
+        x = conv_norm(self.conv, self.bn, x)
         return x if self.aa is None else self.aa(x)
 
 
@@ -82,8 +84,7 @@ class BasicBlock(ResidualBlock):
         return self.memory.run_end(BasicBlock.branch_end, self, self.conv1(x))
 
     def branch_end(self, x: jax.Array) -> jax.Array:
-        x = self.conv2(x)
-        return x if self.se is None else self.se(x)
+        return self.conv2(x) if self.se is None else conv_excite(self.conv2, self.se, x)
 
 
 class Bottleneck(ResidualBlock):
@@ -112,7 +113,10 @@ class Bottleneck(ResidualBlock):
         super().__init__(downsample, drop_path_rate)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        return self.memory.run_end(Bottleneck.branch_end, self, self.conv2(self.conv1(x)))
+        x = self.conv1(x)
+        if self.memory.end is None and self.se is not None:
+            return self.conv3(conv_excite(self.conv2, self.se, x))
+        return self.memory.run_end(Bottleneck.branch_end, self, self.conv2(x))
 
     def branch_end(self, x: jax.Array) -> jax.Array:
         return self.conv3(x if self.se is None else self.se(x))

@@ -40,7 +40,7 @@ class StemStrideLast(resnetd.Stack):
         super().__init__(parts)
 
 
-class PoolAtStrideOne(resnetd.Stack):
+class PoolAtStrideOne(resnetd.Shortcut):
     """A shortcut with a pool where timm has an Identity."""
 
     def __init__(self, parts: list[Any]):
@@ -78,7 +78,7 @@ MUTANTS = (
     row("a bottleneck's stride is in its first convolution", 'resnet', (resnetd, 'Bottleneck', StrideInTheFirst)),
     row('a strided 1x1 shortcut', 'resnet', (pooling, 'avg_pool', subsample)),
     row("a shortcut's pool counts the border", 'resnet', (pooling, 'avg_pool', average_counting_the_border)),
-    row('a pool in a shortcut of stride 1', 'bottlenecks', (resnetd, 'Stack', PoolAtStrideOne)),
+    row('a pool in a shortcut of stride 1', 'bottlenecks', (resnetd, 'Shortcut', PoolAtStrideOne)),
     row("a dilated stage's first block is dilated at once", 'output_stride',
         *((resnetd, made.__name__, dilated_from_the_first(made)) for made in RESNET_BLOCKS)),
     row("a dilated network's reductions are those of its strides", 'reductions',

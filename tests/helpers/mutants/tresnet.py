@@ -124,7 +124,7 @@ MUTANTS = (
     row('the leaky ReLU has slope 1 at zero', 'activation_at_zero',
         (abn, 'activate', lambda x, slope: x if slope is None else jnp.where(x >= 0, x, slope * x))),
     row('the ReLU has slope 1/2 at zero', 'activation_at_zero',
-        (abn, 'nnx', like(nnx, relu=lambda x: jnp.maximum(x, 0.0)))),
+        (abn, 'slope_at', lambda x, slope: (1 + slope) / 2 + (1 - slope) / 2 * jnp.sign(x))),
     # TResNet: stem, blur.
     row('space-to-depth as PixelUnshuffle', 'space_to_depth', (layers, 'space_to_depth', s2d_channels_first)),
     row('space-to-depth with columns before rows', 'space_to_depth', (layers, 'space_to_depth', s2d_columns_first)),
