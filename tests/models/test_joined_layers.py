@@ -174,7 +174,7 @@ def test_hooks_see_every_layer():
     assert ('body', 'layer3', 0, 'conv3', 'bn') in seen and ('body', 'layer1', 0, 'conv2', 'bn') in seen
 
 
-@pytest.mark.parametrize('slope', [0.0, 1e-3, 1.0, 2.0])
+@pytest.mark.parametrize('slope', [-2.0, -0.5, 0.0, 1e-3, 1.0, 2.0])
 def test_the_slope_of_an_activation(slope):
     x = jnp.array([-np.inf, -3.0, -0.0, 0.0, 1e-30, 2.0])
     expected = np.where(x > 0, 1, np.float32(slope))

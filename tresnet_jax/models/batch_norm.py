@@ -107,7 +107,7 @@ def slope_at(x: jax.Array, slope: float) -> jax.Array:
 
     It is a product with the sign, because XLA for GPUs writes the result of a comparison to memory in the forward pass.
     """
-    if slope > 1:
+    if not 0 <= slope <= 1:
         return jnp.where(x > 0, jnp.ones_like(x), jnp.full_like(x, slope))
     return jnp.maximum(jnp.sign(x), slope)
 
