@@ -31,6 +31,9 @@ ROUNDINGS = 32
 # Of gradients: a tensor that is missing has an error of 1, one of the wrong sign 2. In bfloat16 rounding alone causes
 # 0.5 in the worst tensor of these networks, because the gradient of a batch norm is a difference of sums.
 LARGEST_BOUND = 0.9
+# The error of the worst tensor is twice as large in one program as in another that rounds as often: in float16 0.15 to
+# 0.29, where float32's error on a CPU, scaled by the rounding, is 0.025.
+GRADIENT_FACTOR = 20
 TORCH_FACTOR = 2  # torch's own error is one draw of the same noise, and so is ours
 LEAST_ROUNDINGS = 4  # where torch happens to be exact
 
@@ -137,7 +140,7 @@ def compare_gradients(name: str, precision: Precision) -> Finding:
     with jax.default_matmul_precision(precision.matmul):
         found = sampled(our_gradients(name, precision.dtype))
     error = largest_error({key: np.asarray(value, np.float64) for key, value in found.items()}, exact)
-    bound = min(10 * noise * precision.rounding / HIGHEST.rounding, LARGEST_BOUND)
+    bound = min(GRADIENT_FACTOR * noise * precision.rounding / HIGHEST.rounding, LARGEST_BOUND)
     return Finding(
         GRADIENTS, f'{name}, {precision.name}', {'largest error': error, 'bound': bound}, passed=error <= bound
     )
