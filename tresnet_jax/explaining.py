@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from tresnet_jax.models.base import PARTS, ImageModel, ResidualBlock
+from tresnet_jax.models.base import PARTS, ImageModel
+from tresnet_jax.models.block import ResidualBlock
 from tresnet_jax.models.layers import at_least_float32
 from tresnet_jax.plotting import colours
 

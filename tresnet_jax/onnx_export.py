@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from tresnet_jax.folding import Activation
 from tresnet_jax.models import resnetd, tresnet
-from tresnet_jax.models.base import ImageModel, ResidualBlock
+from tresnet_jax.models.base import ImageModel
+from tresnet_jax.models.block import ResidualBlock
 from tresnet_jax.models.layers import Identity, SqueezeExcite, Stack
 from tresnet_jax.models.ml_decoder import EPSILON, NUM_HEADS, LayerNorm, MLDecoder
 from tresnet_jax.models.pooling import AvgPool, pool_kind

@@ -1,4 +1,4 @@
-"""The base class of TResNet and ResNet-D, their residual blocks, and the functional form of a model."""
+"""The base class of TResNet and ResNet-D: forward passes, head, parts and modes of a model."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.block import ResidualBlock
 from tresnet_jax.models.features import FeatureInfo, take_indices
 from tresnet_jax.models.initializers import torch_uniform
-from tresnet_jax.models.layers import Dropout, DropPath, Identity, draw_key, linear
+from tresnet_jax.models.layers import Dropout, Identity, draw_key, linear
 from tresnet_jax.models.memory import PLAIN, memory_mode
 from tresnet_jax.models.ml_decoder import MLDecoder
 from tresnet_jax.models.pooling import check_pool_type, global_pool, pool_multiplier
@@ -32,33 +33,6 @@ def part_of(path: Sequence[Any]) -> str:
     """Return the part of a parameter or a layer, by its path in a model, such as ('body', 'layer1', 0, 'conv1')."""
     first = path[1] if path[0] == 'body' else path[0]  # TResNet's trunk
     return next((part for part in PARTS[:-1] if first in part_attributes(part)), 'head')
-
-
-class ResidualBlock(nnx.Module):
-    """A residual block: relu(branch(x) + shortcut(x)). A subclass defines the branch.
-
-    Args:
-        downsample: projection of the shortcut, in the first block of a stage. None: the shortcut is the input.
-        drop_path_rate: probability of dropping the branch of an image in training.
-    """
-
-    def __init__(self, downsample: nnx.Module | None, drop_path_rate: float):
-        self.downsample = downsample
-        self.drop_path = DropPath(drop_path_rate)
-        self.memory = PLAIN
-
-    def branch(self, x: jax.Array) -> jax.Array:
-        raise NotImplementedError
-
-    def shortcut(self, x: jax.Array) -> jax.Array:
-        if self.downsample is None:
-            return x
-        return self.memory.run_shortcut(lambda downsample, x: downsample(x), self.downsample, x)
-
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """(B, H, W, C) -> (B, h, w, channels). A block that drops its branch at random needs a `key`."""
-        out, shortcut = self.memory.run_block(lambda block, x: (block.branch(x), block.shortcut(x)), self, x)
-        return self.memory.relu_of_sum(self.drop_path(out, key), shortcut)
 
 
 class ImageModel(nnx.Module):

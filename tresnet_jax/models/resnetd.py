@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tresnet_jax.models.base import ImageModel, ResidualBlock
+from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.block import ResidualBlock
 from tresnet_jax.models.initializers import torch_uniform
 from tresnet_jax.models.layers import Identity, Stack, conv
 from tresnet_jax.models.pointwise import conv_norm

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tresnet_jax.models.base import ImageModel, ResidualBlock
+from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.batch_norm import BatchNormAct
+from tresnet_jax.models.block import ResidualBlock
 from tresnet_jax.models.excite import conv_excite
 from tresnet_jax.models.initializers import normal
 from tresnet_jax.models.layers import Identity, SqueezeExcite, Stack, conv, space_to_depth, stagewise_drop_path_rates

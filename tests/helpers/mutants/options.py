@@ -12,6 +12,7 @@ from tests.helpers.mutants.resnetd import RESNET_BLOCKS, drop_path_of_the_sum
 from tests.helpers.mutants.table import Patch, row, with_options
 from tests.helpers.mutants.tresnet import block
 from tresnet_jax.models import base as model
+from tresnet_jax.models import block as residual
 from tresnet_jax.models import layers, pooling, tresnet
 
 # Originals that patches call.
@@ -108,9 +109,9 @@ MUTANTS = (
     row("a TResNet's rates count from one end", 'drop_path_rates',
         (tresnet, 'stagewise_drop_path_rates', rates_from_one_end)),
     row("a ResNet's rates are float32", 'drop_path_rates',
-        (model, 'DropPath', lambda rate: layers.DropPath(float(np.float32(rate))))),
+        (residual, 'DropPath', lambda rate: layers.DropPath(float(np.float32(rate))))),
     row("a ResNet's rates end before the last block", 'drop_path_rates',
-        (model, 'DropPath', lambda rate: layers.DropPath(rate * 7 / 8))),
+        (residual, 'DropPath', lambda rate: layers.DropPath(rate * 7 / 8))),
     row('dropout is not scaled', 'dropout', (layers, 'drop', drop_without_scaling)),
     row('dropout keeps what it should drop', 'dropout', (layers.Dropout, '__call__', dropout_keeping_the_rate)),
     row('pre_logits are taken before the dropout', 'dropout',
