@@ -27,9 +27,11 @@ def conv_excite(layer: Any, excite: Any, x: jax.Array) -> jax.Array:
 
     Args:
         layer: a convolution `conv`, its batch norm `bn`, and a blur `aa` or None.
-        excite: squeeze-excite.
+        excite: squeeze-excite; None for a block without it.
         x: (B, H, W, C), in the compute dtype.
     """
+    if excite is None:
+        return layer(x)
     norm = layer.bn
     # Hooks replace layers, whose inputs and outputs they show.
     joined = layer.aa is None and type(norm) is BatchNormAct and type(excite) is SqueezeExcite

@@ -119,7 +119,7 @@ def _reduce_window(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _max_pool(x: jax.Array) -> jax.Array:
-    """Compute `max_pool` for an even height and width; for the gradient it keeps the place of each maximum in one byte.
+    """Compute `max_pool` in half precision for an even height and width, and keep for the gradient a byte per maximum.
 
     XLA's own gradient on a GPU finds the places again, as four maps of int32, and adds to a map of zeros.
     """
@@ -190,8 +190,8 @@ def max_pool(x: jax.Array) -> jax.Array:
         return x
 
     h, w = x.shape[1:3]
-    even, small = h % 2 == w % 2 == 0, is_half(x) and h * w <= 2**16
-    return jax.lax.platform_dependent(x, cpu=by_axes, default=_max_pool if small and even else _reduce_window)
+    fits = h % 2 == w % 2 == 0 and h * w <= 2**16  # a value of 16 bits and its place in one integer
+    return jax.lax.platform_dependent(x, cpu=by_axes, default=_max_pool if is_half(x) and fits else _reduce_window)
 
 
 def check_pool_type(pool_type: str) -> str:

@@ -85,7 +85,7 @@ class BasicBlock(ResidualBlock):
         return self.memory.run_end(BasicBlock.branch_end, self, self.conv1(x))
 
     def branch_end(self, x: jax.Array) -> jax.Array:
-        return self.conv2(x) if self.se is None else conv_excite(self.conv2, self.se, x)
+        return conv_excite(self.conv2, self.se, x)
 
 
 class Bottleneck(ResidualBlock):
@@ -115,7 +115,7 @@ class Bottleneck(ResidualBlock):
 
     def branch(self, x: jax.Array) -> jax.Array:
         x = self.conv1(x)
-        if self.memory.end is None and self.se is not None:
+        if self.memory.end is None:
             return self.conv3(conv_excite(self.conv2, self.se, x))
         return self.memory.run_end(Bottleneck.branch_end, self, self.conv2(x))
 
