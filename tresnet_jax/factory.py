@@ -82,8 +82,9 @@ def create_model(
             'plain': JAX's own choice; the only mode with forward-mode derivatives (jvp). 'inplace': the output of each
             batch norm with a leaky ReLU instead of its input; TResNet only. 'lean': as 'inplace', and the last
             convolution of each block and shortcut is recomputed. 'recompute': the input of each batch norm, whose
-            output is recomputed. Outputs and running statistics are the same in all modes, gradients the same up to
-            rounding, except for scales near zero under 'inplace' and 'lean' (see ``batch_norm.py``).
+            output is recomputed. Outputs and running statistics are the same in all modes, in half precision up to
+            rounding, and so are gradients, except for scales near zero under 'inplace' and 'lean' (see
+            ``batch_norm.py``).
         remat: keep only the input of each block and recompute the rest: least memory, and a third more computation.
             `abn_memory` then applies within a block.
         head: 'linear', or 'ml_decoder' for the ML-Decoder head (Ridnik et al., arXiv:2111.12933), which replaces the
