@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import os
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,18 +80,58 @@ def test_no_reason_to_end(connected, ended):
     _, client, service = connected
     service.sendall(b'settings')  # a service speaks first; who looks for open ports says nothing
     assert client.recv(99) == b'settings'
-    before = threading.active_count()
     client.close()
-    assert wait_for(lambda: threading.active_count() < before) and not ended
+    assert service.recv(9) == b'' and not ends_soon(ended)
 
 
 def test_a_run_that_is_over(connected, ended):
     found, client, service = connected
     talk(client, service)
-    before = threading.active_count()
     found.over()
     client.close()
-    assert wait_for(lambda: threading.active_count() < before) and not ended
+    assert service.recv(9) == b'' and not ends_soon(ended)
+
+
+def ends_soon(ended: list[int]) -> bool:
+    time.sleep(0.2)
+    return bool(ended)
+
+
+WITH_LOCK = """
+import ctypes, os, signal, socket, sys
+from tresnet_jax.training.links import Links
+
+with socket.create_server(('127.0.0.1', 0)) as free:
+    port = free.getsockname()[1]
+given = {'coordinator_address': f'127.0.0.1:{port}', 'num_processes': 2, 'process_id': 0}
+host, _, inner = Links().through(given)['coordinator_bind_address'].rpartition(':')
+service = socket.create_server((host, int(inner)))
+client = socket.create_connection(('127.0.0.1', port))
+accepted, _ = service.accept()
+holding = ctypes.PyDLL(None)  # its functions keep the interpreter's lock while they run
+buffer = ctypes.create_string_buffer(99)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+os.killpg(0, signal.SIGTERM)
+holding.send(client.fileno(), b'hello', 5, 0)
+assert holding.recv(accepted.fileno(), buffer, 99, 0) == 5
+holding.send(accepted.fileno(), b'hello', 5, 0)
+assert holding.recv(client.fileno(), buffer, 99, 0) == 5
+print('delivered', flush=True)
+if sys.argv[1] == 'lost':
+    client.shutdown(socket.SHUT_WR)
+    holding.sleep(60)
+"""
+
+
+@pytest.mark.parametrize('ending', ['normal', 'lost'])
+def test_messages_while_the_interpreter_is_locked(ending):
+    """JAX holds the lock while it waits for messages, which come nevertheless. So does the end of another process."""
+    command = [sys.executable, '-c', WITH_LOCK, ending]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=50, start_new_session=True, check=False)
+    assert process.stdout == 'delivered\n', process.stderr
+    assert process.returncode == (-9 if ending == 'lost' else 0)
+    assert process.stderr.count(' of this run has ended, so this one ends too') == (ending == 'lost')
 
 
 def test_one_process_or_a_launcher(ended):

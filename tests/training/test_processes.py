@@ -49,6 +49,13 @@ def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
     return out, err
 
 
+def finish_all(processes: list[subprocess.Popen]) -> list[str]:
+    """Return what each printed. If one fails, the message has what all said."""
+    said = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    return [out for out, _ in said]
+
+
 def new_run(folder: Path, config: TrainConfig = CONFIG) -> Path:
     folder.mkdir()
     save_config(config, folder)
@@ -182,11 +189,10 @@ def test_two_processes_of_two_devices_are_four_devices(environment, tmp_path):
     processes = several(environment, two)
     wait_for(processes[0], lambda: any(r['step'] >= 2 for r in read_records(two)))
     processes[1].send_signal(signal.SIGTERM)
-    outs = [finish(process)[0] for process in processes]
+    outs = finish_all(processes)
     assert 'interrupted and saved at step' in outs[0] and 'step' not in outs[1]  # the first speaks for all
     assert whole_checkpoints(two)[-1] < config.steps
-    for process in several(environment, two):
-        finish(process)
+    finish_all(several(environment, two))
     assert_close(weights(two), weights(one), 1e-9)
     evaluations = [[r['top1'] for r in read_records(folder) if r['kind'] == 'eval'][-1] for folder in (one, two)]
     assert evaluations[0] == evaluations[1]

@@ -1,14 +1,21 @@
 """Notice that another process of a run over several hosts has ended, and end this one with a line.
 
 JAX's client of the first process would end with a stack trace if that is gone, and with other processes gone, the rest
-waits for 100 seconds or for ever. So the connections of JAX's clients pass through sockets of this module, and one that
-closes before the run is over tells. The system closes them when a process ends, however it ends; a host without power
-is noticed by probes that it does not answer.
+waits for 100 seconds or for ever. So the connections of JAX's clients pass through sockets of ours, and one that closes
+before the run is over tells. The system closes them when a process ends, however it ends; a host without power is
+noticed by probes that it does not answer.
+
+A small process forwards the connections. Threads of this process could not: JAX waits for messages while it holds the
+interpreter's lock (`reached_preemption_sync_point` does). The program of that process is this file, which therefore
+imports only the standard library.
 """
 
 import contextlib
 import os
+import select
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +23,7 @@ from typing import Any
 
 PROBES = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4}  # seconds, seconds, number
 SECONDS = 2.0  # until a connection that another process held is seen to be closed
+PATIENCE = 10.0  # seconds until a process that does not end by itself is killed
 UNANSWERED = 30_000  # milliseconds until data that nobody acknowledges ends a connection
 LOST = (
     '{who} of this run has ended, so this one ends too; see what it said. Start all processes again; the run resumes '
@@ -31,11 +39,11 @@ class Links:
     """
 
     def __init__(self) -> None:
-        self._over, self._lock = threading.Event(), threading.Lock()
         self.connect = False
+        self._control: int | None = None  # a pipe to the forwarding process; it closes when this process ends
 
     def through(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `jax.distributed.initialize` that make JAX connect through sockets of this process.
+        """Return the arguments of `jax.distributed.initialize` that make JAX connect through our sockets.
 
         If the address of the first process is not among them, because a launcher knows it, they are returned unchanged,
         and JAX itself notices processes that have ended.
@@ -50,7 +58,6 @@ class Links:
         if address is None:
             return arguments
         host, _, port = address.rpartition(':')
-        self.connect = True
         if arguments['process_id'] == 0:
             inner = f'127.0.0.1:{_free_port()}'
             # The other hosts may have addresses of both kinds.
@@ -58,15 +65,18 @@ class Links:
             server = socket.create_server(
                 (every, int(port)), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=1024
             )
-            self._serve(server, inner, 'another process')
+            self._start(server, inner, 'another process')
             return {**arguments, 'coordinator_address': inner, 'coordinator_bind_address': inner}
         server = socket.create_server(('127.0.0.1', 0))
-        self._serve(server, f'{host.strip("[]")}:{port}', 'the first process')
-        return {**arguments, 'coordinator_address': f'127.0.0.1:{server.getsockname()[1]}'}
+        near = f'127.0.0.1:{server.getsockname()[1]}'
+        self._start(server, f'{host.strip("[]")}:{port}', 'the first process')
+        return {**arguments, 'coordinator_address': near}
 
     def over(self) -> None:
         """Say that processes may end from now on."""
-        self._over.set()
+        if self._control is not None:
+            with contextlib.suppress(BrokenPipeError):  # the forwarding process has ended
+                os.write(self._control, b'.')
 
     def failed(self) -> None:
         """Wait after an error, because the reason may be that another process has ended; then that is said instead."""
@@ -82,51 +92,105 @@ class Links:
             _end(code)
         return code
 
-    def _serve(self, server: socket.socket, target: str, who: str) -> None:
-        """Forward each connection to a target, for as long as the process lives."""
-        host, _, port = target.rpartition(':')
+    def _start(self, server: socket.socket, target: str, who: str) -> None:
+        """Start the process that forwards every connection of `server` to `target`, and listen to it."""
+        orders, self._control = os.pipe()
+        news, answers = os.pipe()
+        with server:
+            command = [sys.executable, '-I', '-S', __file__, str(server.fileno()), target, who]
+            process = subprocess.Popen(command, stdin=orders, stdout=answers, pass_fds=[server.fileno()])
+        for end in (orders, answers):
+            os.close(end)
+        self.connect = True
 
-        def accept() -> None:
-            while True:
-                near, _ = server.accept()
-                try:
-                    far = socket.create_connection((host, int(port)), timeout=30)
-                except OSError:  # the first process has not started yet; JAX tries again
-                    near.close()
-                    continue
-                far.settimeout(None)
-                heard: set[socket.socket] = set()
-                for source, sink in ((near, far), (far, near)):
-                    _probe(source)
-                    threading.Thread(target=self._forward, args=(source, sink, heard, who), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
-
-    def _forward(self, source: socket.socket, sink: socket.socket, heard: set[socket.socket], who: str) -> None:
-        try:
-            while data := source.recv(65536):
-                heard.add(source)
-                sink.sendall(data)
-        except OSError:
-            pass
-        with self._lock:  # both directions of a connection close
-            # Else nobody of the run, or an early attempt of JAX to connect.
-            lost = len(heard) == 2 and not self._over.is_set()
-            if lost:
-                self._over.set()
-        if lost:
-            os.write(2, f'error: {LOST.format(who=who)}\n'.encode())
+        def listen() -> None:
+            os.read(news, 1)  # nothing if the process was killed; JAX is cut off then too
+            self.over()
+            _say(who)
             _end(2)
-        for each in (source, sink):
-            with contextlib.suppress(OSError):  # the other thread was faster
-                each.shutdown(socket.SHUT_RDWR)  # wakes the other thread, as closing does not
-            each.close()
+            process.wait()
+
+        threading.Thread(target=listen, daemon=True).start()
 
 
 def _end(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _say(who: str) -> None:
+    os.write(2, f'error: {LOST.format(who=who)}\n'.encode())
+
+
+def _free_port() -> int:
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return server.getsockname()[1]
+
+
+class _Forwarder:
+    """The program of the process that forwards: standard input is the control pipe, a byte of output says "lost"."""
+
+    def __init__(self, target: str, who: str) -> None:
+        host, _, port = target.rpartition(':')
+        self._target, self._who = (host, int(port)), who
+        self._lock, self._over, self._trains = threading.Lock(), threading.Event(), os.getppid()
+
+    def run(self, server: socket.socket) -> None:
+        """Forward until the process that trains ends. Signals are for that process, also if they reach the group."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        threading.Thread(target=self._accept, args=(server,), daemon=True).start()
+        while True:
+            _readable(None)
+            self._over.set()  # before the byte is read: until then, the pipe says it
+            if not os.read(0, 1):
+                os._exit(0)
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            near, _ = server.accept()
+            try:
+                far = socket.create_connection(self._target, timeout=30)
+            except OSError:  # the first process has not started yet; JAX tries again
+                near.close()
+                continue
+            far.settimeout(None)
+            heard: set[socket.socket] = set()
+            for source, sink in ((near, far), (far, near)):
+                _probe(source)
+                threading.Thread(target=self._forward, args=(source, sink, heard), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket, heard: set[socket.socket]) -> None:
+        try:
+            while data := source.recv(65536):
+                heard.add(source)
+                sink.sendall(data)
+        except OSError:
+            pass
+        if len(heard) == 2:  # else nobody of the run, or an early attempt of JAX to connect
+            self._lost()
+        for each in (source, sink):
+            with contextlib.suppress(OSError):  # the other thread was faster
+                each.shutdown(socket.SHUT_RDWR)  # wakes the other thread, as closing does not
+            each.close()
+
+    def _lost(self) -> None:
+        """End the process that trains, unless the run is over. It says why; if it cannot, this process does."""
+        with self._lock:  # both directions of a connection close
+            if self._over.is_set() or _readable(0):
+                return
+            with contextlib.suppress(BrokenPipeError):  # it is ending
+                os.write(1, b'.')
+            if not self._over.wait(PATIENCE) and os.getppid() == self._trains:
+                _say(self._who)
+                os.kill(self._trains, signal.SIGKILL)
+            self._over.set()
+
+
+def _readable(seconds: float | None) -> bool:
+    """Wait until the process that trains says that the run is over, or ends. Return whether it has; None: no limit."""
+    return bool(select.select([0], [], [], seconds)[0])
 
 
 def _probe(connection: socket.socket) -> None:
@@ -137,6 +201,5 @@ def _probe(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _free_port() -> int:
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        return server.getsockname()[1]
+if __name__ == '__main__':
+    _Forwarder(sys.argv[2], sys.argv[3]).run(socket.socket(fileno=int(sys.argv[1])))
