@@ -92,7 +92,13 @@ def _divided(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray
 
 
 def ours(
-    workload: Workload, *, folded: bool = False, winograd: bool = False, devices: int = 1, **options: Any
+    workload: Workload,
+    *,
+    folded: bool = False,
+    winograd: bool = False,
+    cached: bool = False,
+    devices: int = 1,
+    **options: Any,
 ) -> JaxSide:
     """Load a model of this package.
 
@@ -100,6 +106,7 @@ def ours(
         workload: the model and its weights.
         folded: fold batch norm into the convolutions.
         winograd: for a folded model, use Winograd convolutions.
+        cached: for inference, use `cached_jit`.
         devices: number of devices that share the batch of a training step.
         options: passed to `create_model`.
     """
@@ -107,4 +114,8 @@ def ours(
     model = tresnet_jax.create_model(name, checkpoint=weights, dtype=workload.dtype, **options)
     if folded:
         model = tresnet_jax.fold_batchnorm(model, winograd=winograd)
-    return JaxSide(*tresnet_jax.functional(model), workload.dtype, devices)
+    side = JaxSide(*tresnet_jax.functional(model), workload.dtype, devices)
+    if cached:
+        run = tresnet_jax.cached_jit(model)
+        side.forward = lambda params, batch_stats, images: run(images)
+    return side

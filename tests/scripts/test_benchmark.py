@@ -278,6 +278,14 @@ def test_from_the_start(bench):
     assert (caches['ours'], caches['ours-cached']) == ('false', 'true')
 
 
+def test_a_program_on_disk(side, tmp_path):
+    """The first process writes the program of `ours-cached`, the second one reads it."""
+    bench = measures.Bench(side[1], [CONTENDERS['ours-cached']], None, tmp_path)
+    (found,) = bench.from_the_start(['first_call'], 2, 1)
+    assert len(found.values) == 1 and found.values[0] > 0 and not bench.failures
+    assert len([*(tmp_path / 'programs').glob('test_resnet-*.stablehlo')]) == 1
+
+
 def test_memory_and_largest_batch(bench):
     bench, asked = bench
     assert [(m.what, m.batch, m.contender, m.values) for m in bench.memory('train', 8)] == [
