@@ -3,7 +3,8 @@
     python3 scripts/gpu_python.py .venv-gpu-check
 
 The Python that runs this is taken if it has JAX 0.10 to 0.12 that sees a GPU, and what the check needs besides. Else
-the virtual environment is made, with JAX for the CUDA version that the driver supports; that needs the network once.
+the virtual environment is made, with JAX for the CUDA version that the driver and the GPU support; that needs the
+network once.
 With JAX_PLATFORMS=cpu no GPU is asked for.
 """
 
@@ -14,6 +15,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+OLDEST_OF_CUDA_13 = 7.5  # compute capability: Turing
+SECONDS = 300  # until JAX or nvidia-smi is taken to hang, as a broken driver makes them
 NEEDED = 'flax, optax, tyro, tqdm, safetensors, PIL, flatbuffers, ml_dtypes, huggingface_hub'
 PROBE = f"""
 import jax, {NEEDED}
@@ -34,7 +37,7 @@ def main(folder: Path) -> int:
     python = folder / 'bin' / 'python'
     try:
         if not python.exists() or problem_of(str(python)) is not None:
-            extra = extra_for(nvidia_smi())
+            extra = extra_for(nvidia_smi(), nvidia_smi('--query-gpu=compute_cap', '--format=csv,noheader'))
             print(f'{folder}: installing .[{extra}]', file=sys.stderr)
             subprocess.run([sys.executable, '-m', 'venv', str(folder)], check=True, stdout=2)
             pip = [str(python), '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
@@ -51,23 +54,27 @@ def main(folder: Path) -> int:
 
 def problem_of(python: str) -> str | None:
     """Return why a Python cannot run the check, in one line; None if it can."""
-    done = subprocess.run([python, '-c', PROBE], capture_output=True, text=True)
+    try:
+        done = subprocess.run([python, '-c', PROBE], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f'its JAX has not started after {SECONDS} s'
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ['it cannot start'])[-1]
 
 
-def nvidia_smi() -> str:
-    """Return what nvidia-smi prints; '' if it is missing."""
+def nvidia_smi(*flags: str) -> str:
+    """Return what nvidia-smi prints; '' if it is missing or does not answer."""
     try:
-        return subprocess.run(['nvidia-smi'], capture_output=True, text=True).stdout
-    except OSError:
+        return subprocess.run(['nvidia-smi', *flags], capture_output=True, text=True, timeout=SECONDS).stdout
+    except (OSError, subprocess.TimeoutExpired):
         return ''
 
 
-def extra_for(text: str) -> str:
-    """Return the extras of pyproject.toml for a driver.
+def extra_for(text: str, capabilities: str) -> str:
+    """Return the extras of pyproject.toml for a driver and its GPUs.
 
     Args:
         text: what nvidia-smi prints; it has the newest CUDA version that the driver supports.
+        capabilities: the compute capability of each GPU on a line, as nvidia-smi prints them; other lines are ignored.
 
     Raises:
         ValueError: there is no driver, or it is too old.
@@ -79,7 +86,8 @@ def extra_for(text: str) -> str:
         raise ValueError('nvidia-smi shows no driver: install the driver of the GPU first')
     if int(found[1]) < 12:
         raise ValueError(f'the driver supports CUDA {found[1]}; JAX needs 12 or 13: install a newer driver')
-    return 'cuda13,train' if int(found[1]) >= 13 else 'cuda12,train'
+    oldest = min(map(float, re.findall(r'^\d+\.\d+$', capabilities, re.MULTILINE)), default=OLDEST_OF_CUDA_13)
+    return 'cuda13,train' if int(found[1]) >= 13 and oldest >= OLDEST_OF_CUDA_13 else 'cuda12,train'
 
 
 if __name__ == '__main__':

@@ -39,7 +39,7 @@ class JaxSide:
         self.devices = jax.local_devices()[:devices]
         self.params, self.batch_stats = jax.block_until_ready(jax.device_put((params, batch_stats), self.devices[0]))
         self.dtype = jnp.dtype(dtype)
-        self.forward = jax.jit(apply)
+        self.forward: Callable[..., Any] = jax.jit(apply)
         self.forward_in_training = jax.jit(functools.partial(apply, train=True))
         step, self.start = loop_step(apply, params, num_classes=CLASSES, mean=MEAN, std=STD)
         self.train_step = over_devices(step, donate=True, devices=self.devices)

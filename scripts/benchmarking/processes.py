@@ -25,7 +25,12 @@ class JobError(Exception):
 
 
 def in_new_process(
-    job: str, arguments: dict[str, Any], threads: int | None, environment: dict[str, str], module: str = JOBS
+    job: str,
+    arguments: dict[str, Any],
+    threads: int | None,
+    environment: dict[str, str],
+    module: str = JOBS,
+    limit: float | None = None,
 ) -> Any:
     """Call a function in a new process and return its result. Arguments and result are passed as JSON.
 
@@ -35,18 +40,23 @@ def in_new_process(
         threads: number of cores that the process may use; None: the same as this process.
         environment: environment variables to add to those of this process.
         module: the module that has the function.
+        limit: seconds after which the process is killed; None: no limit.
 
     Raises:
-        JobError: the function raised an exception, or the process died.
+        JobError: the function raised an exception, the process died, or it was killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / 'result.json'
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        done = subprocess.run(
-            [sys.executable, '-m', PROGRAM, job, json.dumps(arguments), str(threads or 0), result, module],
-            env=os.environ | {'PYTHONPATH': paths} | environment,
-            stdout=2,  # libraries may print to standard output
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, '-m', PROGRAM, job, json.dumps(arguments), str(threads or 0), result, module],
+                env=os.environ | {'PYTHONPATH': paths} | environment,
+                stdout=2,  # libraries may print to standard output
+                timeout=limit,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise JobError(f'its process was stopped after {error.timeout:.0f} s') from error
         if not result.exists():
             raise JobError(f'its process ended with exit code {done.returncode}', done.returncode == -9)
         found = json.loads(result.read_text())

@@ -21,6 +21,7 @@ PACKAGES = (
 )  # fmt: skip
 PIP = {'timm': 'pip install timm torch', 'torch': 'pip install timm torch', 'jax_resnet': 'pip install jax-resnet'}
 JOBS = 'gpu_checking.jobs'  # the module whose functions run in new processes
+SECONDS = 300  # until JAX is taken to hang, as a broken driver makes it
 
 
 def describe_machine() -> dict[str, Any]:
@@ -30,9 +31,9 @@ def describe_machine() -> dict[str, Any]:
 
     Raises:
         CheckError: JAX sees no GPU, and JAX_PLATFORMS does not ask for a CPU.
-        benchmarking.processes.JobError: JAX cannot start.
+        benchmarking.processes.JobError: JAX cannot start, or has not after some minutes.
     """
-    found = in_new_process('about', {}, None, {}, JOBS)
+    found = in_new_process('about', {}, None, {}, JOBS, limit=SECONDS)
     if found['platform'] == 'cpu' and os.environ.get('JAX_PLATFORMS') != 'cpu':
         raise CheckError(
             "JAX sees no GPU: install its CUDA plugin, pip install 'jax[cuda12]' or 'jax[cuda13]', or run "

@@ -305,6 +305,11 @@ def test_a_process_of_its_own():
     assert found == {'devices': {'ours': 'cpu'}, 'failures': [['nobody', "KeyError: 'nobody'"]]}
 
 
+def test_a_process_that_hangs():
+    with pytest.raises(processes.JobError, match='^its process was stopped after 1 s$'):
+        processes.in_new_process('pause', {}, None, {}, 'signal', limit=1)
+
+
 def test_errors_of_a_process_are_reported(monkeypatch, tmp_path):
     def run(command, **options):
         processes.main(*command[3:6], command[6])

@@ -288,7 +288,7 @@ def test_other_files(tmp_path, text):
 
 def test_a_machine_without_a_gpu(monkeypatch):
     about = {key: ABOUT[key] for key in ('device', 'devices', 'memory_bytes', 'runtime')} | {'platform': 'cpu'}
-    monkeypatch.setattr(machine, 'in_new_process', lambda *arguments: about)
+    monkeypatch.setattr(machine, 'in_new_process', lambda *arguments, limit: about)
     monkeypatch.setattr(machine, '_output', lambda *words: '')
     found = machine.describe_machine()  # the tests run with JAX_PLATFORMS=cpu
     assert found['driver'].startswith('unavailable') and found['commit'].startswith('unavailable')
@@ -301,13 +301,15 @@ def test_a_machine_without_a_gpu(monkeypatch):
 def test_the_environment_of_a_driver(monkeypatch):
     monkeypatch.delenv('JAX_PLATFORMS')
     line = '| NVIDIA-SMI 570.86    Driver Version: 570.86    CUDA Version: {}     |'
-    found = [gpu_python.extra_for(line.format(version)) for version in ('12.8', '13.0')]
+    found = [gpu_python.extra_for(line.format(version), '9.0') for version in ('12.8', '13.0')]
     assert found == ['cuda12,train', 'cuda13,train']
     newer = '| NVIDIA-SMI 595.1    KMD Version: 595.1    CUDA UMD Version: 13.2     |'
-    assert gpu_python.extra_for(newer) == 'cuda13,train'
+    assert gpu_python.extra_for(newer, '7.5\n12.0') == 'cuda13,train'
+    assert gpu_python.extra_for(newer, '9.0\n7.0\n') == 'cuda12,train', 'CUDA 13 has no code for a V100'
+    assert gpu_python.extra_for(newer, 'Field "compute_cap" is not a valid field to query.') == 'cuda13,train'
     for text in ('', line.format('11.4')):
         with pytest.raises(ValueError, match='install'):
-            gpu_python.extra_for(text)
+            gpu_python.extra_for(text, '9.0')
 
 
 def test_the_packages_that_it_needs():
@@ -324,7 +326,7 @@ def test_the_python_of_make(monkeypatch, tmp_path, capsys):
     folder, commands = tmp_path / 'env', []
     able = {sys.executable}
     monkeypatch.setattr(gpu_python, 'problem_of', lambda python: None if python in able else 'its JAX sees no GPU')
-    monkeypatch.setattr(gpu_python, 'nvidia_smi', lambda: 'CUDA Version: 13.0')
+    monkeypatch.setattr(gpu_python, 'nvidia_smi', lambda *flags: '' if flags else 'CUDA Version: 13.0')
     monkeypatch.delenv('JAX_PLATFORMS')
 
     def run(words, **options):
@@ -337,7 +339,7 @@ def test_the_python_of_make(monkeypatch, tmp_path, capsys):
     assert gpu_python.main(folder) == 0 and capsys.readouterr().out == f'{folder / "bin" / "python"}\n'
     assert [words[2] for words in commands] == ['venv', 'pip'] and commands[1][-1].endswith('[cuda13,train]')
     able.clear()
-    monkeypatch.setattr(gpu_python, 'nvidia_smi', lambda: '')
+    monkeypatch.setattr(gpu_python, 'nvidia_smi', lambda *flags: '')
     assert gpu_python.main(folder) == 1
     assert 'nvidia-smi shows no driver' in capsys.readouterr().err
 
