@@ -108,7 +108,7 @@ class Links:
             self.over()
             _say(who)
             _end(2)
-            process.wait()
+            process.wait()  # not reached: a process that nothing refers to causes a warning
 
         threading.Thread(target=listen, daemon=True).start()
 
