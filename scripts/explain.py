@@ -1,4 +1,4 @@
-"""Show which parts of images speak for a class, with Grad-CAM: one PNG file per image.
+"""Show which parts of images support a class, with Grad-CAM: one PNG file per image.
 
     python scripts/explain.py dog.jpg --model resnet50d.ra2_in1k --checkpoint resnet50d.safetensors --out maps
     python scripts/explain.py photos/ --model tresnet_m --checkpoint tresnet_m.pth --out maps --class Samoyed

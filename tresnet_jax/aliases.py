@@ -6,7 +6,7 @@ import sys
 
 
 def alias(name: str, package: str) -> None:
-    """Make a package known by a second name, as the same module objects; call it in the module of that name.
+    """Give a package a second name with the same module objects; call this in the module that has the second name.
 
     Without this, importing a module by the second name would load it twice.
 

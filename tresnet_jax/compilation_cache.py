@@ -1,4 +1,4 @@
-"""Keep compiled programs on disk, for command lines, whose first seconds are compilation."""
+"""Keep compiled programs on disk, because compilation takes the first seconds of a command line."""
 
 import os
 from pathlib import Path

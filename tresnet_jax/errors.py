@@ -72,12 +72,12 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     return MissingExtraError(f"{package} is not installed; run: pip install 'tresnet_jax[{EXTRAS[package]}]'")
 
 
-# Control characters, those that end lines or turn the direction of text, and surrogates.
+# Control characters, characters that end a line or change the direction of text, and surrogates.
 UNSHOWABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 
 
 def shown(text: str | os.PathLike) -> str:
-    """Return a name for people, on one line: bytes that are not UTF-8 and control characters are escaped.
+    """Return a name as printable text on one line: bytes that are not UTF-8 and control characters are escaped.
 
     Python keeps bytes of a file name that are not UTF-8 as surrogates, which cannot be printed or written.
 
@@ -96,7 +96,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return why an error happened, in one line of about 300 characters; what is not for people is escaped."""
+    """Return why an error happened, in one line of at most about 300 characters; unprintable characters are escaped."""
     text = getattr(error, 'strerror', None) or ' '.join(str(error)[:2000].split())
     return shown(text[:300]) or type(error).__name__
 
@@ -107,7 +107,7 @@ def amount(count: int, noun: str, nouns: str | None = None) -> str:
     Args:
         count: the number.
         noun: the thing.
-        nouns: several of it. None: the noun with an s.
+        nouns: its plural. None: the noun with an s.
     """
     return f'{count:,} {noun if count == 1 else nouns or noun + "s"}'
 

@@ -1,4 +1,4 @@
-"""Which pixels speak for a class: Grad-CAM (Selvaraju et al., arXiv:1610.02391), and heat maps of its results.
+"""Grad-CAM, which shows the pixels that support a class (Selvaraju et al., arXiv:1610.02391), and its heat maps.
 
 `grad_cam` gives a map of the size of a feature map. `heat_map` scales it to an image, as pytorch-grad-cam does,
 and `overlay` draws it over the image.
@@ -24,7 +24,7 @@ WEAKEST, STRONGEST = 0.1, 0.7  # opacity of a heat map over an image, where the 
 
 
 def grad_cam(model: ImageModel, images: Any, classes: Any = None, *, layer: str = LAYERS[-1]) -> jax.Array:
-    """Return how much each pixel of a feature map speaks for a class, at least 0.
+    """Return how much each pixel of a feature map supports a class, at least 0.
 
     The result is ReLU(sum over the channels of weight * feature); the weight of a channel is the mean gradient of the
     logit with respect to it. The model runs in evaluation mode, whatever its own mode, and is not changed. Works under
@@ -39,8 +39,8 @@ def grad_cam(model: ImageModel, images: Any, classes: Any = None, *, layer: str 
             less about the class.
 
     Returns:
-        (B, h, w), or (B, K, h, w) for K classes of each image; float32, or float64 for a float64 model. Without a
-        scale: `heat_map` gives values from 0 to 1.
+        (B, h, w), or (B, K, h, w) for K classes of each image; float32, or float64 for a float64 model. The values are
+        not scaled; those of `heat_map` go from 0 to 1.
 
     Raises:
         ValueError: the model has no classifier, a class is not one of the model's, or the layer is unknown.

@@ -80,7 +80,7 @@ def export(
     size. JAX releases read such a file for at least six months. The program cannot be differentiated.
 
     An ONNX file has opset 17 and is for a float32 model. Images and feature maps are (B, C, H, W). The input is named
-    'images', the output 'logits', or 'features' without classes; a backbone's outputs have the names of its
+    'images'; the output is 'logits', or 'features' without classes. A backbone's outputs have the names in its
     `feature_info`. The `metadata_props` hold the metadata of `load_exported`, each value as JSON.
 
     Args:

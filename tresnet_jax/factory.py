@@ -79,8 +79,8 @@ def create_model(
             are float32, or float64 with a computation in float64.
         axis_name: mapped axis over which batch norm synchronises its statistics in training mode.
         abn_memory: what training keeps for the backward pass (see `memory.py`; ``docs/gpu_report.md`` has figures).
-            'plain': JAX's own choice; the only mode with forward-mode derivatives (jvp). 'inplace': the output of each
-            batch norm with a leaky ReLU instead of its input; TResNet only. 'lean': as 'inplace', and the last
+            'plain': what JAX keeps by default; the only mode with forward-mode derivatives (jvp). 'inplace': the output
+            of each batch norm with a leaky ReLU instead of its input; TResNet only. 'lean': as 'inplace', and the last
             convolution of each block and shortcut is recomputed. 'recompute': the input of each batch norm, whose
             output is recomputed. Outputs and running statistics are the same in all modes, in half precision up to
             rounding, and so are gradients, except for scales near zero under 'inplace' and 'lean' (see
@@ -180,7 +180,7 @@ def _overlaid(config: PretrainedConfig, overlay: Mapping[str, Any]) -> Pretraine
     """Return a row with some fields replaced.
 
     Raises:
-        ValueError: a field is unknown, or says which weights these are.
+        ValueError: a field is unknown, or identifies the weights.
     """
     fields = {field.name for field in dataclasses.fields(PretrainedConfig)} - {
         'architecture',
@@ -220,11 +220,11 @@ def _weights_path(
 
 
 def _stated_config(config: PretrainedConfig, own: bool, model: ImageModel, report: Report) -> PretrainedConfig:
-    """Return the row of a tag with what the checkpoint itself states about its images and classes, if it does.
+    """Return the row of a tag, updated with what the checkpoint itself states about its images and classes.
 
     Args:
         config: the row.
-        own: whether it is the config.json of the weights, which then has priority.
+        own: whether the row is the config.json of the weights, which then takes precedence.
         model, report: the model and how it was loaded.
     """
     saved = config if own and isinstance(config, SavedConfig) else None

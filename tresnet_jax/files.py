@@ -1,4 +1,4 @@
-"""Write files completely or not at all, read JSON that anyone may have written, and compute digests."""
+"""Write files completely or not at all, read JSON from untrusted sources, and compute digests."""
 
 import contextlib
 import hashlib
@@ -64,14 +64,14 @@ def read_json(path: Path, error: type[ValueError] = ConversionError, remedy: str
     Args:
         path: the file.
         error: the class of the error.
-        remedy: what to do if the file cannot be read, for people.
+        remedy: end of the message, which says what to do if the file cannot be read.
 
     Raises:
         error: the file is missing, is not a regular file, is too large, or is not JSON.
     """
     remedy = remedy and f'; {remedy}'
     try:
-        if path.exists() and not path.is_file():  # a link to a device never ends
+        if path.exists() and not path.is_file():  # reading a device may never end
             raise error(f'{shown(path)}: not a regular file; expected JSON{remedy}')
         with path.open('rb') as file:
             content = file.read(LARGEST_JSON + 1)

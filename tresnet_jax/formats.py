@@ -1,7 +1,7 @@
 """The formats of the files that this package writes, and their versions.
 
 A file states its format, the version of the format, and the first release that reads that version. Files without a
-version are from the development of 0.1.0; they count as version 0. Every version is read for ever: `tests/compat` has
+version are from the development of 0.1.0; they count as version 0. Every version stays readable: `tests/compat` has
 files of each. A version is raised when older releases would misread a file, not for a field that they can ignore.
 """
 

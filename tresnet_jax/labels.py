@@ -105,7 +105,7 @@ def _is_fashion_mnist(source: Any) -> bool:
 
 
 def _is_multilabel(source: Any) -> bool:
-    """Return whether images have any number of classes, so that a number of classes is not that of ImageNet."""
+    """Return whether images have any number of classes; the number of classes then does not identify ImageNet."""
     config = _config(source)
     return config is not None and config.task == MULTILABEL
 

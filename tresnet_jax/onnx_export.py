@@ -36,7 +36,7 @@ BRANCHES: dict[type, tuple[str, ...]] = {
 
 
 class Graph:
-    """The nodes and weights written so far. A tensor is known by its name."""
+    """The nodes and weights written so far. A tensor is identified by its name."""
 
     def __init__(self):
         self.nodes: list[onnx.NodeProto] = []

@@ -1,6 +1,6 @@
 """Options of programs: which values they take, and how ``--help`` shows them.
 
-The annotation of a field says both: its type, the range of its values, its metavar and the meaning of None.
+The annotation of a field defines both: its type, the range of its values, its metavar and the meaning of None.
 
     lr: Annotated[float | None, POSITIVE, flag('LR', 'by the batch size')] = None
 """
@@ -24,7 +24,7 @@ class Range:
     """The numbers that an option takes. Numbers that are not finite are in no range.
 
     Attributes:
-        text: the range for people, after 'must be'.
+        text: the range in words, after 'must be'.
         low, high: the smallest and the largest number.
         above, below: whether `low` and `high` themselves are excluded.
     """
@@ -50,7 +50,7 @@ BELOW_1 = Range('at least 0 and less than 1', 0, 1, below=True)
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """The texts that an option takes. Other than a Literal, it leaves the check to `faults`."""
+    """The texts that an option takes. Unlike a Literal, it leaves the check to `faults`."""
 
     values: tuple[str, ...]
 
@@ -68,7 +68,7 @@ def flag_name(field: str) -> str:
 
 
 def as_flag(field: str, value: Any) -> str:
-    """Return the flag that sets a field to a value, for people: '--lr 0.1', '--no-remat', 'no --clip-grad'."""
+    """Return the flag that sets a field to a value, for messages: '--lr 0.1', '--no-remat', 'no --clip-grad'."""
     name = flag_name(field)
     if value is None or value == ():
         return f'no {name}'
@@ -88,7 +88,7 @@ def faults(options: Any) -> Iterator[tuple[str, str]]:
 
 
 def check_options(options: Any, error: type[ValueError]) -> None:
-    """Raises `error` with one line if a field of a dataclass has a wrong value."""
+    """Raise `error` with one line if a field of a dataclass has a wrong value."""
     for name, what in faults(options):
         raise error(f'{flag_name(name)} {what}')
 
@@ -103,16 +103,16 @@ def from_json(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def shown_value(value: Any) -> str:
-    """Return a value for people, as JSON has it; an unset one is null."""
+    """Return a value as JSON text for messages; an unset one is null."""
     return json.dumps(value, default=str, ensure_ascii=False)[:200]
 
 
 def requirement(kind: Any, value: Any) -> str | None:
-    """Return what a value of this annotated type must be, or None if it is that.
+    """Return what a value of this annotated type must be, or None if the value is valid.
 
     Args:
         kind: bool, int, float, str, Path, a Literal, a tuple of these, any of them or None; annotated or not.
-        value: the value. A bool is no number.
+        value: the value. A bool does not count as a number.
     """
     marks: tuple[Any, ...] = ()
     if typing.get_origin(kind) is Annotated:
@@ -155,7 +155,7 @@ def _is_of(kind: Any, value: Any) -> bool:
 
 
 def _text(kind: Any) -> str:
-    """Return a type for people, after 'must be'."""
+    """Return a type in words, after 'must be'."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f'one of {", ".join(arguments)}'

@@ -88,7 +88,7 @@ def layer_card_flops(model: ImageModel, layer: nnx.Module, x: Any, y: Any) -> in
     The rule is that of thop (github.com/Lyken17/pytorch-OpCounter, release 0.0.31) with timm of January 2021. thop
     identifies torch's layers by their exact class: a bias counts as one more input, batch norm as 2 per element, an
     average pool as 1 per output. It skipped timm's own classes: the linear layer, the pool of a dilated shortcut, and
-    TResNet's in-place norm with its leaky ReLU. (With today's timm it counts the linear layer and the leaky ReLUs.)
+    TResNet's in-place norm with its leaky ReLU. (With today's timm, thop counts the linear layer and the leaky ReLUs.)
 
     Args:
         model: the model that the layer belongs to.

@@ -1,4 +1,4 @@
-"""Keep traced programs beside compiled ones, so that a later process neither traces nor compiles a model.
+"""Keep traced programs next to compiled ones, so that a later process neither traces nor compiles a model.
 
 JAX's compilation cache keeps what XLA compiles, but its key is the lowered program, which every process has to trace
 and lower first. `cached_jit` also keeps the lowered program, as StableHLO under a key of its own: all that determines
@@ -47,7 +47,7 @@ def cached_jit(model: ImageModel, function: Callable[..., Any] = _output, **opti
     """Return a compiled function of images, like ``jax.jit(model)``, whose program is kept on disk.
 
     A later process with the same model, image shape and versions reads the program instead of tracing the model, and
-    finds the compiled program in JAX's compilation cache. The results are the same bits.
+    finds the compiled program in JAX's compilation cache. The results are bit-identical.
 
     Programs are kept in the folder ``programs`` of JAX's compilation cache (`use_compilation_cache` selects one), and
     can be deleted at any time. Whoever can write to that folder can make this process run programs, as JAX says about
@@ -71,7 +71,7 @@ def cached_jit(model: ImageModel, function: Callable[..., Any] = _output, **opti
     """
     leaves, tree = jax.tree.flatten(model)
     traced = jax.jit(lambda leaves, images: function(jax.tree.unflatten(tree, leaves), images, **options))
-    # Not of `model` itself, which may change before a program is needed.
+    # Not a description of `model` itself, which may change before a program is needed.
     description = functools.cache(lambda: _describe_all(jax.tree.unflatten(tree, leaves), function, options))
     programs: dict[Any, Callable[..., Any]] = {}
 
@@ -79,7 +79,7 @@ def cached_jit(model: ImageModel, function: Callable[..., Any] = _output, **opti
         if isinstance(images, jax.core.Tracer):  # a stored program cannot be differentiated or vectorized
             return traced(leaves, images)
         given = (np.shape(images), jax.dtypes.canonicalize_dtype(jax.numpy.result_type(images)))
-        # JAX, too, traces again after a change of these.
+        # After a change of these, JAX traces again too.
         context = (*_settings().values(), jax.sharding.get_abstract_mesh(), getattr(images, 'sharding', None))
         if (given, context) not in programs:
             programs[given, context] = traced
@@ -155,7 +155,8 @@ def _write(path: Path, key: bytes, exported: Any) -> Any:
 def _without_lapack(exported: Any) -> Any:
     """Return a program that is called without a check of its platform, which is part of its key.
 
-    To call a program for a CPU, JAX imports SciPy, in case the program uses LAPACK: twice the time of all the rest.
+    To call a program for a CPU, JAX imports SciPy, in case the program uses LAPACK. That takes twice as long as
+    everything else.
     """
     unchecked = (*exported.disabled_safety_checks, jax.export.DisabledSafetyCheck.platform())
     return dataclasses.replace(exported, platforms=('any',), disabled_safety_checks=unchecked)
@@ -180,7 +181,7 @@ def _source_digest() -> str:
 
 
 def _describe(value: Any) -> Any:
-    """Return a value as JSON that has the same text in every process.
+    """Return a value that JSON can hold, with the same text in every process.
 
     Raises:
         _UnknownError: the value is of a kind that may hide what the program depends on.

@@ -191,7 +191,7 @@ class PretrainedConfig:
         sha256: digest of the embedded file, which is checked when it is loaded.
         label_names: one name per class, for weights of a training run or a saved model. None: `class_names` looks
             them up.
-        task: 'classification', one class per image; 'multilabel', any number, each output the logit of its own.
+        task: 'classification', one class per image; 'multilabel', any number, with an independent logit for each class.
     """
 
     architecture: str

@@ -1,4 +1,4 @@
-"""`explain.py`: show which parts of images speak for a class, with Grad-CAM."""
+"""`explain.py`: show which parts of images support a class, with Grad-CAM."""
 
 import dataclasses
 import difflib
@@ -43,7 +43,7 @@ PANEL_PIXELS = 320  # smaller images are enlarged
 
 @dataclasses.dataclass(frozen=True)
 class ExplainArguments(ImageFileFlags):
-    """Show which parts of images speak for a class, with Grad-CAM.
+    """Show which parts of images support a class, with Grad-CAM.
 
     Writes one PNG file per image: the image with the part that the model sees, the heat map of each class, and the heat
     map over the image. With several images, contact_sheet.png shows the first 100.

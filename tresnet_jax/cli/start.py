@@ -26,7 +26,7 @@ def evaluate() -> int:
 
 
 def explain() -> int:
-    """Run `tresnet-jax-explain`: show which parts of images speak for a class."""
+    """Run `tresnet-jax-explain`: show which parts of images support a class."""
     return _run('tresnet_jax.cli.explain')
 
 

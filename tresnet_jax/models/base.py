@@ -55,7 +55,7 @@ class ImageModel(nnx.Module):
         global_pool: name of the pooling before the classifier.
         dtype: the compute dtype.
         memory: the memory mode, which `set_memory` sets.
-        abn_memory: its name.
+        abn_memory: the name of the memory mode.
         architecture: name of the architecture; '' for a model that is not in the table.
         pretrained_cfg: the row of its tag, or of the architecture's default tag.
         out_indices: indices of the feature maps that a backbone returns; None for a classifier.
@@ -139,7 +139,7 @@ class ImageModel(nnx.Module):
         intermediates_only: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Any:
-        """Return the last feature map and the list of chosen ones, in network order, as timm does.
+        """Return the last feature map and the list of chosen maps, in network order, as timm does.
 
         Args:
             x: images, (B, H, W, in_chans).
@@ -170,7 +170,7 @@ class ImageModel(nnx.Module):
     def forward_head(self, x: jax.Array, pre_logits: bool = False, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Return the logits of a feature map; with `pre_logits`, the input of the classifier.
 
-        That is the pooled vector after dropout or, for an ML-Decoder, the feature map itself.
+        The input is the pooled vector after dropout or, for an ML-Decoder, the feature map itself.
         """
         x = self.head_drop(global_pool(x, self.global_pool), rngs=rngs)
         if pre_logits:
@@ -202,7 +202,7 @@ class ImageModel(nnx.Module):
 
     @property
     def default_cfg(self) -> PretrainedConfig | None:
-        """`pretrained_cfg`, by timm's older name."""
+        """timm's older name for `pretrained_cfg`."""
         return self.pretrained_cfg
 
     # The head and the trunk.
@@ -254,9 +254,9 @@ class ImageModel(nnx.Module):
     def reset_classifier(
         self, num_classes: int, global_pool: str | None = None, *, rngs: nnx.Rngs | None = None
     ) -> 'ImageModel':
-        """Replace the head by a new linear layer, initialised as torch does. Return the model (timm returns None).
+        """Replace the head with a new linear layer, initialised as torch does. Return the model (timm returns None).
 
-        An ML-Decoder, too, is replaced by a linear layer, as in timm's ResNet.
+        An ML-Decoder is replaced by a linear layer too, as in timm's ResNet.
 
         Args:
             num_classes: classes of the new classifier; 0 removes it.
@@ -274,7 +274,7 @@ class ImageModel(nnx.Module):
         return self
 
     def start_classifier(self, num_classes: int, rngs: nnx.Rngs) -> None:
-        """Replace the head by a new one of the same kind, initialised as in a new model of the family."""
+        """Replace the head with a new one of the same kind, initialised as in a new model of the family."""
         old = self.ml_decoder
         if old is None:
             self._replace_classifier(num_classes, self._classifier_init, rngs)
@@ -284,7 +284,7 @@ class ImageModel(nnx.Module):
     def start_ml_decoder(
         self, num_classes: int, rngs: nnx.Rngs, num_of_groups: int | None, decoder_embedding: int | None
     ) -> None:
-        """Replace the pooling and the head by a new `MLDecoder`, without dropout before it.
+        """Replace the pooling and the head with a new `MLDecoder`, without dropout before it.
 
         Raises:
             ValueError: as `MLDecoder`.
@@ -376,7 +376,7 @@ class ImageModel(nnx.Module):
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> 'ImageModel':
-        """Recompute each block in the backward pass, or stop doing so: `remat` of `set_memory`, by timm's name."""
+        """Recompute each block in the backward pass, or stop doing so: timm's name for `remat` of `set_memory`."""
         return self.set_memory(self.abn_memory, remat=enable)
 
     def train(self, **attributes: Any) -> 'ImageModel':

@@ -3,10 +3,10 @@
 `BatchNormAct` is the layer. It trains with one of two functions that return the same values: `batch_norm_act`, which
 JAX differentiates, and `inplace_abn`, whose backward pass needs the output instead of the input.
 
-In a network, the output y of a batch norm is kept for the backward pass of the next convolution, and its input x for
-its own. Where the activation is invertible, y determines x, and x need not be kept: in-place activated batch norm (Rota
-Bulò, Porzi and Kontschieder, arXiv:1712.02616), which TResNet was built on. For each channel, with the batch's mean m
-and variance v, r = 1 / sqrt(v + epsilon), and a leaky ReLU f of slope s,
+In a network, the next convolution keeps the output y of a batch norm for its backward pass, and the batch norm keeps
+its input x for its own. Where the activation is invertible, y determines x, so x need not be kept. This is in-place
+activated batch norm (Rota Bulò, Porzi and Kontschieder, arXiv:1712.02616), which TResNet was built on. For each
+channel, with the batch's mean m and variance v, r = 1 / sqrt(v + epsilon), and a leaky ReLU f of slope s,
 
     n = r (x - m),    z = scale n + bias,    y = f(z).
 
@@ -322,7 +322,7 @@ class BatchNormAct(nnx.Module):
         """Return the number of values per channel of a training batch, over all devices that share statistics.
 
         Raises:
-            ValueError: there is one.
+            ValueError: there is only one.
         """
         n = x.size // x.shape[-1] * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
         if n == 1:

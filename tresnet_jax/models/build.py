@@ -54,7 +54,7 @@ def build_model(
     decoder_embedding: int | None = None,
     **options: Any,
 ) -> ImageModel:
-    """Build a model with drawn weights; with ``rngs=ShapesOnly()``, shapes take the place of the drawn weights.
+    """Build a model with drawn weights; with ``rngs=ShapesOnly()``, the weights are only shapes.
 
     Args:
         architecture: a name in the table, without a tag.
@@ -135,7 +135,7 @@ def add_ml_decoder_head(
     *,
     rngs: nnx.Rngs | None = None,
 ) -> ImageModel:
-    """Replace the head of a model by a new ML-Decoder (Ridnik et al., arXiv:2111.12933). Return the model, as timm.
+    """Replace the head of a model with a new ML-Decoder (Ridnik et al., arXiv:2111.12933). Return the model, as timm.
 
     The new head has the model's number of classes. It takes the feature map without pooling, and the dropout before
     the classifier is set to 0. Its queries are random, part of the weights, and never trained.

@@ -1,4 +1,4 @@
-"""CPU formulations of what XLA compiles badly for a CPU: convolutions, and values that several loops read.
+"""Other forms of what XLA compiles badly for a CPU: convolutions, and values that several loops read.
 
 `conv_general_dilated` picks the fastest form of a convolution; `computed_once` keeps XLA from computing a value again
 for every loop that reads it. On a GPU or TPU both lower to the plain operation. Neither changes what is computed, and
@@ -21,14 +21,14 @@ Pads = Sequence[tuple[int, int]]  # pixels before and after, for H and W
 
 # JAX 0.10 runs a convolution with at most this many channels on one thread; later versions use all threads.
 SINGLE_THREAD_CHANNELS = 64 if jax.__version_info__ < (0, 11) else 0
-MIN_PIXELS = 32 * 32  # output pixels from which avoiding the single thread pays
+MIN_PIXELS = 32 * 32  # output pixels from which avoiding the single thread pays off
 IMAGE_CHANNELS = 4  # an image has at most this many channels, and its patches take little memory
 
 
 def _pointwise(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Compute a 1x1 convolution as one matrix product over all pixels.
 
-    XLA's own 1x1 convolution is slow, its weight gradient above all.
+    XLA's own 1x1 convolution is slow, especially its weight gradient.
     """
     pixels, weights = lhs.reshape(-1, lhs.shape[-1]), rhs[0, 0]
     if weights.shape[0] > weights.shape[1]:
@@ -81,8 +81,8 @@ def _in_eigen(lhs: jax.Array, rhs: jax.Array, padding: Pads, **kwargs: Any) -> j
     """Convolve with an extra input column and an extra output row, so that XLA uses Eigen, which is multithreaded.
 
     XLA gives a convolution to YNNPACK unless an edge is longer in the output than in the input, or in the kernel than
-    in the input. With the extra row and column one edge is, in the forward convolution and in those of both gradients.
-    The input must be padded on the left.
+    in the input. With the extra row and column, that is true of one edge in the forward convolution and in those of
+    both gradients. The input must be padded on the left.
     """
     (top, bottom), (left, right) = padding
     lhs = jnp.pad(lhs, ((0, 0), (0, 0), (1, 0), (0, 0)))
@@ -144,7 +144,7 @@ def _convolution(
     rhs_dilation: tuple[int, ...],
     options: tuple[tuple[str, Any], ...],
 ) -> jax.Array:
-    """Compute `conv_general_dilated`; the arguments but for the arrays are hashable."""
+    """Compute `conv_general_dilated`; all arguments except the arrays are hashable."""
     kwargs, window = dict(options), rhs.shape[:2]
 
     def direct(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -192,8 +192,8 @@ def computed_once(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax
     XLA for a CPU duplicates sums and activations into every loop that reads them. A residual block reads the sum at the
     end of the block before, so the last block of a stage would add up the branches of all blocks: a quadratic number
     of additions, every branch kept in memory, and ever larger loops to compile. A branch of a condition is a separate
-    computation, which XLA does not duplicate. An optimisation barrier would not do: XLA removes it before it fuses. On
-    a GPU or TPU this is a plain call.
+    computation, which XLA does not duplicate. An optimisation barrier would not help: XLA removes it before it fuses.
+    On a GPU or TPU this is a plain call.
 
     JAX traces `function` once for each function and each set of shapes and dtypes, so it must be hashable and pure. Its
     derivatives are JAX's, wrapped in conditions of their own; a custom derivative around the call avoids those.

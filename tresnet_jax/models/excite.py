@@ -1,14 +1,14 @@
 """Batch norm, its activation and squeeze-excite as one layer, for training in half precision.
 
-Each of the three needs sums over the feature map, in the forward and in the backward pass. One after the other, each
-reads the map again. With c, the map minus a constant, f, the slope of the activation at each pixel, and a factor and an
-offset per channel, they are
+Each of the three needs sums over the feature map, in the forward and in the backward pass. As separate layers, each
+reads the map again. With c, the map minus a constant; f, the slope of the activation at each pixel; and a factor and an
+offset per channel, the layers compute
 
     z = factor c + offset,    y = gate f z = f (p c + q),    p = gate factor,    q = gate offset,
 
-and need only sums over the pixels of each image: of c and c^2 for the statistics, of f and f c for squeeze-excite, and
-of f dL/dy and f c dL/dy for the backward pass. Each pair takes one pass. Without an activation, f = 1, the second pair
-follows from the first.
+These need only sums over the pixels of each image: of c and c^2 for the statistics, of f and f c for squeeze-excite,
+and of f dL/dy and f c dL/dy for the backward pass. Each pair takes one pass. Without an activation, f = 1, the second
+pair follows from the first.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def conv_excite(layer: Any, excite: Any, x: jax.Array) -> jax.Array:
     if excite is None:
         return layer(x)
     norm = layer.bn
-    # Hooks replace layers, whose inputs and outputs they show.
+    # A hook wraps one layer, and needs the input and output of that layer alone.
     joined = layer.aa is None and type(norm) is BatchNormAct and type(excite) is SqueezeExcite
     if joined and is_half(x) and not norm.use_running_average and not norm.invert:
         return norm_excite(norm, excite, layer.conv(x))

@@ -1,6 +1,6 @@
 """Layers of both families.
 
-Feature maps are (B, H, W, C). Every argument that equality with timm depends on is written out at the call.
+Feature maps are (B, H, W, C). Every argument that parity with timm depends on is written out at the call.
 """
 
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ class SqueezeExcite(nnx.Module):
         self.fc2 = conv(rd_channels, channels, 1, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # In float32, so that the gradient, a sum over the feature map, is too: equally precise, and faster on a GPU.
+        # In float32, so that its gradient, a sum over the feature map, is too: equally precise, and faster on a GPU.
         return (at_least_float32(x) * self.gate(x.mean((1, 2), keepdims=True))).astype(x.dtype)
 
     def gate(self, mean: jax.Array) -> jax.Array:

@@ -44,7 +44,7 @@ def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array
 
 @jax.custom_vjp
 def relu_of_sum_from_output(x: jax.Array, shortcut: jax.Array) -> jax.Array:
-    """Compute `relu_of_sum`, and keep XLA from taking the sign from the sum, which it would then keep.
+    """Compute `relu_of_sum`, and keep XLA from taking the sign from the sum, because XLA would then keep the sum.
 
     There is no forward-mode derivative.
     """
@@ -80,8 +80,8 @@ def recomputed(
         wait: let the barrier cover the incoming gradient too, as ``jax.checkpoint`` does. Nothing is then recomputed
             before the gradient arrives, which takes the least memory. Otherwise the gradient's last operation is fused
             with what follows, which moves fewer bytes.
-        early: let a barrier cover the resulting gradients, so that those of parameters do not wait while the maps that
-            they need are kept. XLA then does not fuse that of `x` with what follows.
+        early: let a barrier cover the resulting gradients, so that gradients of parameters do not wait while the maps
+            that they need are kept. XLA then does not fuse the gradient of `x` with what follows.
     """
     graphdef, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
 

@@ -1,6 +1,6 @@
-"""What JAX demands of arrays on a mesh with explicit or manual axes.
+"""Keep the types of arrays consistent on a mesh with explicit or manual axes.
 
-JAX then keeps, in the type of an array, the mesh axes that its own axes are split along (``AxisType.Explicit``), or
+On such a mesh, the type of an array names the mesh axes that its own axes are split along (``AxisType.Explicit``), or
 those over which it varies from device to device (``jax.shard_map`` with ``check_vma=True``). Where no mesh is used, and
 with ``AxisType.Auto`` or pmap, the types name no axes, and the functions here return their arguments as they are;
 `barrier` is then ``jax.lax.optimization_barrier``.
@@ -26,7 +26,7 @@ def shard_like(x: jax.Array, other: jax.Array | jax.ShapeDtypeStruct) -> jax.Arr
 def whole(x: jax.Array, ndim: int) -> NamedSharding | None:
     """Return the sharding of a sum over the axes of x that are split along explicit mesh axes; None without any.
 
-    JAX asks for it where a product sums over such axes.
+    JAX requires it where a product sums over such axes.
     """
     sharding = jax.typeof(x).sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*[None] * ndim)) if any(sharding.spec) else None

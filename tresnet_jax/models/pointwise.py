@@ -51,11 +51,11 @@ def conv_norm(conv: Any, norm: Any, x: jax.Array) -> jax.Array:
 
 
 def _folds(conv: Any, norm: Any, x: jax.Array) -> bool:
-    # Hooks replace layers, whose inputs and outputs they show.
+    # A hook wraps one layer, and needs the input and output of that layer alone.
     if type(conv) is not nnx.Conv or type(norm) is not BatchNormAct or norm.use_running_average:
         return False
     pointwise = conv.kernel_size == (1, 1) and conv.in_features < conv.out_features and norm.slope is None
-    # With fewer pixels, the products of matrices without pixels take longer than the bytes that they save.
+    # With fewer pixels, the products of kernel and covariance take longer than moving the bytes that they save.
     return pointwise and is_half(x) and math.prod(x.shape[:-1]) >= conv.in_features**2 / 16
 
 
@@ -82,7 +82,7 @@ def pointwise_batch_norm(
         covariance += jnp.outer(local - mean, local - mean)
     covariance = checkpoint_name(covariance, STATISTICS)
     var = over_devices((kernel * exact_matmul(covariance, kernel)).sum(0), axis_name)
-    var = jnp.maximum(var, 0)  # it may be below, by rounding
+    var = jnp.maximum(var, 0)  # rounding can make it negative
     folded = kernel * (jax.lax.rsqrt(var + epsilon) * scale)[None]
     # The offset is that of the rounded kernel, so that the rounding does not shift the mean of the output.
     half, constant = jnp.finfo(x.dtype), jax.lax.stop_gradient(folded)
@@ -119,7 +119,7 @@ def _affine(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> jax.Array:
 @_affine.defjvp
 def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     (x, kernel, offset), (dx, dkernel, doffset) = primals, tangents
-    # In the dtype of the parameters, so that their gradients are too: much cancels in that of the scale.
+    # In the dtype of the parameters, as are their gradients then: in that of the scale, many digits cancel.
     change = jax.lax.dot_general(x, dkernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=dkernel.dtype)
     change += _per_channel(doffset, x)
     return _affine(x, kernel, offset), _convolve(dx, kernel) + change.astype(x.dtype)

@@ -57,8 +57,8 @@ def blur_pool(x: jax.Array) -> jax.Array:
         return before * 0.25 + at * 0.5 + after * 0.25
 
     if is_half(x):
-        # All nine pixels at once, because XLA for GPUs writes a map that is filtered along one axis, in float32. In
-        # float32 this gains less, and on a CPU the gradient takes longer.
+        # All nine pixels at once: XLA for GPUs would write the map that is filtered along one axis to memory, in
+        # float32. In float32 this gains less, and on a CPU the gradient takes longer.
         y = weighted(*(weighted(*taps(column, 1)) for column in taps(at_least_float32(x), 2)))
     else:
         y = weighted(*taps(weighted(*taps(x, 1)), 2))
@@ -119,7 +119,7 @@ def _reduce_window(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _max_pool(x: jax.Array) -> jax.Array:
-    """Compute `max_pool` in half precision for an even height and width, and keep for the gradient a byte per maximum.
+    """Compute `max_pool` in half precision for an even height and width, keeping a byte per maximum for the gradient.
 
     XLA's own gradient on a GPU finds the places again, as four maps of int32, and adds to a map of zeros.
     """
@@ -133,7 +133,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     y, place = _max_and_place(x)
 
     def code(row: jax.Array, column: jax.Array) -> jax.Array:
-        # A window has three rows. Their indices modulo 4 differ, also from that of the row before; likewise columns.
+        # A window has three rows. Their indices modulo 4 differ, also from the row before; so do columns.
         return (row % 4 * 4 + column % 4).astype(jnp.uint8)
 
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (1, h, w, 1), axis) for axis in (1, 2))

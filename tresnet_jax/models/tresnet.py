@@ -247,7 +247,7 @@ class TResNet(ImageModel):
         return self.head if isinstance(self.head, MLDecoder) else self.head.fc
 
     def _set_classifier(self, fc: nnx.Module) -> None:
-        # timm's ML-Decoder takes the place of the whole head.
+        # timm's ML-Decoder replaces the whole head.
         self.head = fc if isinstance(fc, MLDecoder) else nnx.Dict(fc=fc)
 
     def _classifier_init(self, in_features: int) -> nnx.Initializer:

@@ -24,14 +24,14 @@ TRANSFORMED_KERNEL = 'kernels'  # its name among the parameters of a layer
 KERNEL_SIZE = 3  # edge of a kernel
 TILE = 4  # edge of an output tile
 INPUT_TILE = TILE + KERNEL_SIZE - 1  # edge of an input tile, and of its transform
-# Finite points at which the method evaluates polynomials; infinity is the sixth. The powers of these are exact in
-# float32, and the error is a fifth of that with the usual 0, ±1, ±2.
+# Finite points at which the method evaluates polynomials; infinity is the sixth. Their powers are exact in float32, and
+# the error is a fifth of that with the usual points 0, ±1, ±2.
 POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 
-# When the method is faster than XLA's convolution, measured on two cores.
+# Where the method is faster than XLA's convolution, measured on two cores.
 MIN_CHANNELS = 48  # with fewer, the products save less time than the transforms take
 MIN_TILES = 49  # an image with this many tiles, that is a 28x28 map, fills a matrix product alone
-GROUP = 8  # images with fewer tiles are transformed this many at a time
+GROUP = 8  # images with fewer tiles are transformed in groups of this size
 MIN_GROUP_TILES = 4  # if each has at least this many tiles, those of a 7x7 map
 
 
