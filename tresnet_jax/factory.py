@@ -191,7 +191,7 @@ def _overlaid(config: PretrainedConfig, overlay: Mapping[str, Any]) -> Pretraine
     unknown = sorted(overlay.keys() - fields)
     if unknown:
         raise ValueError(
-            f'pretrained_cfg_overlay cannot replace {", ".join(unknown)}; it can {", ".join(sorted(fields))}'
+            f'pretrained_cfg_overlay cannot replace {", ".join(unknown)}; it can replace {", ".join(sorted(fields))}'
         )
     return dataclasses.replace(
         config, **{key: tuple(value) if isinstance(value, list) else value for key, value in overlay.items()}

@@ -152,8 +152,8 @@ def test_frozen_parts_and_decay_by_layer(opt):
 @pytest.mark.parametrize(
     'options, message',
     [
-        ({'opt': 'sgd', 'opt_eps': 1e-8}, '--opt-eps is no option of --opt sgd'),
-        ({'opt': 'lars', 'opt_betas': (0.9, 0.99)}, '--opt-betas is no option of --opt lars'),
+        ({'opt': 'sgd', 'opt_eps': 1e-8}, '--opt-eps is not an option of --opt sgd'),
+        ({'opt': 'lars', 'opt_betas': (0.9, 0.99)}, '--opt-betas is not an option of --opt lars'),
         (
             {'opt': 'lamb', 'opt_kwargs': ('alpha=1',)},
             '--opt-kwargs alpha=1: expected KEY=VALUE with an option of lamb: max_grad_norm',

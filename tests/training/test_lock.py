@@ -44,7 +44,8 @@ def test_another_process(tmp_path):
     """Refused while it lives; killed, it leaves a lock that does not count, even if its number is used again."""
     process = holder(tmp_path)
     found = (
-        rf'^{tmp_path}: process {process.pid} on \S+ \(since .*\) trains in this folder; wait until it ends or stop it'
+        rf'^{tmp_path}: process {process.pid} on \S+ \(since .*\) is training in this folder; wait until '
+        r'it ends or stop it'
     )
     with pytest.raises(TrainingError, match=found), locked(tmp_path):
         pass

@@ -94,8 +94,11 @@ def test_class_stats(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'loss': 'asl'}, '--loss asl is not for --task classification; it has ce, bce, poly'),
-        ({'task': 'multilabel', 'loss': 'ce'}, '--loss ce is not for --task multilabel; it has bce, asl, poly'),
+        ({'loss': 'asl'}, '--loss asl is not for --task classification; expected one of ce, bce, poly'),
+        (
+            {'task': 'multilabel', 'loss': 'ce'},
+            '--loss ce is not for --task multilabel; expected one of bce, asl, poly',
+        ),
         ({'task': 'multilabel', 'eval_metric': 'top1'}, '--eval-metric top1 is not for --task multilabel'),
         ({'eval_metric': 'map'}, '--eval-metric map is not for --task classification'),
         (

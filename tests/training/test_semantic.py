@@ -175,7 +175,7 @@ def test_classes_that_the_tree_and_the_data_share(tmp_path, names, right):
     [
         ([], 'expected class_tree_list: for each class, a list of the class, its parent'),
         ({'class_tree_list': {}}, 'expected class_tree_list: '),
-        ({'class_tree_list': CHAINS[:-1]}, 'has 10 classes, the model 11$'),
+        ({'class_tree_list': CHAINS[:-1]}, 'has 10 classes, but the model has 11$'),
         ({'class_tree_list': [*CHAINS[:-1], [9, 8, 5, 4]]}, r'class 10 has \[9, 8, 5, 4\]'),
         ({'class_tree_list': [*CHAINS[:-1], []]}, r'class 10 has \[\]'),
         ({'class_tree_list': [*CHAINS[:-1], 10]}, 'class 10 has 10'),

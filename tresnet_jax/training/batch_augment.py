@@ -32,7 +32,7 @@ def below(limit: int | jax.Array, draw: jax.Array) -> jax.Array:
 
 
 def span(centre: jax.Array, edge: int | jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """Return the first pixel and the one after the last of `edge` pixels around `centre`, clipped to [0, length]."""
+    """Return the first of `edge` pixels around `centre` and the pixel after the last, clipped to [0, length]."""
     return jnp.clip(centre - edge // 2, 0, length), jnp.clip(centre + (edge + 1) // 2, 0, length)
 
 
@@ -45,7 +45,7 @@ def inside(box: Box, height: int, width: int) -> jax.Array:
 
 
 def keys_of_images(key: jax.Array, count: int) -> jax.Array:
-    """Return one key per image, (count,): `key` itself if it is, else keys that are derived from it."""
+    """Return one key per image, (count,): `key` itself if it has this shape, else keys derived from it."""
     return key if key.ndim else jax.random.split(key, count)
 
 
@@ -183,7 +183,7 @@ def cutout(
 
 
 def _check(images: jax.Array, name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises ValueError if the images or the argument `name` are not as expected."""
+    """Raise ValueError if the images or the argument `name` are not as expected."""
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         shape = f'{images.dtype} {images.shape}'
         raise ValueError(f'images must be floating point (batch, height, width, channels), got {shape}')
@@ -243,7 +243,7 @@ def mix(
     if not has_mixup and not has_cutmix:
         return images, targets
     if images.shape[0] % 2:
-        raise ValueError(f'a batch of {images.shape[0]} images cannot be mixed: each needs a neighbour, so give 2 n')
+        raise ValueError(f'a batch of {images.shape[0]} images cannot be mixed: each image needs a neighbour')
     if key.ndim != (mode != 'batch'):
         raise ValueError(f'mode {mode!r} needs {"one key" if mode == "batch" else "a key for each image"}')
     if not has_mixup or not has_cutmix:
@@ -298,7 +298,7 @@ def minmax_edges(length: int, minmax: tuple[float, float]) -> tuple[int, int]:
     """Return the smallest edge of a CutMix box in pixels, and the one after the largest.
 
     Raises:
-        ValueError: there is none in between.
+        ValueError: there is no edge in between.
     """
     low, high = int(length * minmax[0]), int(length * minmax[1])
     if not 0 <= low < high <= length:
@@ -319,12 +319,12 @@ def _minmax_box(minmax: tuple[float, float], draws: Sequence[jax.Array], height:
 
 
 def mixup(images: jax.Array, targets: jax.Array, lam: float | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Blend each image and target with its partner: `lam`, () or (batch,), of its own and 1 - `lam` of the other."""
+    """Blend each image and target, with share `lam`, () or (batch,), and its partner, with share 1 - `lam`."""
     return _blend(images, lam), _blend(targets, lam)
 
 
 def cutmix(images: jax.Array, targets: jax.Array, box: Box) -> tuple[jax.Array, jax.Array]:
-    """Replace the box of each image by its partner's pixels, and blend the targets by the share of the area."""
+    """Replace the box of each image with its partner's pixels, and blend the targets by the share of the area."""
     top, bottom, left, right = box
     _, height, width, _ = images.shape
     lam = 1 - jnp.asarray((bottom - top) * (right - left), _wide(targets)) / (height * width)

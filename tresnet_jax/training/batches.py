@@ -59,7 +59,7 @@ def eval_transform(config: TrainConfig) -> EvalTransform:
 
 
 def check_transforms(config: TrainConfig) -> None:
-    """Raises TrainingError if an option of the augmentation or the preprocessing is invalid, before a run starts.
+    """Raise TrainingError if an option of the augmentation or the preprocessing is invalid, before a run starts.
 
     If the number of channels is open, it is not compared with those of `mean` and `std`.
     """

@@ -1,7 +1,7 @@
 """Scalars for TensorBoard, written in the thread that logs them.
 
-The writer of tensorboardX has a thread and a queue. If the disk is full, the thread ends, and the run waits at the full
-queue for ever.
+The writer of tensorboardX has a thread and a queue. If the disk is full, the thread ends, and the run waits forever for
+room in the queue.
 """
 
 import socket
@@ -17,7 +17,7 @@ class Board:
     """An event file of TensorBoard: TFRecords of tensorboardX's protocol buffers.
 
     Args:
-        folder: the folder of the event files; it is made.
+        folder: the folder of the event files; it is created.
         start: the step that the run resumes from; TensorBoard hides events of later steps in older files.
 
     Raises:

@@ -33,7 +33,7 @@ class Checkpoints:
         workdir: folder of the run.
         keep_last: number of latest checkpoints to keep.
         keep_best: number of the best checkpoints to keep in addition.
-        metric: the metric that tells which are the best, one of `checkpoints.checkpoint.METRICS`.
+        metric: the metric that decides which are the best, one of `checkpoints.checkpoint.METRICS`.
 
     Raises:
         ConversionError: the metrics of a checkpoint are damaged.
@@ -84,7 +84,7 @@ class Checkpoints:
         metadata: dict[str, Any] = {DIGESTS: digests(_checked(state, data))}
         with self._writes():
             self._checkpointer.wait()
-            if self._is_gone():  # Orbax would make it, perhaps where a file system is no longer mounted
+            if self._is_gone():  # Orbax would create it, perhaps where a file system is no longer mounted
                 raise FileNotFoundError(GONE)
             self._writing = step
             items = {'state': state, 'data': data}
@@ -144,7 +144,7 @@ class Checkpoints:
             problem, loaded = '', None
             try:
                 loaded = self._load(step, abstract, data)
-            except Exception as error:  # of as many classes; also of ours, if the state has another structure
+            except Exception as error:  # again of many classes; ours too, if the state has another structure
                 problem = reason(error)
                 if isinstance(error, MemoryError | PermissionError) or any(code in str(error) for code in NOT_DAMAGE):
                     raise TrainingError(
@@ -163,10 +163,10 @@ class Checkpoints:
         """Return the state of one checkpoint, and set `data` to its position. Raises an error if it is damaged."""
         unreadable = None
         try:
-            check_arrays(self._folder.absolute() / str(step) / STATE_PART)  # of Orbax, tracebacks would follow
-        except Exception as error:  # of as many classes
+            check_arrays(self._folder.absolute() / str(step) / STATE_PART)  # before Orbax, which would print tracebacks
+        except Exception as error:  # again of many classes
             unreadable = error
-        if not everywhere_true(unreadable is None):  # in the load, processes would wait for the one that has ended
+        if not everywhere_true(unreadable is None):  # while loading, they would wait for it
             raise unreadable or ValueError('another process of the run cannot read it')
         loaded = self._checkpointer.load_checkpointables(step, {'state': abstract, 'data': data})
         state = to_local(loaded['state'])
@@ -183,7 +183,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 try:
                     target.parent.mkdir(exist_ok=True)
-                    shutil.rmtree(target, ignore_errors=True)  # of an earlier resume
+                    shutil.rmtree(target, ignore_errors=True)  # left by an earlier resume
                     source.rename(target)
                 except OSError as error:
                     raise TrainingError(
@@ -203,7 +203,7 @@ class Checkpoints:
         """
         with self._writes():
             self._checkpointer.close()
-        if jax.process_index() == 0:  # Orbax makes the folder, also for a run that is refused
+        if jax.process_index() == 0:  # Orbax creates the folder even for a run that is refused
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
 
@@ -218,14 +218,14 @@ class Checkpoints:
             last = f'the last good checkpoint is step {complete[-1]}' if complete else 'there is no earlier one'
             why, remedy = reason(error), 'Free disk space or fix permissions, then start the run again'
             if self._is_gone():
-                last, why, remedy = 'those before are with it', GONE, 'Start the run again when it is back'
+                last, why, remedy = 'the earlier ones are in it', GONE, 'Start the run again when it is back'
             raise TrainingError(
                 f'{self._folder}: the checkpoint of step {self._writing} cannot be written ({why}); {last}. '
                 f'{remedy}; it resumes from there'
             ) from error
 
     def _is_gone(self) -> bool:
-        """Return whether the folder is no longer there. A save under way makes it again, without the lock."""
+        """Return whether the folder is no longer there. A save in progress creates it again, without the lock."""
         return not self._folder.is_dir() or (self._locked and not self._lock.exists())
 
 

@@ -34,10 +34,11 @@ def weights_of(
 
     Args:
         counts: see `ClassCounts`.
-        method: 'neg_pos', the images without the class over those with it; 'inv_freq', all images over those with it;
-            'effective_num', (1 - beta) / (1 - beta^n), Cui et al., arXiv:1901.05555. The last two have the mean 1.
+        method: 'neg_pos', the number of images without the class divided by the number with it; 'inv_freq', the number
+            of all images divided by the number with it; 'effective_num', (1 - beta) / (1 - beta^n), Cui et al.,
+            arXiv:1901.05555. The last two have the mean 1.
         power: exponent of 'neg_pos' and 'inv_freq'.
-        beta: of 'effective_num'.
+        beta: parameter of 'effective_num'.
         largest: weights above it are lowered to it.
     """
     positives = np.maximum(counts.positives.astype(np.float64), 1)
@@ -57,7 +58,7 @@ def loss_weight(
     name: str,
     **options: Any,
 ) -> float | np.ndarray | None:
-    """Return the weight that an option of the loss stands for: one number, or one per class; None: no weight.
+    """Return the weight that an option of the loss specifies: one number, or one per class; None: no weight.
 
     Args:
         text: a method, a number, or one number per class, separated by commas; None: no weight.
@@ -68,7 +69,7 @@ def loss_weight(
         options: see `weights_of`.
 
     Raises:
-        TrainingError: it is none of them, or the counts are unknown or are of another number of classes.
+        TrainingError: `text` is none of these, or the counts are unknown or are of another number of classes.
     """
     if text is None:
         return None

@@ -34,9 +34,9 @@ class TrainConfig:
     new_head: bool = False
     """Draw a new classifier even if the weights have one with the right number of classes."""
     head: Annotated[Literal['linear', 'ml_decoder'] | None, flag('{linear,ml_decoder}', 'that of the weights')] = None
-    """Head of the model. A head that differs from that of the weights is drawn."""
+    """Head of the model. If the weights have another head, a new one is drawn."""
     in_chans: Annotated[int | None, POSITIVE, flag('N', 'that of the weights, or 3')] = None
-    """Channels of the images: 1 (grey) or 3 (RGB); for npz:FILE any number. Weights of another number are adapted."""
+    """Channels of the images: 1 (grey) or 3 (RGB); for npz:FILE any number. Weights for another number are adapted."""
     num_of_groups: Annotated[int | None, POSITIVE, flag('N', 'that of the weights; 100 for a new head')] = None
     """Queries of the ML-Decoder head; at most one for each class."""
     abn_slope: Annotated[float | None, NOT_NEGATIVE, flag('SLOPE', "that of the weights, or timm's 1e-3")] = None
@@ -79,11 +79,11 @@ class TrainConfig:
     class_map: Annotated[Path | None, flag('FILE.txt', 'the classes of the data')] = None
     """Names of the classes in the order of their labels, one per line."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', '65535 in 16 bits')] = None
-    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
+    """Value of white in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     image_size: Annotated[int | tuple[int, int], POSITIVE, flag('PIXELS | HEIGHT WIDTH')] = 224
     """Edge of the square images in pixels, or height and width."""
     num_samples: Annotated[int | None, POSITIVE, flag('N', 'the images of the training split')] = None
-    """Images that count as an epoch in all lengths in epochs. The order still has every image of the split."""
+    """Number of images that count as one epoch. The run still goes through every image of the split."""
     mean: Annotated[tuple[float, ...] | None, flag('MEAN ...', 'that of the model')] = None
     """Mean of each channel, or one for all, for values in [0, 1]."""
     std: Annotated[tuple[float, ...] | None, POSITIVE, flag('STD ...', 'that of the model')] = None
@@ -139,13 +139,13 @@ class TrainConfig:
     mixup_mode: Literal['batch', 'pair', 'elem'] = 'batch'
     """Draw method and share for each batch, each pair of neighbours, or each image."""
     mixup_off_epoch: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Mix no more from this epoch on, counted from 0; 0: always mix."""
+    """Stop mixing at this epoch, counted from 0; 0: always mix."""
     aug_repeats: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Repeated augmentation: show each image this many times in a row, each augmented anew. An epoch keeps its length,
-    and has fewer images. 0: no repetition."""
+    """Repeated augmentation: show each image this many times in a row, augmented differently each time. An epoch keeps
+    its length, and has fewer different images. 0: no repetition."""
     prefetcher: bool = False
-    """Mix as timm's default loader: rounded to 8 bits, before Cutout and random erasing. The default mixes last, as
-    timm with --no-prefetcher."""
+    """Mix as timm's default loader does: rounded to 8 bits, before Cutout and random erasing. The default is to mix
+    last, as timm does with --no-prefetcher."""
     smoothing: Annotated[float | None, SHARE, flag('SHARE', '0.1; 0 for --task multilabel')] = None
     """Label smoothing."""
 
@@ -167,10 +167,10 @@ class TrainConfig:
     asl_clip: Annotated[float, SHARE] = 0.05
     """Probability below which negatives have no loss in 'asl'."""
     asl_reduction: Literal['batchmean', 'sum', 'mean'] = 'batchmean'
-    """'asl' is summed over the classes and averaged over the images, summed over both as by its authors, or
-    averaged over both."""
+    """'asl' is summed over the classes and averaged over the images, summed over both as its authors do, or averaged
+    over both."""
     asl_focal_gradient: bool = True
-    """The gradient of 'asl' passes through its focal weight, as in timm; its authors train without."""
+    """Let the gradient of 'asl' pass through its focal weight, as timm does; its authors do not."""
     poly_epsilon: float = 2.0
     """Weight of the term that 'poly' adds to the cross entropy."""
     poly_gamma: Annotated[float, NOT_NEGATIVE] = 0.0
@@ -180,8 +180,8 @@ class TrainConfig:
     semantic_tree: Annotated[Path | None, flag('FILE', 'none')] = None
     """Tree of the classes for 'semantic': FILE.json, or the authors' imagenet21k_miil_tree.pth."""
     loss_pos_weight: Annotated[str | None, flag('WEIGHT', '1')] = None
-    """Weight of positives in 'bce' and 'asl': a number, one per class separated by commas, or 'neg_pos', the images
-    without the class over those with it."""
+    """Weight of positives in 'bce' and 'asl': a number, one per class separated by commas, or 'neg_pos', the number of
+    images without the class divided by the number with it."""
     loss_class_weight: Annotated[str | None, flag('WEIGHT', '1')] = None
     """Weight of each class in 'bce' and 'asl': a number, one per class separated by commas, 'inv_freq' or
     'effective_num'."""
@@ -238,7 +238,7 @@ class TrainConfig:
     opt_betas: Annotated[tuple[float, float] | None, BELOW_1, flag('BETA1 BETA2', "timm's for the optimiser")] = None
     """Decay rates of the optimiser's averages."""
     opt_kwargs: Annotated[tuple[str, ...], flag('KEY=VALUE ...', 'none')] = ()
-    """Other options of the optimiser by timm's names: max_grad_norm (lamb), alpha (rmsproptf), trust_coeff and
+    """Other options of the optimiser, under timm's names: max_grad_norm (lamb), alpha (rmsproptf), trust_coeff and
     nesterov (lars), clip_exp (adopt), ns_steps (muon)."""
     lr: Annotated[float | None, POSITIVE, flag('LR', 'lr_base, scaled by the batch size')] = None
     """Peak learning rate."""
@@ -256,11 +256,13 @@ class TrainConfig:
     sched: Literal['cosine', 'one_cycle', 'step', 'multistep', 'poly', 'wsd', 'constant'] = 'cosine'
     """Schedule of the learning rate."""
     sched_on_updates: bool = True
-    """Change the learning rate at each step; timm's default is once per epoch. 'one_cycle' always does."""
+    """Change the learning rate at each step; timm's default is once per epoch. 'one_cycle' always changes it at each
+    step."""
     warmup_epochs: Annotated[float, NOT_NEGATIVE] = 5.0
     """Epochs of linear warm-up; not used by 'one_cycle'."""
     warmup_prefix: bool = False
-    """The warm-up precedes the schedule and makes the run longer, instead of replacing its first part."""
+    """Put the warm-up before the schedule, which makes the run longer, instead of replacing the first part of the
+    schedule."""
     warmup_lr: Annotated[float, NOT_NEGATIVE] = 1e-5
     """Learning rate at the start of the warm-up."""
     min_lr: Annotated[float, NOT_NEGATIVE] = 0.0
@@ -284,7 +286,7 @@ class TrainConfig:
     final_div_factor: Annotated[float, POSITIVE] = 1e4
     """'one_cycle' ends at its start / final_div_factor."""
     clip_grad: Annotated[float | None, POSITIVE, flag('LIMIT', 'no clipping')] = None
-    """Clip gradients to this limit, as clip_mode says."""
+    """Clip gradients to this limit, in the way that clip_mode selects."""
     clip_mode: Literal['norm', 'value', 'agc'] = 'norm'
     """What --clip-grad limits: the norm of all gradients together, each value, or (adaptive gradient clipping) the
     gradient of each output channel relative to its weights."""
@@ -307,7 +309,7 @@ class TrainConfig:
     steps: Annotated[int | None, POSITIVE, flag('N', 'epochs determines it')] = None
     """Length of the run in steps."""
     stop_epoch: Annotated[float | None, POSITIVE, flag('N', 'the end of the schedule')] = None
-    """Stop after this epoch, with the schedule of the whole run. A larger --stop-epoch continues."""
+    """Stop after this epoch, with the schedule of the whole run. A larger --stop-epoch continues the run."""
     save_epochs: Annotated[tuple[float, ...], POSITIVE, flag('N ...', 'none')] = ()
     """Evaluate after these epochs, and keep their checkpoints."""
     batch_size: Annotated[int, POSITIVE] = 256
@@ -329,7 +331,7 @@ class TrainConfig:
     log_every: Annotated[int, POSITIVE] = 50
     """Steps between log lines."""
     log_wandb: bool = False
-    """Also log to Weights & Biases, which WANDB_MODE=offline keeps on this host."""
+    """Also log to Weights & Biases; WANDB_MODE=offline keeps the log on this host."""
     wandb_project: Annotated[str | None, flag('NAME', "that of wandb's settings")] = None
     """Project at Weights & Biases."""
     wandb_tags: Annotated[tuple[str, ...], flag('TAG ...', 'none')] = ()
@@ -339,7 +341,7 @@ class TrainConfig:
     devices: Annotated[int | None, POSITIVE, flag('N', 'all')] = None
     """Devices of this host to use; on a CPU, the number of virtual devices."""
     deterministic: bool = False
-    """Return the same bits on every run on GPUs too, where the compiler might choose faster programs."""
+    """Make runs bit-identical on GPUs too, where the compiler might otherwise choose faster programs."""
     skip_nonfinite: Annotated[int, NOT_NEGATIVE] = 0
     """Number of steps with a non-finite loss or gradient to skip before the run stops."""
 
@@ -394,7 +396,7 @@ class TrainConfig:
         return self.eval_metric or ('map' if self.multilabel else default)
 
     def check(self) -> None:
-        """Raises TrainingError if a value is of the wrong type or out of range, or does not suit the others."""
+        """Raise TrainingError if a value is of the wrong type or out of range, or does not suit the others."""
         check_options(self, TrainingError)
         for line in conflicts(self, _DEFAULTS):
             raise TrainingError(line)

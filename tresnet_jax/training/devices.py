@@ -97,7 +97,7 @@ def to_local(tree: Any) -> Any:
 
 
 def agreed(value: bool) -> bool:
-    """Return the value of the first process, in all processes. Files may not look the same to all of them."""
+    """Return the value of the first process, in all processes, which may see different files."""
     return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
 
 

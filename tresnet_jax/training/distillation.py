@@ -1,7 +1,7 @@
-"""Knowledge distillation: the outputs of a teacher as targets beside the labels, ``timm/task/distillation.py``.
+"""Knowledge distillation: the outputs of a teacher as targets in addition to the labels, ``timm/task/distillation.py``.
 
 - logit: Hinton et al., arXiv:1503.02531; softmax of both networks at a temperature.
-- feature: the pooled features before the classifier, mapped to the teacher's width if it is another.
+- feature: the pooled features before the classifier, mapped to the teacher's width if it differs.
 
 The teacher is in evaluation mode and not trained. Its parameters are an argument of the step (`over_devices`, `fixed`).
 """
@@ -36,7 +36,7 @@ def feature_loss(features: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def loss_shares(task: float | None, distill: float | None) -> tuple[float, float]:
-    """Return the factors of the loss of the labels and of that of the teacher, by timm's rule.
+    """Return the factors of the labels' loss and of the teacher's loss, by timm's rule.
 
     Both are 1 by default. If only the first is given, they add up to 1.
     """
@@ -55,7 +55,7 @@ class Distillation:
         outputs: the teacher's logits that belong to the student's classes, in their order; None: all.
         normalisations: those of the student's images and of the teacher's.
         temperature: of 'logit'.
-        shares: factors of the loss of the labels and of that of the teacher.
+        shares: factors of the labels' loss and of the teacher's loss.
     """
 
     kind: Literal['logit', 'feature']
@@ -83,7 +83,7 @@ class Distillation:
         maps, batch_stats = apply(params, batch_stats, images, train=True, rngs=rngs, method='forward_features')
 
         def head(number: int, **options: Any) -> jax.Array:
-            # As in timm, the logits and the features have dropout of their own.
+            # As in timm, dropout is drawn separately for the logits and for the features.
             rngs = {'dropout': jax.vmap(jax.random.fold_in, (0, None))(keys, number)}
             return apply(params, batch_stats, maps, train=True, rngs=rngs, method='forward_head', **options)[0]
 

@@ -105,7 +105,7 @@ def _launched(
 
 
 def _number(name: str, environment: Mapping[str, str]) -> int | None:
-    """Return an environment variable as a number; None if it is not set. Raises TrainingError if it is no number."""
+    """Return an environment variable as a number; None if it is not set. Raises TrainingError if it is not a number."""
     text = environment.get(name)
     if text is not None and not text.isdecimal():
         raise TrainingError(f'the environment variable {name} must be a whole number, got {text!r}')

@@ -1,13 +1,13 @@
 """Notice that another process of a run over several hosts has ended, and end this one with a line.
 
-JAX's client of the first process would end with a stack trace if that is gone, and with other processes gone, the rest
-waits for 100 seconds or for ever. So the connections of JAX's clients pass through sockets of ours, and one that closes
-before the run is over tells. The system closes them when a process ends, however it ends; a host without power is
-noticed by probes that it does not answer.
+If the first process has ended, JAX's clients end with a stack trace; if another process has ended, the rest waits for
+100 seconds or forever. So the connections of JAX's clients pass through our own sockets, and a connection that closes
+before the run is over shows that a process has ended. The system closes connections when a process ends, however it
+ends; unanswered probes reveal a host without power.
 
-A small process forwards the connections. Threads of this process could not: JAX waits for messages while it holds the
-interpreter's lock (`reached_preemption_sync_point` does). The program of that process is this file, which therefore
-imports only the standard library.
+A small process forwards the connections. Threads of this process could not do so: JAX waits for messages while it holds
+the interpreter's lock (`reached_preemption_sync_point` does). That process runs this file, which therefore imports only
+the standard library.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ SECONDS = 2.0  # until a connection that another process held is seen to be clos
 PATIENCE = 10.0  # seconds until a process that does not end by itself is killed
 UNANSWERED = 30_000  # milliseconds until data that nobody acknowledges ends a connection
 LOST = (
-    '{who} of this run has ended, so this one ends too; see what it said. Start all processes again; the run resumes '
+    '{who} of this run has ended, so this one ends too; see its output. Start all processes again; the run resumes '
     'from its last checkpoint'
 )
 
 
 class Links:
-    """The connections of this process to the first one, or of the others to this one if it is the first.
+    """The connections of this process to the first one; in the first process, those of the others to it.
 
     Attributes:
         connect: whether there are any.
@@ -73,20 +73,20 @@ class Links:
         return {**arguments, 'coordinator_address': near}
 
     def over(self) -> None:
-        """Say that processes may end from now on."""
+        """Announce that processes may end from now on."""
         if self._control is not None:
             with contextlib.suppress(BrokenPipeError):  # the forwarding process has ended
                 os.write(self._control, b'.')
 
     def failed(self) -> None:
-        """Wait after an error, because the reason may be that another process has ended; then that is said instead."""
+        """Wait after an error: if its reason is that another process has ended, that is reported instead."""
         if self.connect:
             time.sleep(SECONDS)
 
     def leave(self, code: int) -> int:
         """Return the exit code of a process that failed. If there are others, end it here.
 
-        JAX would wait for them, which may wait for this one.
+        Otherwise JAX would wait for them while they may wait for this one.
         """
         if self.connect:
             _end(code)
@@ -129,7 +129,7 @@ def _free_port() -> int:
 
 
 class _Forwarder:
-    """The program of the process that forwards: standard input is the control pipe, a byte of output says "lost"."""
+    """The program of the process that forwards: standard input is the control pipe, a byte of output means "lost"."""
 
     def __init__(self, target: str, who: str) -> None:
         host, _, port = target.rpartition(':')
@@ -137,13 +137,16 @@ class _Forwarder:
         self._lock, self._over, self._trains = threading.Lock(), threading.Event(), os.getppid()
 
     def run(self, server: socket.socket) -> None:
-        """Forward until the process that trains ends. Signals are for that process, also if they reach the group."""
+        """Forward until the process that trains ends.
+
+        Signals are ignored: they are for that process, even if they reach the whole group.
+        """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=self._accept, args=(server,), daemon=True).start()
         while True:
             _readable(None)
-            self._over.set()  # before the byte is read: until then, the pipe says it
+            self._over.set()  # before the byte is read: until then, the pipe is readable
             if not os.read(0, 1):
                 os._exit(0)
 
@@ -168,7 +171,7 @@ class _Forwarder:
                 sink.sendall(data)
         except OSError:
             pass
-        if len(heard) == 2:  # else nobody of the run, or an early attempt of JAX to connect
+        if len(heard) == 2:  # otherwise a stranger, or an early attempt of JAX to connect
             self._lost()
         for each in (source, sink):
             with contextlib.suppress(OSError):  # the other thread was faster
@@ -176,7 +179,7 @@ class _Forwarder:
             each.close()
 
     def _lost(self) -> None:
-        """End the process that trains, unless the run is over. It says why; if it cannot, this process does."""
+        """End the process that trains, unless the run is over. It reports why; if it cannot, this process does so."""
         with self._lock:  # both directions of a connection close
             if self._over.is_set() or _readable(0):
                 return
@@ -189,7 +192,7 @@ class _Forwarder:
 
 
 def _readable(seconds: float | None) -> bool:
-    """Wait until the process that trains says that the run is over, or ends. Return whether it has; None: no limit."""
+    """Wait until the training process announces the end of the run, or ends. Return whether it has; None: no limit."""
     return bool(select.select([0], [], [], seconds)[0])
 
 

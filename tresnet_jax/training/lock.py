@@ -24,8 +24,8 @@ OWNER_FILE = '.lock_owner.json'  # beside the lock: opening a locked file may em
 def locked(workdir: Path) -> Iterator[str | None]:
     """Hold the lock of the folder of a run. Every process of the run calls this; the first one holds it.
 
-    ``flock`` holds the lock, so one left by a process that was killed, or by a host that was started anew, does not
-    count. A process on another host is seen if the file system shares locks between hosts, as NFS does by default.
+    ``flock`` holds the lock, so a lock left by a process that was killed, or by a host that was rebooted, does not
+    count. A process on another host is detected if the file system shares locks between hosts, as NFS does by default.
 
     Yields:
         A line about the process that left the lock without releasing it; None if there was none.
@@ -45,7 +45,7 @@ def locked(workdir: Path) -> Iterator[str | None]:
         if jax.process_count() > 1:  # the others must not wait for a first process that has given up
             held = multihost_utils.broadcast_one_to_all(np.int32(problem is None))
             if problem is None and not held:
-                problem = TrainingError(f'{workdir}: the first process could not lock the folder; it says why')
+                problem = TrainingError(f'{workdir}: the first process could not lock the folder; see its output')
         if problem is not None:
             raise problem
         yield left
@@ -60,8 +60,8 @@ def _held(workdir: Path) -> Iterator[str | None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise TrainingError(
-            f'{workdir}: {_describe(owner) or "another process"} trains in this folder; wait until it ends or stop it, '
-            'or give another --workdir'
+            f'{workdir}: {_describe(owner) or "another process"} is training in this folder; wait until it ends '
+            'or stop it, or give another --workdir'
         ) from None
     except (OSError, NotImplementedError) as error:
         raise TrainingError(f'{workdir}: the folder cannot be locked: {reason(error)}') from error
@@ -77,7 +77,7 @@ def _held(workdir: Path) -> Iterator[str | None]:
 
 
 def _describe(owner: Path) -> str | None:
-    """Return the process that holds or held the lock, for people; None if it is not known."""
+    """Return the process that holds or held the lock, as text; None if it is not known."""
     try:
         found = json.loads(owner.read_text(encoding='utf-8'))
         return f'process {int(found["pid"])} on {found["host"]} (since {found["since"]})'

@@ -88,8 +88,8 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         config: the configuration. A run that resumes needs the saved one (`load_config`), in which only the options
             CHANGEABLE may differ.
         workdir: folder of the run; it is made if it does not exist.
-        accept_changes: resume even if the data differs from that which the run began with. The options ACCEPTABLE may
-            then differ too.
+        accept_changes: resume even if the data differs from what the run began with. The options ACCEPTABLE may then
+            differ too.
 
     Raises:
         TrainingError: an option is out of range, another process trains in the folder, the data has changed, the loss
@@ -181,14 +181,14 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         log.say(opening(config, data, step, len(devices)))
         interrupted = stack.enter_context(interruption())
         evaluation: _Evaluation | None = None
-        # The first evaluation before the first step if asked to; after a resume, the one that the run did not finish.
+        # Evaluate before the first step if requested; after a resume, finish the interrupted evaluation.
         evaluates = data.evaluates_at(step) if step else config.eval_at_start
         evaluates = agreed(evaluates and not has_evaluation(workdir, step))
         stop = False
         interval.restart()
 
         while True:
-            # Evaluate. The state is saved already. An interrupted evaluation is made again on resume.
+            # Evaluate. The state is saved already. An interrupted evaluation is repeated on resume.
             if evaluates and not stop:
                 try:
                     evaluation = evaluate_state(state, interrupted)
@@ -274,7 +274,7 @@ def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any
     Args:
         config: the configuration.
         data_classes: number of classes of the data.
-        network: for a run that resumes, the network that it has stored; {} if it has not. Its weights are not loaded.
+        network: for a run that resumes, the network that it has stored; {} if it has none. Its weights are not loaded.
 
     Raises:
         TrainingError: the data has more classes than the model.
@@ -296,7 +296,7 @@ def _create_model(config: TrainConfig, data_classes: int, network: dict[str, Any
     )
     if data_classes > model.num_classes:
         classes = amount(data_classes, 'class', 'classes')
-        raise TrainingError(f'{config.data} has {classes}, the model {model.num_classes}')
+        raise TrainingError(f'{config.data} has {classes}, but the model has {model.num_classes}')
     if config.new_head:
         model.start_classifier(model.num_classes, nnx.Rngs(config.seed))
     return model
@@ -321,7 +321,7 @@ def _resolved(config: TrainConfig, model: ImageModel) -> TrainConfig:
 
 
 def _check_batch_size(config: TrainConfig, local: int) -> None:
-    """Raises TrainingError if a batch cannot be split evenly; `local` is the number of devices of this host."""
+    """Raise TrainingError if a batch cannot be split evenly; `local` is the number of devices of this host."""
     devices = local * jax.process_count()
     factors = f'{amount(devices, "device")} times {amount(config.accumulate, "part")} (--accumulate)'
     unit = devices * config.accumulate

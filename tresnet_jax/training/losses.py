@@ -1,7 +1,7 @@
-"""Losses: pure functions of logits and targets, (b, classes) each, and their choice by a configuration.
+"""Losses: pure functions of logits and targets, (b, classes) each, and the choice of one by a configuration.
 
 Targets are probabilities, hard or soft, already smoothed and mixed (`batch_augment.py`). With several labels per image
-each class is a probability of its own: 'bce' and 'asl' are sums over the classes of a loss of one logit.
+each class is an independent probability: 'bce' and 'asl' are sums over the classes of a loss of one logit.
 
 - bce: ``timm/loss/binary_cross_entropy.py``; its threshold and its sum are those of arXiv:2110.00476.
 - asl: Ridnik et al., arXiv:2009.14119; ``timm/loss/asymmetric_loss.py`` and github.com/Alibaba-MIIL/ASL.
@@ -112,10 +112,10 @@ def asymmetric_loss(
     Args:
         logits, targets: (b, classes), floating point.
         gamma_neg, gamma_pos: exponents of the focal weight of negatives and positives.
-        clip: a negative counts only as far as its probability exceeds this one.
-        eps: probabilities below it count as it in the logarithm, so they have no gradient.
+        clip: a negative counts only as far as its probability exceeds this value.
+        eps: probabilities below it are replaced by it in the logarithm, so they have no gradient.
         focal_gradient: whether the gradient goes through the focal weight too, as in timm. The authors train without
-            (``disable_torch_grad_focal_loss``); the two gradients differ in direction.
+            this (``disable_torch_grad_focal_loss``); the two gradients differ in direction.
         reduction: 'batchmean', the sum over the classes, averaged over the batch, as in timm; 'sum' over both, the
             authors'; 'mean' over both.
         class_weight, pos_weight: as for `binary_cross_entropy`.
@@ -146,7 +146,7 @@ def create_loss(
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Return the loss of a configuration: (logits, targets) of the batch of one device -> its share of the loss.
 
-    The mean over devices, and over the parts of a batch, is the loss of the whole batch; so is that of a 'sum'.
+    The mean over devices, and over the parts of a batch, is the loss of the whole batch, also for the reduction 'sum'.
 
     Args:
         config: loss, bce_*, asl_*, poly_*, smoothing, batch_size.

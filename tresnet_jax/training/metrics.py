@@ -30,12 +30,12 @@ class RunLog:
         workdir: folder of the run.
         start: the step the run starts or resumes from; records of later steps are dropped.
         steps: number of steps of the whole run.
-        active: False makes every method do nothing, for all processes of a run but the first.
+        active: False makes every method do nothing; for all processes of a run except the first.
         wandb: a run at Weights & Biases that gets the metrics too, as `open_wandb` yields it.
 
     Raises:
         MissingExtraError: tensorboardX or Matplotlib is not installed.
-        TrainingError: a file cannot be written, by the methods, too.
+        TrainingError: a file cannot be written; the methods raise it too.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, active: bool, wandb: Any = None):
@@ -255,7 +255,7 @@ def _read_record(line: bytes, where: str) -> dict[str, Any]:
             return record
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise TrainingError(f'{where} is not a record of metrics; delete the line, or the file, to go on without it')
+    raise TrainingError(f'{where} is not a record of metrics; delete the line, or the file, to continue without it')
 
 
 def has_evaluation(workdir: Path, step: int) -> bool:

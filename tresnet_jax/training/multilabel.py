@@ -1,7 +1,7 @@
 """Metrics of images with any number of labels, over a whole data set, on the host.
 
-Both are those of timm (``timm/task/evaluator.py``) and of scikit-learn: a class that no image has counts as 0 in the
-means, and so does an F1 without labels and predictions.
+The metrics are those of timm (``timm/task/evaluator.py``) and of scikit-learn: a class that no image has counts as 0 in
+the means, and so does an F1 without labels and predictions.
 """
 
 import dataclasses
@@ -61,7 +61,8 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the average precision of each class, (classes,) float64; 0 for a class that no image has.
 
-    The average over the images of the class of the precision among all images that score at least as high.
+    This is the mean over the images of the class; each contributes the precision among all images that score at least
+    as high.
 
     Args:
         scores: (images, classes). Logits: probabilities of 1 would be ties.

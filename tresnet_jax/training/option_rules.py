@@ -19,9 +19,9 @@ class Use(NamedTuple):
 
     Attributes:
         names: fields of TrainConfig.
-        wanted: what a configuration must have for them, for people.
+        wanted: what a configuration must have for them, as text.
         holds: whether it has that; its argument is the configuration.
-        has: what it has instead, for people; '' for nothing.
+        has: what it has instead, as text; '' for nothing.
     """
 
     names: tuple[str, ...]
@@ -88,9 +88,9 @@ def conflicts(config: Any, defaults: Any) -> Iterator[str]:
     task = f'--task {config.task}'
     losses, metrics = LOSSES[config.task], METRICS[config.task]
     if config.loss_name not in losses:
-        yield f'--loss {config.loss} is not for {task}; it has {", ".join(losses)}'
+        yield f'--loss {config.loss} is not for {task}; expected one of {", ".join(losses)}'
     if config.rating not in metrics:
-        yield f'--eval-metric {config.eval_metric} is not for {task}; it has {", ".join(metrics)}'
+        yield f'--eval-metric {config.eval_metric} is not for {task}; expected one of {", ".join(metrics)}'
     if config.rating == 'semantic_top1' and config.loss_name != 'semantic':
         yield f'--eval-metric semantic_top1 is for --loss semantic, not for {config.loss_name}'
     if config.loss_name == 'semantic' and config.semantic_tree is None:

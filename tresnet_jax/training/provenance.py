@@ -1,7 +1,7 @@
-"""What a run depends on beside its configuration: examples, classes, splits, devices and versions.
+"""What a run depends on besides its configuration: examples, classes, splits, devices and versions.
 
-A run resumes with what it began with. Otherwise it is refused with the difference, or goes on if changes are accepted;
-they are recorded in provenance.json.
+A run resumes only with what it began with. Otherwise it is refused with a message that states the difference or, if
+changes are accepted, it continues and records them in provenance.json.
 """
 
 import dataclasses
@@ -195,10 +195,10 @@ def compare(
         config: its configuration now.
         workdir: folder of the run.
         step: number of steps done.
-        accept_changes: go on if something differs.
+        accept_changes: continue even if something differs.
 
     Returns:
-        `now` with a record of the changes, and what to say about them. Versions of libraries may change.
+        `now` with a record of the changes, and the lines to log about them. Versions of libraries may change.
 
     Raises:
         TrainingError: something differs and changes are not accepted, an option differs that may not change, or a file

@@ -1,7 +1,7 @@
 """Published recipes: how the weights of each tag were trained, as far as that is known, one row per tag.
 
-A row separates what is published, by its source, from what is unknown and chosen here, by the reason. The accuracies
-are those of the published weights; none was reproduced here.
+A row separates published values, listed by source, from values that are unknown and chosen here, listed by reason. The
+accuracies are those of the published weights; none was reproduced here.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Recipe:
 
     Attributes:
         name: the name, a tag for published weights.
-        summary: what it trains, for people.
+        summary: what it trains, as text.
         result: the accuracy that it reached here, or that is published.
         published: source -> values of fields of TrainConfig.
         chosen: reason -> values that are not published for these weights. Other fields have their defaults.
@@ -42,7 +42,7 @@ class Recipe:
         return TrainConfig(**{name: value for row in rows for name, value in row.items()})
 
     def describe(self, config: TrainConfig) -> dict[str, Any]:
-        """Return where the values of a configuration that began with this recipe come from, for people.
+        """Return where the values of a configuration that began with this recipe come from, to be printed.
 
         Fields that have their defaults are not listed.
         """

@@ -68,7 +68,7 @@ _OWN = (
         'A tiny network on mosaics of Fashion-MNIST (scripts/make_mosaics.py), any number of labels, a minute on a CPU',
         'docs/training.md, compared with timm in PyTorch',
         chosen={
-            # The reduction and the gradient of the loss are timm's; `--loss bce` does as well.
+            # The reduction and the gradient of the loss are timm's; `--loss bce` works just as well.
             'for a comparison with timm': {
                 'model': 'test_resnet', 'data': 'npz:mosaics.npz', 'task': 'multilabel', 'target_format': 'multihot',
                 'image_size': 32, 'epochs': 6, 'batch_size': 64, 'loss': 'asl', 'asl_gamma_pos': 0.0, 'opt': 'adamw',

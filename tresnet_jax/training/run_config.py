@@ -53,7 +53,7 @@ def load_config(workdir: Path) -> TrainConfig:
     """Read config.json from the folder of a run.
 
     Raises:
-        TrainingError: the file is missing or not JSON, or has an unknown key or a value that is no option's.
+        TrainingError: the file is missing or not JSON, or has an unknown key or a value that its option does not take.
     """
     path = workdir / CONFIG_FILE
     try:

@@ -1,7 +1,7 @@
 """Semantic softmax: a softmax for each level of a tree of classes; Ridnik et al., arXiv:2104.10972.
 
-An image of a class is also one of each class above it. The formulas are those of github.com/Alibaba-MIIL/ImageNet21K,
-``src_files/semantic``. The authors leave out the deepest level, so its classes learn nothing of their own.
+An image of a class also belongs to each class above it. The formulas are those of github.com/Alibaba-MIIL/ImageNet21K,
+``src_files/semantic``. The authors leave out the deepest level, so its classes have no loss of their own.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,12 @@ class SemanticTree(NamedTuple):
 
     Attributes:
         levels: the classes of each depth that has several, without the deepest; int32.
-        weights: factor of the loss of each level: all classes over those at least as deep, at most LARGEST_WEIGHT.
-        members: (pairs,) int32, classes; each is there once with itself and once with each class above it.
-        above: (pairs,) int32, these classes.
-        places: (classes, levels) int32, where in each level the class itself or the one above it is; -1 for none.
+        weights: factor of the loss of each level: the number of all classes divided by the number of classes at least
+            as deep, at most LARGEST_WEIGHT.
+        members: (pairs,) int32, classes; each appears once with itself and once with each class above it.
+        above: (pairs,) int32, the class itself or the class above it.
+        places: (classes, levels) int32, the position in each level of the class itself or of the class above it; -1 for
+            none.
     """
 
     levels: tuple[np.ndarray, ...]
@@ -134,7 +136,7 @@ def read_semantic_tree(path: Path, num_classes: int, source: Source) -> Semantic
         raise TrainingError(f'{shown(path)}: {EXPECTED}')
     if len(chains) != num_classes:
         have = amount(len(chains), 'class', 'classes')
-        raise TrainingError(f'{shown(path)}: has {have}, the model {num_classes:,}')
+        raise TrainingError(f'{shown(path)}: has {have}, but the model has {num_classes:,}')
     # Names of another kind, such as words instead of synsets, have nothing in common and cannot be compared.
     places = {str(name): place for place, name in enumerate(names)} if isinstance(names, list) else {}
     for label, name in enumerate(source.class_names):

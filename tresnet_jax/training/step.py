@@ -175,7 +175,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, teacher: tuple[Tree, Tree] | None = None) -> tuple[TrainState, Metrics]:
         batch_key, image_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-        # One key per image, from its position in the batch of all devices: their number does not matter.
+        # One key per image, from its position in the batch of all devices, so the number of devices does not matter.
         count = batch['image'].shape[0]
         positions = jax.lax.axis_index(AXIS) * count + jnp.arange(count, dtype=jnp.int32)
         batch = batch | {'key': jax.vmap(jax.random.fold_in, (None, 0))(image_key, positions)}
@@ -337,8 +337,8 @@ def make_eval_step(
         mean, std: normalisation of each channel, for values in [0, 1].
         dtype: dtype of the normalised images, the loss and the sums.
         each_image: also return values of each image.
-        tree: of the classes, for a model that was trained with the semantic softmax. The loss is then that one, and
-            there are the sums semantic_hits and semantic_levels (`semantic_hits`).
+        tree: of the classes, for a model that was trained with the semantic softmax. The loss is then the semantic
+            softmax, and there are also the sums semantic_hits and semantic_levels (`semantic_hits`).
 
     Returns:
         A function of (params, batch_stats) and of a batch with 'mask' and, if images have several right classes,

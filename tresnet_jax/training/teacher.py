@@ -69,8 +69,8 @@ def create_distillation(
         source: its training images.
 
     Returns:
-        The distillation; the parameters that are trained beside the student's, {} or a projection of its features;
-        and a line for people.
+        The distillation; the parameters that are trained in addition to the student's, {} or a projection of its
+        features; and a line for the log.
 
     Raises:
         TrainingError: the teacher does not suit the student.
@@ -80,7 +80,7 @@ def create_distillation(
     model, name = teacher.model, teacher.identity['name']
     if model.in_chans != student.in_chans:
         channels = amount(model.in_chans, 'channel')
-        raise TrainingError(f'--kd-model-name {name}: takes {channels}, the trained model {student.in_chans}')
+        raise TrainingError(f'--kd-model-name {name}: takes {channels}, but the student takes {student.in_chans}')
     apply, *_ = functional(model)
     data_config = resolve_data_config(model)
     outputs, extra = None, {}
@@ -108,13 +108,13 @@ def create_distillation(
 
 
 def _outputs(name: str, teacher: ImageModel, student: ImageModel, source: Source) -> tuple[tuple[int, ...] | None, str]:
-    """Return the teacher's outputs for the student's classes, None if these are all in order, and a text for people."""
+    """Return the teacher's outputs for the student's classes (None: all, in their order), and a text for the log."""
     if teacher.num_classes == 0:
         raise TrainingError(f'--kd-model-name {name}: has no classifier; use --kd-distill-type feature')
     if source.num_classes != student.num_classes:  # the classes of the student have no names
         if teacher.num_classes != student.num_classes:
             classes = amount(teacher.num_classes, 'class', 'classes')
-            raise TrainingError(f'--kd-model-name {name}: has {classes}, the trained model {student.num_classes}')
+            raise TrainingError(f'--kd-model-name {name}: has {classes}, but the student has {student.num_classes}')
         return None, f'all {teacher.num_classes} classes, in their order'
     names, synsets = class_names(teacher), class_synsets(teacher)
     match = match_classes(source.class_names, names, synsets, teacher.num_classes, source.name, f'the teacher {name}')

@@ -47,7 +47,8 @@ class Rule:
     """An optimiser.
 
     Attributes:
-        chain: (settings, rate) -> transformations. `rate` multiplies by minus the learning rate, and is one of them.
+        chain: (settings, rate) -> transformations. `rate` multiplies by minus the learning rate, and is part of the
+            chain.
         eps, betas: defaults; None if the optimiser has none.
         others: the remaining options and their defaults.
     """
@@ -75,7 +76,7 @@ def settings_of(config: TrainConfig) -> Settings:
         ('--opt-betas', config.opt_betas, rule.betas),
     ):
         if given is not None and default is None:
-            raise TrainingError(f'{flag} is no option of --opt {config.opt}')
+            raise TrainingError(f'{flag} is not an option of --opt {config.opt}')
     others = dict(rule.others)
     for text in config.opt_kwargs:
         key, _, value = text.partition('=')

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run there for the run of a folder, and the same one again when it resumes."""
+"""Weights & Biases: log the run of a folder to one run there, also after a resume."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ def open_wandb(config: TrainConfig, workdir: Path) -> contextlib.AbstractContext
 
     Raises:
         MissingExtraError: wandb is not installed.
-        TrainingError: wandb cannot start: nobody is logged in, or a project, tag or id is not one of wandb's.
+        TrainingError: wandb cannot start: nobody is logged in, or a project, tag or id is invalid.
         ConversionError: the file of the id cannot be written.
     """
     if not config.log_wandb:
