@@ -54,22 +54,22 @@ class ConvertArguments:
     model: Annotated[str | None, flag('NAME', 'found from the shapes')] = None
     """Architecture, with or without a tag, such as tresnet_m.miil_in1k."""
 
-    to: Annotated[Literal['flax', 'torch'] | None, flag('{flax,torch}', 'the one that SOURCE is not')] = None
+    to: Annotated[Literal['flax', 'torch'] | None, flag('{flax,torch}', 'the opposite of SOURCE')] = None
     """Layout to write."""
 
     num_classes: Annotated[int | None, NOT_NEGATIVE, flag('N', 'keep the classifier')] = None
     """Keep the classifier only if it has this number of classes."""
 
     drop_head: bool = False
-    """Drop the classifier, of whatever kind it is."""
+    """Drop the classifier, whatever its kind."""
 
     ema: bool = True
-    """Take the averaged weights of a training checkpoint if it has them, as timm does."""
+    """Use the averaged weights of a training checkpoint if it has them, as timm does."""
 
     step: Annotated[int | Literal['best', 'latest'] | None, NOT_NEGATIVE, flag('N|best|latest', 'best')] = None
-    """Checkpoint of a training run; best has the best top-1."""
+    """Checkpoint of a training run; best: the one with the best metric."""
 
-    key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if that is one')] = None
+    key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if there is only one')] = None
     """Network of a file that has several, as inspect lists them: state_dict:student."""
 
     abn_slope: Annotated[float | None, NOT_NEGATIVE, flag('SLOPE', "the one that SOURCE states, else timm's 1e-3")] = (
@@ -91,7 +91,7 @@ class InspectArguments:
     file: Annotated[Path, tyro.conf.Positional, flag('FILE')]
     """A checkpoint file, the index or folder of several files, or a training run's folder."""
 
-    key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if that is one')] = None
+    key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if there is only one')] = None
     """Network of a file that has several."""
 
     json: bool = False
@@ -141,7 +141,7 @@ class AverageArguments:
     """Layout to write."""
 
     ema: bool = True
-    """Take the averaged weights of a training checkpoint if it has them, as timm does."""
+    """Use the averaged weights of a training checkpoint if it has them, as timm does."""
 
 
 SUBCOMMANDS: Any = (
@@ -250,7 +250,7 @@ def _verify(arguments: ConvertArguments, model: ImageModel, report: Report) -> N
     print(f'{arguments.source}: largest difference from {reference}, relative to the largest value')
     print('\n'.join(map(str, rows)))
     if any(note.startswith(UNSETTLED) for note in report.notes):
-        print(f'{report.architecture} was assumed: a network with these tensors and another function agrees as well')
+        print(f'{report.architecture} was assumed: a network with these tensors and another function would agree too')
     if arguments.plot is not None:
         plot_errors(rows, f'{report.name}: Flax against timm', arguments.plot)
     if not all(row.agrees for row in rows):

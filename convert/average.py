@@ -1,6 +1,6 @@
 """Average the weights of several checkpoints, as timm's ``avg_checkpoints.py`` (arXiv:1803.05407).
 
-A mean is computed in float64, running statistics included. Unlike timm's, whole numbers are not averaged.
+A mean is computed in float64, running statistics included. Unlike in timm, whole numbers are not averaged.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def choose(sources: Sequence[Path], *, count: int = 10, steps: Sequence[int] = (
     Args:
         sources: files, and folders of training runs.
         count: the number of best checkpoints of all runs together; fewer if there are fewer.
-        steps: take these steps of each run instead.
+        steps: use these steps of each run instead.
 
     Raises:
         ConversionError: a run has no rated checkpoint or not these steps, runs have different metrics, there are fewer
@@ -91,13 +91,13 @@ def choose(sources: Sequence[Path], *, count: int = 10, steps: Sequence[int] = (
 def average(parts: Sequence[Part], *, model: str | None = None, ema: bool = True) -> tuple[Tree, Tree, Report]:
     """Return the mean of checkpoints as ``params, batch_stats, report``.
 
-    Counters of batches are the largest ones. The report is that of the first checkpoint, with what the others state
-    beside it.
+    Counters of batches are the largest ones. The report is that of the first checkpoint, completed by what the others
+    state.
 
     Args:
         parts: at least one checkpoint.
         model: architecture, with or without a tag. None: find it from the shapes.
-        ema: take the averaged weights of a training checkpoint if it has them, as timm does.
+        ema: use the averaged weights of a training checkpoint if it has them, as timm does.
 
     Raises:
         ConversionError: a checkpoint cannot be read or converted, has values that are not finite, or differs from the
@@ -128,13 +128,13 @@ def average(parts: Sequence[Part], *, model: str | None = None, ema: bool = True
 
 
 def _joint(first: Report, other: Report, first_part: Part, part: Part) -> Report:
-    """Return the first report with what the other one states beside it, and the larger counters.
+    """Return the first report, completed by what the other one states, with the larger counters.
 
     Raises:
         ConversionError: they contradict each other.
     """
     if first.architecture != other.architecture:
-        raise ConversionError(f'{part}: is a {other.architecture}, {first_part} a {first.architecture}')
+        raise ConversionError(f'{part}: is a {other.architecture}, but {first_part} is a {first.architecture}')
     values = {}
     for field in AGREED:
         one, two = getattr(first, field), getattr(other, field)
@@ -153,12 +153,12 @@ def _plain(value: object) -> object:
 
 
 def _check_same(first: dict[str, np.ndarray], other: dict[str, np.ndarray], first_part: Part, part: Part) -> None:
-    """Raises ConversionError if the names or shapes of tensors differ."""
+    """Raise ConversionError if the names or shapes of tensors differ."""
     wrong = [f'{name} is only in one' for name in first.keys() ^ other.keys()]
     shapes = ((name, first[name].shape, other[name].shape) for name in first.keys() & other.keys())
     wrong += [f'{name}: {two} instead of {one}' for name, one, two in shapes if one != two]
     if wrong:
-        raise ConversionError(listing(f'{part}: has not the tensors of {first_part}', wrong))
+        raise ConversionError(listing(f'{part}: does not have the tensors of {first_part}', wrong))
 
 
 def _joined(steps: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""The error of one tensor relative to a reference, beside the rounding error of float32."""
+"""The error of one tensor relative to a reference, next to the rounding error of float32."""
 
 import dataclasses
 

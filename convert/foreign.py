@@ -27,7 +27,7 @@ SQUEEZE_EXCITE = (r'\.(se|se_layer|scale|eca)\.', 'squeeze-excite, which a ResNe
 class Library:
     """How a library names the tensors of a ResNet-D.
 
-    The templates are those of `str.format` and give the name of a layer: a convolution or the batch norm behind it.
+    The templates are those of `str.format` and give the name of a layer: a convolution or the batch norm after it.
 
     * `{part}` is one of `parts`, for the convolution and the batch norm.
     * `{i}` is the number of the layer's pair in the stem or in the block, from 0; `{i1}` from 1; `{abc}` is a letter.
@@ -41,16 +41,16 @@ class Library:
         signature, body, classifier: see `Layout`.
         stem, block: templates.
         shortcut: template for the projection of stage 1, and of stages in which no pooling precedes it.
-        pooled: template for the projection behind a pooling, in stages 2 to 4.
+        pooled: template for the projection after a pooling, in stages 2 to 4.
         parts: the names of a convolution and of a batch norm.
         blocks: template of blocks, if some have other names than those of `block`.
         leaves: (leaf, timm's leaf) for those that differ from timm's.
         transposed: whether the weight of the classifier is stored as (features, classes).
-        prepare: rename tensors such that the templates fit.
+        prepare: rename tensors so that the templates fit.
         others: (regular expression, reason) of names that only other networks of the library have.
         third_stem: part of the name of the stem's last convolution, which networks with one convolution lack; None if
             the distinctive name of the signature excludes them.
-        unseen: networks with the same tensors and another function.
+        unseen: networks with the same tensors that compute another function.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Library:
         return renamed
 
     def layouts(self) -> tuple[Layout, ...]:
-        """Return the layout, and the one of the library's networks with a stem of one convolution, which is refused."""
+        """Return the layout, and that of the library's networks with a stem of one convolution, which are refused."""
         layout = Layout(self.name, self.signature, self.body, self.to_timm, self.classifier, unseen=self.unseen)
         if self.third_stem is None:
             return (layout,)
@@ -155,7 +155,7 @@ FASTAI_OTHERS = (
     (r'\.2\.running_var$', 'bn_1st=False, which normalises after the activation'),
     (r'^[89]\.', 'six stages (xresnet18_deep and others)'),
     (r'\.(convpath|convs)\.\d\.(layers|gamma|conv)\b', 'squeeze-excite or self-attention (xse_resnet50, sa=True)'),
-    (r'^[5-7]\.0\.idpath\.0\.', 'pool_first=False, which pools behind the projection'),
+    (r'^[5-7]\.0\.idpath\.0\.', 'pool_first=False, which pools after the projection'),
 )
 FASTAI_UNSEEN = ('other activations (act_cls)', 'pool=MaxPool')
 OPENMMLAB_UNSEEN = ("style='caffe'", 'dilations')
@@ -225,7 +225,7 @@ LIBRARIES = (
         parts=('_conv', '_batch_norm'),
         leaves=PADDLE_LEAVES,
         # PaddleClas's ResNet_vc has exactly these names, and a classifier `out`.
-        others=(SQUEEZE_EXCITE, (r'^out\.', 'the classifier out, which PaddleClas has in ResNet50_vc, no ResNet-D')),
+        others=(SQUEEZE_EXCITE, (r'^out\.', 'the classifier out, which PaddleClas has in ResNet50_vc, not a ResNet-D')),
         third_stem='conv1_3._conv',
         unseen=("PaddleClas's ResNet50_vc", "the strides of PaddleOCR's text recognition", 'dilations'),
     ),

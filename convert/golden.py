@@ -77,7 +77,7 @@ def timm_model(architecture: str, **options: Any) -> Any:
 
 
 def add_timm_ml_decoder(model: Any, num_of_groups: int, decoder_embedding: int) -> None:
-    """Replace the head of a timm model by timm's ML-Decoder.
+    """Replace the head of a timm model with timm's ML-Decoder.
 
     ``add_ml_decoder_head`` of timm has no arguments for the sizes, and its head fails on torch 2, whose
     ``TransformerDecoder`` expects a layer with self-attention: the only layer is called instead.

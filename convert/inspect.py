@@ -17,7 +17,7 @@ from tresnet_jax.variants import CLASSIFICATION, PRETRAINED
 from .reading import read
 
 # The names of timm's releases before the hub end with the first eight digits of their SHA-256, so the digest of a
-# renamed file still tells which release it is.
+# renamed file still identifies the release.
 RELEASED = {
     'dbc13962': 'tresnet_m.miil_in1k',
     '235b486c': 'tresnet_l.miil_in1k',
@@ -71,9 +71,9 @@ class Inspection:
         abn_slope: slope of the leaky ReLUs, if the file states one.
         data_config: how images are prepared, if the file states it.
         label_names: names of the classes, if the file states them.
-        task: 'classification', one class per image, or if the file states it 'multilabel', any number.
+        task: 'classification', one class per image, or 'multilabel', any number, if the file states it.
         networks: 'PATH:PREFIX, architecture, parameters' of each network in the file; `key` takes the first part.
-        notes: how the network was found, and what its tensors cannot tell.
+        notes: how the network was found, and what its tensors do not show.
     """
 
     path: str

@@ -23,11 +23,10 @@ def read(
 
     Args:
         path: the file, the index of several files, or the folder of either or of a training run.
-        ema: take the averaged weights of a training checkpoint if it has them, as timm does.
-        step: the checkpoint of a run: a step, 'latest', or 'best' for the best top-1. None: 'best'.
-        key: the network of a file with several: the keys that lead to it, joined by dots, and behind a colon the
-            prefix of its names ('state_dict', 'state_dict:student', ':encoder_q'). None: the best one, if that is
-            one.
+        ema: use the averaged weights of a training checkpoint if it has them, as timm does.
+        step: the checkpoint of a run: a step, 'latest', or 'best' for the best metric. None: 'best'.
+        key: the network of a file with several: the keys that lead to it, joined by dots, and after a colon the prefix
+            of its names ('state_dict', 'state_dict:student', ':encoder_q'). None: the best one, if there is only one.
 
     Raises:
         ConversionError: the file is missing, empty, truncated, corrupt or of another kind, holds no tensors, or holds

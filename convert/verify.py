@@ -94,7 +94,7 @@ def first_difference(model: ImageModel, state: Mapping[str, np.ndarray], seed: i
 def reference_state(checkpoint: Checkpoint, report: Report) -> dict[str, np.ndarray]:
     """Return the tensors of the source under timm's names.
 
-    The names of in-place ABN are changed by timm's own code, so that an error in ours shows; other names by ours.
+    timm's own code changes the names of in-place ABN, so that an error in our code shows; our code changes other names.
     """
     state = to_timm(checkpoint).tensors
     if report.layout == 'inplace_abn':

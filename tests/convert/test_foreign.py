@@ -273,7 +273,7 @@ REFUSED = {
     'c, PaddleDetection': (renamed('PaddleDetection', r'\.short\.conv\.(conv|norm)\.', r'.short.\1.'), 'a ResNet-C'),
     'c, RT-DETR': (renamed('RT-DETR', r'\.short\.conv\.(conv|norm)\.', r'.short.\1.'), 'a ResNet-C'),
     'SE_ResNet_vd': (extended('PaddleSeg', bb_0_0__scale__squeeze__weight=(32, 2)), 'squeeze-excite'),
-    'ResNet50_vc': (extended('PaddleSeg', out__weight=(96, 10), out__bias=(10,)), 'no ResNet-D'),
+    'ResNet50_vc': (extended('PaddleSeg', out__weight=(96, 10), out__bias=(10,)), 'not a ResNet-D'),
     'bn_1st': (renamed('fastai 2', r'^([012])\.1\.', r'\1.2.'), 'bn_1st=False'),
     'pool_first': (renamed('fastai 2', r'idpath\.1\.', 'idpath.0.'), 'pool_first=False'),
     'deep': (extended('fastai 2', **{'8__0__convpath__0__0__weight': (96, 96, 3, 3)}), 'six stages'),

@@ -11,7 +11,7 @@ from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.variants import CLASSIFICATION
 
 FLAX_FORMAT = CHECKPOINT.name  # value of 'format' in the metadata of our own files
-METRICS = {  # of runs, from 0 to 1, each with its name for people; one of them picks the best checkpoint
+METRICS = {  # of runs, from 0 to 1, each with its title; one of them picks the best checkpoint
     'semantic_top1': 'semantic top-1', 'top1': 'top-1', 'top5': 'top-5', 'map': 'mAP', 'micro_f1': 'micro F1',
     'macro_f1': 'macro F1', 'sample_f1': 'sample F1',
 }  # fmt: skip
@@ -20,14 +20,14 @@ COUNTER = 'num_batches_tracked'  # name of torch's counter of batches in a batch
 
 @dataclasses.dataclass(frozen=True)
 class Stated:
-    """What a checkpoint says beside its tensors.
+    """What a checkpoint states besides its tensors.
 
     Attributes:
         label_names: every list of class names that it has.
         data_config: how images are prepared, as arguments of `create_transform`; None if unknown.
         abn_slope: slope of the leaky ReLUs, from the classes of a pickled module; None: timm's, or unknown.
         global_pool, output_stride: options with which the network was trained; None: timm's, or unknown.
-        settled_by: what excludes networks of the same tensors and another function; None: nothing does.
+        settled_by: what excludes networks with the same tensors that compute another function; None: nothing does.
         task: what the outputs are, one of `variants.TASKS`; that of one class per image if it is unknown.
     """
 
@@ -56,8 +56,8 @@ class Checkpoint:
         layout: how the tensors of the network are named; None: timm's names, or our own.
         prefix: what precedes these names, without what wrappers of torch insert.
         networks: 'PATH:PREFIX, architecture, parameters' of each network in the file.
-        notes: how the network was found, and what its tensors cannot tell, one line each.
-        stated: what the checkpoint says beside its tensors.
+        notes: how the network was found, and what its tensors do not show, one line each.
+        stated: what the checkpoint states besides its tensors.
 
     Example:
         >>> import pickle, tempfile, convert, tresnet_jax

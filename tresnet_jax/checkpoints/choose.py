@@ -21,7 +21,7 @@ AVERAGE = re.compile(
 )
 TOP = '(top)'  # the key of a network at the top of a file, without a prefix
 AVERAGER_COUNT = 'n_averaged'  # of torch.optim.swa_utils.AveragedModel, beside the averaged module
-MOST_COMPARED = 64  # networks that are compared with each other; a limit for files that are made to be slow
+MOST_COMPARED = 64  # networks that are compared with each other; a limit for files made to be slow
 LONGEST_KEY = 500  # characters
 STALE = 'average_model_state'  # of Lightning's StochasticWeightAveraging; its statistics of batch norm are old
 
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
         network: the selected one.
         averaged: whether its weights are an average.
         networks: all networks, equal ones included.
-        has_average: whether one of all is an average.
+        has_average: whether any of them is an average.
         notes: what was selected, one line each.
     """
 
@@ -113,7 +113,7 @@ def rows(networks: Sequence[Network]) -> list[str]:
 def unique_keys(networks: Sequence[Network]) -> list[str]:
     """Return what `--key` takes for each network: PATH:PREFIX, with @ARCHITECTURE or @NUMBER if several share it.
 
-    Several do if two families, or two layouts, are side by side in one dictionary.
+    That happens if two families, or two layouts, are side by side in one dictionary.
     """
     plain = [printable(network.key, LONGEST_KEY) for network in networks]
     named = [f'{key}@{network.architecture}' for key, network in zip(plain, networks, strict=True)]

@@ -1,7 +1,7 @@
-"""The `config.json` beside weights: which network they are of, its options, its classes and its images.
+"""The `config.json` beside weights: the network, its options, its classes and its images.
 
 timm writes it (``timm/models/_hub.py``), transformers for its TimmWrapper and TimmBackbone, and
-segmentation_models_pytorch. `as_timm` returns each in timm's form of today, and `parse` checks it.
+segmentation_models_pytorch. `as_timm` returns each in timm's current form, and `parse` checks it.
 """
 
 import dataclasses
@@ -42,8 +42,9 @@ CONFIG = 'config.json'
 NAMES = ('label_names', 'labels', 'id2label')  # 'labels' is timm's key of 2021 and 2022
 IMAGE_FIELDS = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
-# The arguments of timm's models, by what becomes of them: a field of `SavedConfig`; nothing, as they concern training
-# or the source of the weights; nothing either, if the value is that of our architectures. Others are refused.
+# The arguments of timm's models: those that become fields of `SavedConfig`; those that are ignored, because they
+# concern training or the source of the weights; and those that are ignored if they have the value of our architectures.
+# Others are refused.
 APPLIED = (
     *('in_chans', 'num_classes', 'global_pool', 'output_stride', 'drop_rate', 'drop_path_rate'),
     *('head', 'num_of_groups', 'decoder_embedding', 'features_only', 'out_indices'),
@@ -85,7 +86,7 @@ class SavedConfig(PretrainedConfig):
         head, num_of_groups, decoder_embedding: the head, which timm's configurations do not have; None: a linear layer.
         features_only, out_indices: whether it is a backbone, and its feature maps; None: timm's default.
         states_classes: whether the number of classes is stated; otherwise it is that of the weights.
-        states_images: whether it says how images are prepared; otherwise these are timm's defaults.
+        states_images: whether it states how images are prepared; otherwise these are timm's defaults.
         notes: what was left out, one line each.
     """
 
@@ -169,7 +170,7 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
         source: see `SavedConfig`.
 
     Raises:
-        ConversionError: a value is of another type, or the model is none that we support.
+        ConversionError: a value is of another type, or the model is not supported.
     """
     # Before 2023 timm wrote one flat object, without pretrained_cfg.
     pretrained = config.get('pretrained_cfg') or config
@@ -264,7 +265,7 @@ def check_arguments(arguments: Mapping[str, Any], architecture: str, path: Path)
 def _label_names(
     config: Mapping[str, Any], pretrained: Mapping[str, Any], classes: int | None
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Return the names of the classes, and a note about names that are of other classes."""
+    """Return the names of the classes, and a note about names that belong to other classes."""
     stale = 0
     for value in (holder.get(key) for holder in (config, pretrained) for key in NAMES):
         names = listed_names(value, classes)

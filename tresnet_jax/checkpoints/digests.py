@@ -34,7 +34,7 @@ def _digest(leaf: Any) -> str:
 
 
 def check_digests(folder: Path, tree: Any) -> None:
-    """Compare arrays of a checkpoint with the digests in it. Those of older releases have none.
+    """Compare arrays of a checkpoint with the digests in it. Checkpoints of older releases have none.
 
     Args:
         folder: the folder of the checkpoint.
@@ -42,7 +42,7 @@ def check_digests(folder: Path, tree: Any) -> None:
 
     Raises:
         ConversionError: the digests cannot be read.
-        ValueError: an array has no digest, or another one.
+        ValueError: an array has no digest, or a different one.
     """
     document = read_json(folder / METADATA_PART)
     custom = document.get(CUSTOM) if isinstance(document, dict) else None

@@ -1,4 +1,4 @@
-"""Find TResNets and ResNet-Ds in a checkpoint, whatever contains them and whatever precedes their names.
+"""Find TResNets and ResNet-Ds in a checkpoint, in any container and with any prefix before their names.
 
 The steps: containers of a file -> state dicts -> names without wrappers -> prefixes, by the distinctive names of the
 layouts -> timm's names. `choose.py` selects one of several networks.
@@ -21,7 +21,7 @@ from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.variants import ARCHITECTURES
 
 MOST_NESTED = 12  # containers within containers
-# Limits for files that are made to be slow: networks in a file, those of one layout in a dictionary, and comparisons of
+# Limits for files made to be slow: networks in a file, those of one layout in a dictionary, and comparisons of
 # a name, or of a container, with a network. A checkpoint of 20 networks needs some 100,000.
 MOST_IN_ALL, MOST_NETWORKS = 1000, 64
 MOST_COMPARISONS = 4_000_000
@@ -62,13 +62,13 @@ class Network:
         state: the dictionary or module that holds it.
         prefix: what precedes the names of the layout, with a dot at the end, and without wrappers; '' for nothing.
         layout: how the tensors are named.
-        tensors: timm's key -> tensor, of the body and of the classifier in its own place.
+        tensors: timm's key -> tensor, of the body and of the classifier under timm's name.
         keys: timm's key -> key in the state, for tensors that are only renamed.
         own: the keys in the state of all tensors that are not of another network.
         counters: timm's key of a counter of batch norm -> its value.
         beside: key in the state, without wrappers -> tensor that belongs neither to the body nor to the classifier.
         left_out: 'counters of a profiler', ... -> number of tensors.
-        problem: which other network it is, as part of a sentence; None if its names are all known.
+        problem: which other network it is, as part of a sentence; None if all its names are known.
     """
 
     state: State
@@ -131,7 +131,7 @@ def _nested(states: Sequence[State], layouts: Sequence[Layout]) -> list[Network]
     containers = {state.location[:depth] for state in states for depth in range(len(state.location) + 1)}
     joined = networks_of(_joined(states, ()), layouts)
     _check_work(len(containers), len(joined))
-    # The dictionary that contains all of a network, and not what is beside it, such as an optimizer.
+    # The dictionary that contains all of a network, but not what is next to it, such as an optimizer.
     owners = [
         max((c for c in containers if network.prefix.startswith(''.join(f'{part}.' for part in c))), key=len)
         for network in joined
@@ -242,7 +242,7 @@ def networks_of(state: State, layouts: Sequence[Layout]) -> list[Network]:
     for key in state.tensors:
         names[key if clean(key) in names else clean(key)] = key
     found = [(prefix, layout) for layout in layouts for prefix in _prefixes(names, layout)]
-    # The body of a TResNet is a layout of its own, and within a whole one it is not another network.
+    # The body of a TResNet is a layout of its own, and within a whole TResNet it is not another network.
     found = [
         (prefix, layout)
         for prefix, layout in found
@@ -282,7 +282,7 @@ class _Parts:
 
 
 def _assign(name: str, value: Tensor, found: list[tuple[str, Layout]], parts: list[_Parts]) -> None:
-    """Give a tensor to the networks that it belongs to, or that it is beside of."""
+    """Give a tensor to the networks that it belongs to, or that it is next to."""
     members = [i for i, (prefix, layout) in enumerate(found) if _is_member(name, prefix, layout)]
     # A tensor under the prefix of one network is not beside another one.
     nearest = members or [i for i, (prefix, _) in enumerate(found) if prefix and name.startswith(prefix)]

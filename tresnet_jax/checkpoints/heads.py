@@ -1,4 +1,4 @@
-"""Find the classifier of a network, wherever a checkpoint keeps it, or say which head it has instead."""
+"""Find the classifier of a network, wherever a checkpoint keeps it, or describe the head it has instead."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ def find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], archi
     """Find the classifier among the tensors that are not of the body.
 
     Args:
-        tensors: timm's key -> tensor, of the body and of a classifier in timm's place.
+        tensors: timm's key -> tensor, of the body and of a classifier under timm's name.
         beside: key in the checkpoint -> tensor that belongs to neither.
         architecture: the architecture of the body.
     """
@@ -74,7 +74,7 @@ def find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], archi
 
 
 class Joined(NamedTuple):
-    """Classifiers from dictionaries beside that of a network.
+    """Classifiers from dictionaries next to that of a network.
 
     Attributes:
         tensors: name -> tensor; the name does not look like one of the network.
@@ -86,12 +86,11 @@ class Joined(NamedTuple):
 
 
 def classifiers_elsewhere(tree: Any, choice: Choice) -> Joined:
-    """Return the classifiers of a network without one that are in dictionaries beside its own.
+    """Return the classifiers that are in dictionaries next to that of a network without one.
 
     As in `{'backbone': {...}, 'head': {'weight': ..., 'bias': ...}}`. Each dictionary that contains the network is
-    searched, the innermost first, up to one that has a classifier. What has one name there, whether its parts are
-    joined by dots or nested, is a classifier if it is one linear layer of the right width, ASL's bottleneck or an
-    ML-Decoder.
+    searched, the innermost first, up to one that has a classifier. Tensors under one name there, joined by dots or
+    nested, are a classifier if they are one linear layer of the right width, ASL's bottleneck or an ML-Decoder.
 
     Args:
         tree: the checkpoint.
@@ -135,7 +134,7 @@ def _takes(name: str, value: Tensor, width: int) -> bool:
 
 
 def foreign_classifier(tensors: Mapping[str, Any], architecture: str) -> str | None:
-    """Return the kind of a head in timm's place that is not timm's; None for a linear layer, an ML-Decoder or no head.
+    """Return the kind of a head under timm's name that timm lacks; None for a linear layer, an ML-Decoder or no head.
 
     Args:
         tensors: timm's key -> anything with a `shape`.
@@ -149,14 +148,14 @@ def foreign_classifier(tensors: Mapping[str, Any], architecture: str) -> str | N
 
 
 def decoder_of(tensors: Mapping[str, Any], architecture: str) -> Decoder | None:
-    """Return the ML-Decoder in timm's place; None if there is none. The arguments are those of `foreign_classifier`."""
+    """Return the ML-Decoder under timm's name, or None; arguments as `foreign_classifier`."""
     place = f'{family_of(architecture).head}.'
     within = {key: value for key, value in tensors.items() if key.startswith(place)}
     return find_decoder(within, ARCHITECTURES[architecture].num_features)
 
 
 def classes_of(tensors: Mapping[str, Any], architecture: str) -> int:
-    """Return the number of classes of the head in timm's place; 0 without one; arguments as `foreign_classifier`."""
+    """Return the number of classes of the head under timm's name; 0 without one; arguments as `foreign_classifier`."""
     decoder = decoder_of(tensors, architecture)
     if decoder is not None:
         return decoder.num_classes
@@ -165,7 +164,7 @@ def classes_of(tensors: Mapping[str, Any], architecture: str) -> int:
 
 
 def _layers(beside: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return name of a layer -> its tensors."""
+    """Return the name of each layer -> its tensors."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, value in beside.items():
         layers.setdefault(key.rpartition('.')[0], {})[key] = value
@@ -173,7 +172,7 @@ def _layers(beside: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _single_linear(beside: Mapping[str, Tensor], width: int) -> str | None:
-    """Return the name of the linear layer of this input width that is all there is."""
+    """Return the name of the linear layer of this input width if there is nothing else."""
     owners = {key.rpartition('.')[0] for key in beside}
     if len(owners) != 1 or {key.rpartition('.')[2] for key in beside} != {'weight', 'bias'}:
         return None
@@ -187,7 +186,7 @@ def _single_linear(beside: Mapping[str, Tensor], width: int) -> str | None:
 def _fold_bottleneck(
     beside: Mapping[str, Tensor], width: int
 ) -> tuple[tuple[Tensor, Tensor] | None, dict[str, Tensor]]:
-    """Return weight and bias of the one linear layer that ASL's two are, and the other tensors."""
+    """Return weight and bias of the single linear layer that equals ASL's two, and the other tensors."""
     found = {key: match for key in beside if (match := BOTTLENECK_HEAD.fullmatch(key))}
     rest = {key: value for key, value in beside.items() if key not in found}
     leaves = {(match[2].partition('.')[0], match[3]): beside[key] for key, match in found.items()}

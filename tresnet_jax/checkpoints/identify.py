@@ -36,7 +36,7 @@ def identify(tensors: Mapping[str, Any]) -> tuple[str | None, bool]:
         tensors: timm's key -> anything with a `shape`.
 
     Returns:
-        The architecture, None in neither family; whether it is exact.
+        The architecture, None for neither family; whether it is exact.
     """
     shape = tensors_shape(tensors)
     if shape is None:
@@ -46,7 +46,7 @@ def identify(tensors: Mapping[str, Any]) -> tuple[str | None, bool]:
 
 
 def split_weights(names: Iterable[str]) -> str | None:
-    """Say that weights are split into several tensors, as by pruning, weight norm or PEFT; None if they are not."""
+    """Return a text if weights are split into several tensors, as by pruning, weight norm or PEFT; None if not."""
     key = next((name for name in names if SPLIT_WEIGHT.fullmatch(name)), None)
     if key is None:
         return None
@@ -107,13 +107,13 @@ def _describe_unknown(tensors: Mapping[str, Any]) -> str:
         key for key in stems if key == 'conv1.weight' or f'{key.removesuffix("conv1.weight")}bn1.weight' in tensors
     ]
     if any(len(tensors[key].shape) == 4 and tensors[key].shape[2:] == (7, 7) for key in blocks):
-        return "a plain ResNet's stem; ResNet-D has three convolutions there (timm's resnet50.d_in1k is no ResNet-D)"
+        return "a plain ResNet's stem; ResNet-D has three convolutions there (timm's resnet50.d_in1k is not a ResNet-D)"
     first = ', '.join(printable(key, 80) for key in sorted(tensors)[:3]) or 'none'
     return f'neither a TResNet nor a ResNet-D (first keys: {first})'
 
 
 def _other_network(tensors: Mapping[str, Any]) -> str | None:
-    """Return the name of a relative of ResNet-D with the same stem; None if nothing tells it."""
+    """Return the name of a relative of ResNet-D with the same stem; None if it cannot be told."""
     if tensors_shape(tensors) is None or 'conv1.6.weight' not in tensors:
         return None
 

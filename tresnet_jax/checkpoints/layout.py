@@ -59,12 +59,12 @@ def transposed(tensor: Tensor) -> Tensor:
 class Layout:
     """A naming of tensors.
 
-    The name of a tensor has segments with dots between them. The names below stand behind a prefix, any number of
-    leading segments, which is the same for all tensors of one network ('module.backbone.').
+    The name of a tensor has segments with dots between them. The names below follow a prefix, any number of leading
+    segments that is the same for all tensors of one network ('module.backbone.').
 
     Attributes:
         name: 'timm', 'inplace_abn', 'timm features_only', 'PaddleClas', ...
-        signature: names that every network of the layout has; the first one is distinctive. None of stage 4, so that
+        signature: names that every network of the layout has; the first one is distinctive. None is in stage 4, so that
             a backbone without its last stages is found too.
         body: a regular expression of the first segment of each name that belongs to the network, without the
             classifier: 'stem|layer[1-4]'. Tensors of other first segments are never given to `to_timm`.
@@ -74,7 +74,8 @@ class Layout:
             a sentence ('PaddleClas ResNet18_vd, which has one more projection'), for another network of the library.
         classifier: where the layout keeps its classifier, without the leaf: 'fc'; None: it has none of its own.
         absent: parts of names which rule the layout out if a tensor under the prefix, or a counter, has one.
-        unseen: networks of the library with the same tensors and another function; empty for timm's, in `twins`.
+        unseen: networks of the library with the same tensors that compute another function; empty for timm's, which are
+            in `twins`.
     """
 
     name: str

@@ -38,7 +38,7 @@ class TimmState:
         label_names: one per class; None if unknown.
         task: what the outputs are, one of `variants.TASKS`; that of one class per image if it is unknown.
         beside: key -> shape of each tensor of the checkpoint that is neither in `tensors` nor a counter.
-        head: the kind of a head, among those, that is neither one linear layer nor an ML-Decoder; None otherwise.
+        head: the kind of a head in `beside` that is neither one linear layer nor an ML-Decoder; None otherwise.
     """
 
     layout: str

@@ -308,7 +308,7 @@ def _check_fit(checkpoint: Checkpoint, state: TimmState, architecture: str, shap
     if missing or unexpected or misshapen:
         looks = describe(tensors)
         same = looks == architecture or looks.startswith(f'{architecture} with differences')
-        # Keys beside the network are no error by themselves; here one of them can be a missing key, renamed.
+        # Keys beside the network are not errors by themselves; but one of them may be a missing key, renamed.
         unexpected += [f'{printable(name)} {shape}' for name, shape in state.beside.items() if not state.head]
         lists = (
             listing('missing from the file', missing),
@@ -355,7 +355,7 @@ def _widen(checkpoint: Checkpoint, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _is_finite(value: np.ndarray) -> bool:
-    """Return whether all values are finite. Their sum is faster to find than each of them, but may overflow."""
+    """Return whether all values are finite. Computing their sum is faster than checking each, but it may overflow."""
     with np.errstate(all='ignore'):
         return bool(np.isfinite(value.sum()) or np.isfinite(value).all())
 

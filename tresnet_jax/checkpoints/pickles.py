@@ -113,7 +113,7 @@ class Unpickler:
         self._globals: dict[str, Global] = {}
 
     def load(self) -> Any:
-        """Return the object of the stream, and leave the stream behind it.
+        """Return the object of the stream, and leave the stream positioned after it.
 
         Raises:
             Unreadable: the stream is damaged, has an instruction that is not allowed, or costs too much.

@@ -1,4 +1,4 @@
-"""The values of a pickle whose classes are not imported, and the way through them."""
+"""The values of a pickle whose classes are not imported, and how to walk through them."""
 
 import dataclasses
 from collections import deque
@@ -99,7 +99,7 @@ def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     Containers are records and non-empty dictionaries, lists, tuples and sets. All of one depth precede those of the
     next.
     """
-    # Those that wait share the beginnings of their paths: many deep ones would take much memory.
+    # Waiting containers share the beginnings of their paths, because many long paths would take much memory.
     waiting: deque[tuple[tuple, Any]] = deque([((), root)])
     seen = {id(root)}
     while waiting:

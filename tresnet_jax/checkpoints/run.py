@@ -1,6 +1,6 @@
 """The folder of a training run: model.json, which describes the model, and the weights of its checkpoints.
 
-Using the weights needs nothing else; the training configuration is not read.
+Nothing else is needed to use the weights; the training configuration is not read.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def stored_network(workdir: Path) -> dict[str, Any]:
-    """Return the arguments of `create_model` for the network of a run, whatever its weights came from.
+    """Return the arguments of `create_model` for the network of a run, wherever its weights came from.
 
     Raises:
         ConversionError: the description of the run cannot be read.
@@ -123,7 +123,7 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
 
     Args:
         path: folder of the run.
-        ema: take the moving average if the run has one.
+        ema: use the moving average if the run has one.
         step: see `load_weights`.
 
     Raises:
@@ -153,7 +153,7 @@ def read_run(path: Path, *, ema: bool = True, step: int | Literal['best', 'lates
 
 
 def check_version(workdir: Path) -> None:
-    """Check that this release reads a run, if the folder holds one.
+    """Check that this release can read a run, if the folder holds one.
 
     Raises:
         ConversionError: the run is of a newer release, or its description is damaged.
@@ -182,7 +182,7 @@ def _older_description(path: Path) -> dict[str, Any]:
     config = _read_object(config_file)
     try:
         size = config['image_size']
-        # The name of a model from the hub does not tell the architecture; its shapes do.
+        # The name of a model from the hub does not reveal the architecture; its shapes do.
         architecture = '' if ':' in config['model'] else split_name(config['model'])[0]
         data_config = {
             'input_size': (3, size, size),
@@ -283,7 +283,7 @@ def _read_metrics(file: Path) -> dict[str, float]:
 
 
 def _check_files(folder: Path) -> None:
-    """Check the files of a run's checkpoints, because Orbax waits at a pipe and loads a file whatever its size.
+    """Check the files of a run's checkpoints, because Orbax blocks on a pipe and loads files of any size.
 
     Raises:
         ConversionError: a file is not a regular one; or it is large, and not among those that hold the weights.
@@ -324,7 +324,7 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
     Args:
         workdir: folder of the run.
         which: a step, 'latest', or 'best' for the best metric, or for the latest if no checkpoint was evaluated.
-        ema: take the moving average if the run has one.
+        ema: use the moving average if the run has one.
 
     Raises:
         ConversionError: Orbax is not installed, or the checkpoint does not exist or cannot be read.
@@ -350,7 +350,7 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
         check_digests(path, {prefix + name: values for name, values in arrays.items()})
         state = unflatten(arrays)
         params, batch_stats = state['params'], state['batch_stats']
-    except Exception as error:  # of many classes; also of ours, if the state is not one of a run
+    except Exception as error:  # again of many classes; ours too, if the state is not one of a run
         raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
     params.pop(PROJECTION, None)
     return Weights(step, metric, found[step], params, batch_stats, averaged, has_ema)

@@ -1,7 +1,7 @@
 """The arrays in a checkpoint of a run, which Orbax wrote, read with TensorStore.
 
 Orbax reads all arrays in an event loop of its own, and closes the loop at the first error. What the other arrays then
-report goes to a closed loop, and Python prints a traceback for each. Without a loop, an error is one error.
+report goes to a closed loop, and Python prints a traceback for each. Without a loop, an error is reported once.
 """
 
 import math
@@ -34,7 +34,7 @@ def find_arrays(folder: Path) -> dict[str, dict[str, Any]]:
     for key in tensorstore.KvStore.open(store).result().list().result():
         name, _, part = key.decode().rpartition('/')
         if part in DRIVERS:
-            # Where data is missing, the array is damaged; TensorStore would take zeros.
+            # Where data is missing, the array is damaged; TensorStore would read zeros.
             options = {'driver': DRIVERS[part], 'fill_missing_data_reads': False}
             found[name] = {**options, 'kvstore': {**store, 'path': f'{name}/'}}
     return found

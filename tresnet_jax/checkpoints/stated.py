@@ -1,4 +1,4 @@
-"""What a training script stores beside its tensors: the names of the classes, and how images are prepared."""
+"""What a training script stores besides its tensors: the names of the classes, and how images are prepared."""
 
 import math
 import re
@@ -100,7 +100,7 @@ def _index(value: Any) -> int | None:
 def data_config(tree: Any, architecture: str) -> dict[str, Any] | None:
     """Return how a training script prepared the images it evaluated, as arguments of `create_transform`.
 
-    timm's script stores its arguments, of which those that are None or '' mean the values of the model's tag. The
+    timm's script stores its arguments, of which None or '' means the value of the model's tag. The
     reference scripts of torchvision store two sizes and the interpolation.
 
     Args:
@@ -108,7 +108,7 @@ def data_config(tree: Any, architecture: str) -> dict[str, Any] | None:
         architecture: the architecture, for the values that the arguments leave open.
 
     Returns:
-        The arguments; None if the checkpoint states nothing, or nothing usable, of images.
+        The arguments; None if the checkpoint states nothing, or nothing usable, about images.
     """
     for arguments in _arguments(tree):
         stated = _timm(arguments)
@@ -149,7 +149,7 @@ def transform_of(config: Mapping[str, Any]) -> EvalTransform:
 
 
 def task(tree: Any) -> str | None:
-    """Return what the outputs are by the arguments of timm's script, one of `TASKS`; None if they do not say it."""
+    """Return what the outputs are by the arguments of timm's script, one of `TASKS`; None if they do not state it."""
     found = [arguments.get('task') for arguments in _arguments(tree)]
     return next((text for text in found if isinstance(text, str) and text in TASKS), None)
 
@@ -163,7 +163,7 @@ def _arguments(tree: Any) -> Iterator[dict[Any, Any]]:
 
 
 def _row(model: Any, architecture: str) -> Any:
-    """Return the row of the table that the values left open come from: that of the model's name if it is the same."""
+    """Return the row that supplies the values left open: that of the model's name if it is the same architecture."""
     try:
         if isinstance(model, str) and split_name(model)[0] == architecture:
             return pretrained_config(model)

@@ -53,7 +53,7 @@ class Storage(Leaf):
     Attributes:
         dtype: the dtype of the elements. None: NumPy has no such dtype (quantised tensors).
         size: the number of bytes.
-        read: function that returns these bytes and, possibly, more bytes behind them.
+        read: function that returns these bytes and, possibly, more bytes after them.
         byteorder: 'little' or 'big'.
     """
 
@@ -102,7 +102,7 @@ class StoredTensor(Leaf):
 def release(array: np.ndarray) -> None:
     """Drop an array's part of a mapped file from memory, where the system can; it is read again if used again.
 
-    Otherwise a converted checkpoint counts as memory of the process, beside what it was converted to.
+    Otherwise a converted checkpoint counts as memory of the process, in addition to what it was converted to.
     """
     file: Any = array
     while isinstance(file, np.ndarray):
@@ -287,7 +287,7 @@ def contiguous(shape: Any, fortran: bool = False) -> tuple[int, ...]:
 
 
 def _reconstruct(subtype: Any, shape: Any, kind: Any) -> Pending:
-    """An empty array, which the BUILD instruction behind it fills."""
+    """An empty array, which the next BUILD instruction fills."""
 
     def finish(state: Any) -> Any:
         if type(state) is not tuple or len(state) not in (4, 5):

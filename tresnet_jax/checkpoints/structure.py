@@ -41,7 +41,7 @@ class Shape:
         return 10 * (self.stem != other.stem) + 5 * differing + depth
 
     def first_stages(self, count: int) -> 'Shape':
-        """Return the shape without the stages behind the first `count`."""
+        """Return the shape without the stages after the first `count`."""
         return dataclasses.replace(
             self, layers=self.layers[:count], blocks=self.blocks[:count], channels=self.channels[:count]
         )

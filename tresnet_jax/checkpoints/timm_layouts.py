@@ -52,7 +52,7 @@ def _from_features_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_children(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename what `torch.nn.Sequential(*model.children())` of a ResNet-D has."""
+    """Rename the tensors of `torch.nn.Sequential(*model.children())` of a ResNet-D."""
     renamed = {}
     for key, value in tensors.items():
         first, _, rest = key.partition('.')

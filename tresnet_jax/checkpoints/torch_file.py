@@ -51,9 +51,9 @@ def load(path: str | Path) -> Any:
 
 
 def recognise(path: str | Path) -> str | None:
-    """Return what a file or folder is that has no weights to read, and the command that saves them, in one line.
+    """Return one line about a file or folder without readable weights: what it is, and how to save the weights.
 
-    None: the file is a safetensors file, or `load` reads it and nothing says that it has no weights.
+    None: the file is a safetensors file, or `load` reads it and nothing shows that it has no weights.
     """
     path = Path(path)
     if path.is_dir():
@@ -128,13 +128,13 @@ def _load_archive(path: Path, archive: Archive, budget: Budget) -> Any:
 
 
 def _load_legacy(stream: Any, data: memoryview, table: dict[str, Callable[..., Any]], budget: Budget) -> Any:
-    """Read the format of torch before 1.6, behind its magic number.
+    """Read the format of torch before 1.6, after its magic number.
 
     Four pickles follow: the protocol, facts about the machine, the object and the keys of the storages; then each
     storage: the number of its elements, as int64, and its bytes. All numbers are little-endian on every machine.
 
     Args:
-        stream: the file, behind the first pickle.
+        stream: the file, after the first pickle.
         data: all of it.
         table: the functions of the pickle.
         budget: the costs that are left.

@@ -1,6 +1,6 @@
-"""Networks with the keys and shapes of ours and another function: exclude them, refuse them, or say that they remain.
+"""Networks with the keys and shapes of ours that compute another function: exclude, refuse or report them.
 
-Tensors do not tell the activation, the pooling before a strided convolution, strides and dilations. A `config.json`
+Tensors do not show the activation, the pooling before a strided convolution, strides and dilations. A `config.json`
 beside the file does, and so do the classes in a pickled module.
 """
 
@@ -59,7 +59,7 @@ def check_function(path: Path, network: Network) -> Function:
         network: a network of a known architecture.
 
     Raises:
-        ConversionError: they say that it is another network.
+        ConversionError: they state another network.
     """
     architecture = str(network.architecture)
     saved = _saved_config(path, architecture)
@@ -188,6 +188,6 @@ def _output_stride(path: Path, network: Network, modules: dict[str, Record]) -> 
         reached *= 2 if 2 in strides else 1
     if reached not in RESNETD.output_strides:
         raise ConversionError(
-            f'{path}: its module has the output stride {reached}, which {network.architecture} has not'
+            f'{path}: its module has the output stride {reached}, which {network.architecture} does not have'
         )
     return reached

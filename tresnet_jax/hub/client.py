@@ -126,7 +126,7 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str], c
                 library_name='tresnet_jax',
                 tqdm_class=_bounded_bar(remote.size),
             )
-        except Exception as error:  # of as many classes as above
+        except Exception as error:  # again of many classes
             raise HubError(
                 f'{repository}: {filename} could not be downloaded: {explain(error)}; try again, or {remedy}'
             ) from None
@@ -200,7 +200,7 @@ def _verified(path: Path, announced: str | None, repository: str, cache_dir: str
 def _problem(path: Path, wanted: str) -> str:
     """Return what is wrong with a file whose ETag is `wanted`, or ''."""
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a link to a device, which never ends
+    if not stat.S_ISREG(status.st_mode):  # a link to a device, whose content may never end
         return 'is not a regular file'
     if _SHA1.fullmatch(wanted) and status.st_size <= _MOST_IN_GIT:
         content = path.read_bytes()

@@ -25,8 +25,8 @@ def read_config(source: str, cache_dir: str | Path | None = None) -> SavedConfig
         cache_dir: folder of downloaded files. None: the Hugging Face cache.
 
     Raises:
-        HubError: there is no config.json, it is of another program than timm, transformers and
-            segmentation_models_pytorch, or it describes a model that we do not support.
+        HubError: there is no config.json, it was written by a program other than timm, transformers and
+            segmentation_models_pytorch, or it describes an unsupported model.
     """
     path = find(source, [CONFIG], cache_dir)
     try:
@@ -73,7 +73,7 @@ def save_pretrained(model: ImageModel, folder: str | Path) -> None:
 def to_config(model: ImageModel) -> dict[str, Any]:
     """Return the ``config.json`` of a model, as ``timm.models._hub.save_for_hf`` of timm 1.0.31 writes it.
 
-    'task' is ours, for a model with any number of classes per image; timm passes over it.
+    'task' is our own field, for a model with any number of classes per image; timm ignores it.
 
     Raises:
         ValueError: timm cannot build the model.

@@ -42,8 +42,8 @@ def push_to_hub(
     Args:
         model: a model that `save_pretrained` can write.
         repo_id: 'org/name'; the repository is created if it is missing.
-        commit_message: of the commit.
-        token: for the hub. None: HF_TOKEN, or that of ``hf auth login``.
+        commit_message: the message of the commit.
+        token: the token for the hub. None: HF_TOKEN, or that of ``hf auth login``.
         revision: branch. None: 'main'.
         private: whether a repository that is created is private.
         create_pr: open a pull request instead of a commit to the branch.
@@ -53,7 +53,7 @@ def push_to_hub(
         task_name: the task on the model card.
         safe_serialization: True: model.safetensors; False: pytorch_model.bin, which needs torch; 'both'. timm's default
             is 'both'.
-        data_config: how images are prepared, to replace what the model says: mean, std, input_size, ...
+        data_config: how images are prepared, to replace what the model states: mean, std, input_size, ...
 
     Returns:
         The address of the commit or of the pull request.
@@ -61,7 +61,7 @@ def push_to_hub(
     Raises:
         ValueError: timm cannot build the model, or the configuration would describe another model.
         HubError: (a ValueError) the repository cannot be created or written, or the hub cannot be reached.
-        convert.ConversionError: (a ValueError) torch is not installed and pytorch_model.bin is wanted.
+        convert.ConversionError: (a ValueError) torch is not installed and pytorch_model.bin is requested.
 
     Example:
         >>> import tresnet_jax
