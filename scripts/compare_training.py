@@ -171,7 +171,7 @@ def train_timm(config: TrainConfig) -> Points:
 
 
 def sides(config: TrainConfig) -> tuple[str, str]:
-    """Return our name and timm's for people, each with its dtype if they differ."""
+    """Return our label and timm's, each with its dtype if they differ."""
     dtypes = ('', '') if config.dtype == TIMM_DTYPE else (f' in {config.dtype}', f' in {TIMM_DTYPE}')
     return f'tresnet_jax{dtypes[0]}', f'timm{dtypes[1]}'
 

@@ -1,4 +1,4 @@
-"""Open generated files that are damaged, hostile or enormous, and report what becomes of them. See docs/robustness.md.
+"""Open generated files that are damaged, hostile or enormous, and report what happens. See docs/robustness.md.
 
     make fuzz N=1000 KIND=safetensors
 
@@ -25,7 +25,7 @@ PAGE = Path(__file__).resolve().parents[1] / 'docs' / 'robustness.md'
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Open generated files and report what becomes of them."""
+    """Open generated files and report what happens."""
 
     n: int = 1000
     """Files of each kind."""

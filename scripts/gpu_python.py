@@ -2,10 +2,9 @@
 
     python3 scripts/gpu_python.py .venv-gpu-check
 
-The Python that runs this is taken if it has JAX 0.10 to 0.12 that sees a GPU, and what the check needs besides. Else
-the virtual environment is made, with JAX for the CUDA version that the driver and the GPU support; that needs the
-network once.
-With JAX_PLATFORMS=cpu no GPU is asked for.
+The Python that runs this is used if its JAX, 0.10 to 0.12, sees a GPU and the other packages of the check are
+installed. Otherwise the virtual environment is made, with JAX for the CUDA version that the driver and the GPU support;
+that needs the network once. With JAX_PLATFORMS=cpu no GPU is required.
 """
 
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST_OF_CUDA_13 = 7.5  # compute capability: Turing
-SECONDS = 300  # until JAX or nvidia-smi is taken to hang, as a broken driver makes them
+SECONDS = 300  # after which JAX or nvidia-smi is considered hung, as with a broken driver
 NEEDED = 'flax, optax, tyro, tqdm, safetensors, PIL, flatbuffers, ml_dtypes, huggingface_hub'
 PROBE = f"""
 import jax, {NEEDED}

@@ -2,7 +2,7 @@
 
     python scripts/make_model_table.py
 
-Nothing on the page is typed by hand; tests/test_model_table.py holds it against the library.
+Nothing on the page is typed by hand; tests/scripts/test_make_model_table.py compares it with the library.
 """
 
 import functools

@@ -3,7 +3,7 @@
     python scripts/make_mosaics.py fashion_mnist.npz mosaics.npz --pixels 32
     python scripts/train.py --recipe fashion_mosaics --data npz:mosaics.npz --workdir RUN
 
-A mosaic has up to four images, each there with probability 1/2, and the labels of those. The file has 10,000 mosaics of
+A mosaic has up to four images, each present with probability 1/2, and their labels. The file has 10,000 mosaics of
 training images and 2,000 of test images, which are the same on every machine: `DIGESTS` are those of Fashion-MNIST
 (Xiao et al., arXiv:1708.07747).
 """

@@ -34,7 +34,7 @@ EMBEDDED = 'test_resnet.fashion_mnist.safetensors'
 
 
 class CheckError(Exception):
-    """Something of the release is wrong."""
+    """Something in the release is wrong."""
 
 
 def say(text: str) -> None:
@@ -56,7 +56,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 
 def expect(fact: bool, message: str) -> None:
-    """Raises CheckError with a message if a fact is false."""
+    """Raise CheckError with a message if a fact is false."""
     if not fact:
         raise CheckError(message)
 

@@ -84,5 +84,5 @@ def test_an_overlay_shows_image_and_heat():
     hot, cold = shown[0, 3], shown[1, 0]
     assert hot[0] > hot[2] + 80 and abs(cold - 200).max() < 60
     np.testing.assert_array_equal(shown, np.asarray(overlay(np.asarray(image), heat)))
-    with pytest.raises(ValueError, match=r'the heat map has \(4, 2\) pixels, the image \(2, 4\)'):
+    with pytest.raises(ValueError, match=r'the heat map has \(4, 2\) pixels, but the image has \(2, 4\)'):
         overlay(image, heat.T)

@@ -116,7 +116,7 @@ def overlay(image: Any, heat: np.ndarray) -> Image.Image:
     """
     image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
     if image.size[::-1] != heat.shape:
-        raise ValueError(f'the heat map has {heat.shape} pixels, the image {image.size[::-1]}')
+        raise ValueError(f'the heat map has {heat.shape} pixels, but the image has {image.size[::-1]}')
     grey = np.asarray(image.convert('L').convert('RGB'), np.float32)
     opacity = (WEAKEST + (STRONGEST - WEAKEST) * heat)[:, :, None]
     return Image.fromarray(np.rint(grey * (1 - opacity) + colours(heat) * opacity).astype(np.uint8))

@@ -17,7 +17,7 @@ OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory', 'ALLOC_FAILED')
 
 
 class JobError(Exception):
-    """A job failed; the message is one line. `out_of_memory` tells whether it ran out of memory."""
+    """A job failed; the message is one line. `out_of_memory`: whether it ran out of memory."""
 
     def __init__(self, message: str, out_of_memory: bool = False):
         super().__init__(message)

@@ -40,7 +40,7 @@ def write_bars(
         title: title of the chart.
         line: a value that a line marks; None: no line.
         logarithmic: the scale of the axis.
-        numbers: format of the lengths behind the bars.
+        numbers: format of the lengths that follow the bars.
     """
     thickness = 0.8 / max(len(bars), 1)
     figure = new_figure(8, 1.5 + 0.25 * len(groups) * (len(bars) + 1))

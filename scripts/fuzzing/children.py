@@ -26,7 +26,7 @@ from tresnet_jax.errors import UNSHOWABLE
 
 SECONDS = 20.0  # of the processor, for one file
 WAITING = 300.0  # seconds in all: a reader that sleeps
-SHARE, EXTRA = 2.5, 300 * 2**20  # bytes of memory: times the size of the file, and beside that
+SHARE, EXTRA = 2.5, 300 * 2**20  # bytes of memory: times the size of the file, and in addition
 ADDRESSES = 8 * 2**30  # bytes of address space beyond what a child begins with, so that no file can exhaust the machine
 CHUNK = 200  # files of one child
 LONGEST = 6000  # characters of a message
@@ -54,7 +54,7 @@ class Kind:
 
     Attributes:
         name: its name on the command line.
-        what: what is made, for people.
+        what: a description of the inputs.
         make: (random numbers, empty folder) -> what the uses get; everything it writes is in the folder.
         uses: functions that open it. Each returns if it accepts it, and raises one of `errors` if not.
         errors: the errors with which a use may refuse.
@@ -71,7 +71,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one file.
+    """The outcome for one file.
 
     Attributes:
         index: its number.
@@ -101,7 +101,7 @@ def examine(kind: Kind, given: Any, folder: Path, index: int = 0, events: list[s
     Args:
         kind: how it is opened.
         given: the result of `make`.
-        folder: where it lies.
+        folder: where it is.
         index: its number.
         events: the list to which the hook of `watch` appends.
     """
@@ -265,7 +265,7 @@ def run(kind: Kind, seed: int, indices: list[int], folder: Path, findings: Path)
 
 
 def _lines(reader: int, child: int) -> Iterator[str]:
-    """Yield the lines of a child; kill it if it says nothing for too long, as within a library that ignores signals."""
+    """Yield the lines of a child; kill it if it prints nothing for too long, as in a library that ignores signals."""
     with open(reader, 'rb', buffering=0) as pipe:
         rest = b''
         while True:
@@ -333,7 +333,7 @@ def _with_output(outcome: Outcome, printed: int, home: Path, writes: bool) -> Ou
 
 
 def keep(folder: Path, findings: Path, kind: Kind, seed: int, index: int, message: str = 'the process ended') -> None:
-    """Copy an input with a fault to `findings`, beside what is wrong with it."""
+    """Copy an input with a fault to `findings`, and write what is wrong with it next to it."""
     target = findings / kind.name / f'{seed}-{index}'
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

@@ -77,7 +77,8 @@ def readers() -> tuple[Any, ...]:
 
 
 def converted(checkpoint: convert.Checkpoint) -> str:
-    """Do what `convert.to_flax` does and return its report. Most of the time would pass with building equal models."""
+    """Do what `convert.to_flax` does and return its report. Otherwise most of the time would go into building equal
+    models."""
     return str(match(checkpoint, build=_build).report)
 
 

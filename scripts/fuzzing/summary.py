@@ -1,4 +1,4 @@
-"""What became of all files of a kind: the tables in docs/robustness.md and on the screen."""
+"""The outcomes for all files of a kind: the tables in docs/robustness.md and on the screen."""
 
 import dataclasses
 import json
@@ -77,7 +77,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def publish(files: Sequence[Path], page: Path) -> None:
-    """Replace the table of a page by the rows of these files, and store them beside the page."""
+    """Replace the table of a page with the rows of these files, and store them beside the page."""
     rows = [Row(**row) for file in files for row in json.loads(file.read_text(encoding='utf-8'))]
     save_text(page.with_suffix('.json'), json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + '\n')
     save_text(page, with_table(page.read_text(encoding='utf-8'), rows))

@@ -61,7 +61,7 @@ def nested(rng: random.Random) -> str:
 
 
 def changed(rng: random.Random, document: Any) -> Any:
-    """Return a JSON value with one of its parts removed, repeated, renamed, or replaced by any value."""
+    """Return a JSON value with one of its parts removed, repeated, renamed, or replaced with any value."""
     document = copy.deepcopy(document)
     places = list(_places(document))
     if not places:

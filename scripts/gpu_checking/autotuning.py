@@ -16,7 +16,7 @@ from gpu_checking.records import Finding
 from gpu_checking.sizes import Sizes
 
 CHOICES = 'autotuning, and 1x1 convolutions as matrix products'
-PAYS = 0.97  # products pay from this ratio of times on; less is noise
+PAYS = 0.97  # products pay off at this ratio of times or less; a smaller gain is noise
 
 
 @dataclasses.dataclass(frozen=True)

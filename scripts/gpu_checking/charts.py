@@ -17,7 +17,7 @@ class Chart:
     Attributes:
         file: its name beside the page.
         part: the part that it belongs to.
-        title: for people.
+        title: the title of the chart.
         group: how the title of the table begins.
         columns: the figures that are drawn, one bar each.
         logarithmic: the scale of the axis.

@@ -31,7 +31,7 @@ PartName = Literal['parity', 'memory', 'speed', 'determinism', 'training', 'auto
 class GpuCheckArguments:
     """Check parity, memory, speed, determinism, training and autotuning on this machine's GPU, in 10 minutes.
 
-    Each part runs in a process of its own with a share of the time; what it found until then counts. After each part
+    Each part runs in its own process with a share of the time; what it has found by then counts. After each part
     OUT/gpu_check.json, OUT/gpu_check.md and, with Matplotlib, the charts are written. The same command resumes: parts
     that were measured with the same device, versions, commit and level are not run again.
 

@@ -1,4 +1,4 @@
-"""Part 4: the same bits twice with --deterministic, also after a kill; without it, how far two runs part."""
+"""Part 4: the same bits twice with --deterministic, also after a kill; without it, how much two runs differ."""
 
 import dataclasses
 import os

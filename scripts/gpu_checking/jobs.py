@@ -35,7 +35,7 @@ def about() -> dict[str, Any]:
 
 
 def peak(workload: dict[str, Any], batch: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Run three training steps in a memory mode, and return the peak of the device beside the compiler's figures.
+    """Run three training steps in a memory mode, and return the peak of the device and the compiler's figures.
 
     Args:
         workload: fields of a `Workload`.
@@ -82,7 +82,7 @@ def mode_errors(architecture: str, modes: Sequence[tuple[str, bool]]) -> list[fl
 def time_program(
     workload: dict[str, Any], what: str, batch: int, *, products: bool = False, seconds: float
 ) -> dict[str, Any]:
-    """Compile a program from nothing, time it and count its kernels.
+    """Compile a program from scratch, time it and count its kernels.
 
     Args:
         workload: fields of a `Workload`.

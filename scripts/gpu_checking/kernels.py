@@ -73,7 +73,7 @@ def longest_kernels(compiled: Compiled, layers: Collection[str], count: int = 10
     """Profile a program with the names of these layers in it and return its longest kernels.
 
     Raises:
-        ValueError: the profile has no kernels, as where the system does not allow profiling.
+        ValueError: the profile has no kernels, for example because the system does not allow profiling.
     """
     compiled.call()
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def kernel_seconds(profile: Any) -> Counter[str]:
 
     Args:
         profile: a ``jax.profiler.ProfileData``. The streams of GPUs count if there are any, else what XLA runs on the
-            host. A kernel of a CUDA graph may not name its instruction; then its own name takes the place.
+            host. A kernel of a CUDA graph may not name its instruction; then its own name is used.
     """
     with warnings.catch_warnings():
         # Python 3.13 warns of jaxlib 0.12's types, and where warnings are errors that ends the process.

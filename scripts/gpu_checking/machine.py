@@ -21,7 +21,7 @@ PACKAGES = (
 )  # fmt: skip
 PIP = {'timm': 'pip install timm torch', 'torch': 'pip install timm torch', 'jax_resnet': 'pip install jax-resnet'}
 JOBS = 'gpu_checking.jobs'  # the module whose functions run in new processes
-SECONDS = 300  # until JAX is taken to hang, as a broken driver makes it
+SECONDS = 300  # after which JAX is considered hung, as with a broken driver
 
 
 def describe_machine() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gpu_checking.models import seeded_workload
 from gpu_checking.records import Finding
 from gpu_checking.sizes import Sizes
 
-# A program that was read from a cache may not know what it needs.
+# A program that was read from a cache may not report what it needs.
 UNCACHED = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}
 AGREE, PEAK, LARGEST = 'gradients of the modes', 'peak memory of a training step', 'largest batch of a training step'
 MODE_CONTENDERS = {  # the benchmark's rows of the modes
@@ -27,7 +27,7 @@ MODE_CONTENDERS = {  # the benchmark's rows of the modes
     ('recompute', False): 'ours-recompute',
     ('plain', True): 'ours-remat',
 }
-# A mode rounds elsewhere; 'inplace' also divides by scales, of which seeded weights have some that are small.
+# A mode rounds at other places; 'inplace' also divides by scales, of which seeded weights have some that are small.
 AGREEMENT = 1e-4
 EXPECTED = 0.1  # a peak may differ from the compiler's figure by this share: workspaces, and buffers of the runtime
 REPORTED = {'16 GB': 16e9, '80 GB': 80e9}
@@ -70,7 +70,7 @@ def peaks(folder: Path, name: str, sizes: Sizes) -> Iterator[Finding]:
         try:
             found = in_new_process('peak', arguments, None, ALONE | UNCACHED, JOBS)
         except JobError as error:
-            # A GPU may be too small for this batch, which is no fault.
+            # A GPU may be too small for this batch, which is not a fault.
             yield Finding(PEAK, label, passed=None if error.out_of_memory else False, note=str(error))
             continue
         yield peak_finding(label, found)
@@ -112,7 +112,7 @@ def largest_batches(folder: Path, sizes: Sizes) -> Iterator[Finding]:
 
 
 def expected_batch(program: str, memory: int) -> int | None:
-    """Return the batch that docs/gpu_report.json leads to expect in `memory` bytes; None if it has no such program."""
+    """Return the batch that docs/gpu_report.json predicts for `memory` bytes; None if it has no such program."""
     largest = read_report(ROOT / 'docs' / 'gpu_report.json').get('largest', {}).get(program)
     if not largest:
         return None

@@ -19,7 +19,7 @@ class Part:
         title: for the page.
         run: yields findings, the most important first; the process is ended when its time is over. It may write into
             the folder.
-        share: of the time of the whole check. What a part leaves goes to those after it.
+        share: of the time of the whole check. Time that a part does not use goes to later parts.
         quick_share: the same for `quick`; 0: left out there, because starting its processes takes too long.
         needs: optional packages without which the whole part is left out, by the names they are imported by.
         on_device: its own process computes on the device. Otherwise only those that it starts do, and it must take no

@@ -1,4 +1,4 @@
-"""Compiled programs of this library on the device: what the compiler knows of them, and calls that can be timed."""
+"""Compiled programs of this library on the device: what the compiler reports, and calls that can be timed."""
 
 import dataclasses
 import re
@@ -57,7 +57,7 @@ def compile_program(side: JaxSide, workload: Workload, what: str, batch: int) ->
 
 
 def needed_bytes(executable: Any) -> dict[str, int] | None:
-    """Return the compiler's temporaries, arguments and new results in bytes; None if it does not tell."""
+    """Return the compiler's temporaries, arguments and new results in bytes; None if it does not report them."""
     try:
         memory = executable.memory_analysis()
     except UNTOLD:
@@ -89,15 +89,15 @@ class Work:
 def work_of(compiled: Compiled) -> Work | None:
     """Count a program's work as docs/gpu_report.md does; from XLA's cost analysis where that is impossible.
 
-    That is so for programs with loops, as all are on a CPU, and where autotuning replaced cuDNN's calls by fusions,
-    which have no count. None: XLA does not tell either.
+    That is so for programs with loops, as all are on a CPU, and where autotuning replaced cuDNN's calls with fusions,
+    which have no count. None: XLA does not report it either.
     """
     try:
         hlo = Hlo(compiled.text)
         found = convolutions(hlo)
         if found and not fusion_counts(compiled.text)['cuDNN fusions']:
             return Work(hlo.traffic(), sum(one.operations for one in found), 'kernels')
-    except (ValueError, KeyError, IndexError):  # a loop, or a kind of kernel that the counting does not know
+    except (ValueError, KeyError, IndexError):  # a loop, or an unknown kind of kernel
         pass
     try:
         cost = compiled.executable.cost_analysis()

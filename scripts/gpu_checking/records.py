@@ -9,7 +9,7 @@ from typing import Any
 from tresnet_jax.errors import reason
 from tresnet_jax.files import read_json, save_text
 
-SCHEMA = 1  # of gpu_check.json; a change that readers must know about counts it up
+SCHEMA = 1  # of gpu_check.json; raised by a change that readers must know about
 
 FINISHED, OUT_OF_TIME, FAILED, LEFT_OUT = 'finished', 'out of time', 'failed', 'left out'
 Value = float | int | str | None

@@ -1,4 +1,4 @@
-"""Run each part in a process of its own, with a time limit; what it found until then counts."""
+"""Run each part in its own process, with a time limit; what it has found by then counts."""
 
 import contextlib
 import json

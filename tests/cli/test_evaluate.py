@@ -221,9 +221,9 @@ def test_classes_are_found_by_their_synsets():
     assert match_inputs(inputs_of(name, classes=(TENCH, SPRINGER))).places.tolist() == [0, 217]
     everything = match_inputs(inputs_of(name, classes=tresnet_jax.labels.class_synsets(1000)))
     assert everything.places.tolist() == list(range(1000))  # the order that TFDS has, and sorted folders
-    with pytest.raises(DataError, match='does not know 1 of 2 classes: n99999999'):
+    with pytest.raises(DataError, match='lacks 1 of 2 classes: n99999999'):
         match_inputs(inputs_of(name, classes=(TENCH, 'n99999999')))
-    with pytest.raises(DataError, match='does not know 2 of 2 classes: cat, dog; expected names such as tench, '):
+    with pytest.raises(DataError, match='lacks 2 of 2 classes: cat, dog; expected names such as tench, '):
         match_inputs(inputs_of(name, classes=('cat', 'dog')))
 
 
@@ -396,7 +396,7 @@ def test_other_classes(evaluate, dogs):
     (folder / TENCH).rename(folder / 'fish')
     flags = ('--model', 'test_resnet', '--checkpoint', weights, '--data', f'folder:{folder}')
     code, _, err = evaluate(*flags, '--image-size', 32)
-    assert code == 2 and 'does not know 1 of 2 classes: fish; expected names such as' in err
+    assert code == 2 and 'lacks 1 of 2 classes: fish; expected names such as' in err
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_by_synset():
     assert found.places.tolist() == [217, 0] and found.by == 'synset'
     mixed = match(('Golden_Retriever', 'n01440764'), names, synsets)
     assert mixed.places.tolist() == [207, 0] and mixed.by == 'synset and name'
-    assert 'does not know 1 of 2 classes: n99999999' in refuse(('n99999999', 'n01440764'), names, synsets)
+    assert 'lacks 1 of 2 classes: n99999999' in refuse(('n99999999', 'n01440764'), names, synsets)
     # The trained names of a run may be synsets.
     assert match(('n3', 'n1'), ('n1', 'n2', 'n3'), ('n1', 'n2', 'n3')).places.tolist() == [2, 0]
 
@@ -86,9 +86,9 @@ def test_numbers_that_are_names():
 
 def test_a_name_that_matches_nothing():
     message = refuse(('Bag', 'Hat', '3'))
-    assert 'model does not know 2 of 3 classes: Hat, 3; expected names such as T-shirt/top, Trouser' in message
+    assert 'model lacks 2 of 3 classes: Hat, 3; expected names such as T-shirt/top, Trouser' in message
     assert 'class indices from 0 to 9' in message
-    assert 'has 2 classes, model 3 without names' in refuse(('a', 'b'), None, num_classes=3)
+    assert 'has 2 classes, but model has 3 without names' in refuse(('a', 'b'), None, num_classes=3)
 
 
 def test_two_classes_that_are_one():

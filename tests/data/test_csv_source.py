@@ -86,7 +86,7 @@ def test_headers_quotes_and_encodings(tmp_path):
         ('path;label', ['a.png;a'], 'expected the columns path, label and, optionally, split, got path;label'),
         ('path,labels', ['a.png,a b'], 'has a column labels; for several labels per image give --task multilabel'),
         ('path,label,Path', ['a.png,a,b'], 'has several columns path'),
-        ('path,label', ['a.png,a', 'b,c.png,b'], 'line 3 has 3 values, the header 2; put names with commas in quotes'),
+        ('path,label', ['a.png,a', 'b,c.png,b'], 'line 3 has 3 values, but the header has 2; put names with commas'),
         ('path,label', ['a.png,'], 'line 2 has no label'),
         ('path,label,split', ['a.png,a,train', 'b.png,b,'], 'line 3 has no split'),
         ('path,label', ['a.png,a', 'b.png,b', 'a.png,b'], 'a.png has two labels: a (line 2) and b (line 4)'),

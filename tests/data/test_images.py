@@ -266,7 +266,7 @@ def test_arrays_are_decoded_too(shape):
     assert decoded.mode == 'RGB' and np.array_equal(np.asarray(decoded), expected)
     grey = decode(array, channels=1)
     assert grey.mode == 'L' and np.array_equal(np.asarray(grey), np.asarray(decoded.convert('L')))
-    with pytest.raises(ImageError, match='the number of channels of the images is 2, that of the model 3'):
+    with pytest.raises(ImageError, match='the images have 2 channels, but the model takes 3'):
         decode(np.zeros((3, 4, 2), np.uint8))
 
 

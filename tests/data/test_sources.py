@@ -14,7 +14,7 @@ from tests.helpers.images import encode, noise_image, write_classes
 from tests.helpers.sources import refuse
 from tresnet_jax.data.real_labels import accepted_labels
 from tresnet_jax.data.sources import check_channels, open_source
-from tresnet_jax.errors import DataError
+from tresnet_jax.errors import DataError, amount
 
 
 def png(seed: int, mode: str = 'RGB') -> bytes:
@@ -319,7 +319,7 @@ def test_channels_of_arrays(shape, fitting, tmp_path):
             continue
         with pytest.raises(DataError) as caught:
             check_channels(source, channels)
-        message = f'{source.name}: the number of channels of the images is {number}, that of the model {channels}; '
+        message = f'{source.name}: the images have {amount(number, "channel")}, but the model takes {channels}; '
         assert str(caught.value) == f'{message}train with --in-chans {number}'
 
 

@@ -184,6 +184,6 @@ class TestAnyNumber:
 
     def test_data_of_other_channels(self, four, tmp_path):
         four = dataclasses.replace(four, in_chans=5, mean=None, std=None)
-        with pytest.raises(DataError, match='images is 4, that of the model 5; train with --in-chans 4'):
+        with pytest.raises(DataError, match='images have 4 channels, but the model takes 5; train with --in-chans 4'):
             loop.train(four, tmp_path / 'run')
         assert not (tmp_path / 'run' / 'config.json').exists()

@@ -121,7 +121,7 @@ def test_widths():
     'changes, error, message',
     [
         ({'classes': 12}, TrainingError, rf'--kd-model-name {TEACHER}: has 10 classes, but the student has 12'),
-        ({'names': ('bag', 'cat'), 'classes': 2}, DataError, f'photos: the teacher {TEACHER} does not know 1 of 2 cla'),
+        ({'names': ('bag', 'cat'), 'classes': 2}, DataError, f'photos: the teacher {TEACHER} lacks 1 of 2 classes'),
         (
             {'kd_distill_type': 'feature', 'head': 'ml_decoder'},
             TrainingError,

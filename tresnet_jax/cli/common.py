@@ -38,7 +38,7 @@ def parse(
         default: an instance with the defaults of the flags; None: the defaults of the dataclass.
         prog: the name of the program in ``--help``; None: the name it was started by.
         description: the text of ``--help``; None: the docstring of the dataclass.
-        pairs: accept ``--no-remat`` beside ``--remat``, for programs whose defaults come from elsewhere, such as
+        pairs: accept ``--no-remat`` as well as ``--remat``, for programs whose defaults come from elsewhere, such as
             a recipe. Otherwise a switch has only the flag that changes its default.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -99,7 +99,7 @@ def quiet_libraries() -> None:
 
 
 def _printable(text: str) -> str:
-    """Return lines of text with the names of files that are not UTF-8 escaped, which cannot be printed as they are."""
+    """Return lines of text with file names that are not UTF-8 escaped, because those cannot be printed."""
     return '\n'.join(map(shown, text.split('\n')))
 
 

@@ -64,7 +64,7 @@ class EvaluateArguments:
     real_labels: Annotated[Path | None, flag('FILE.json', 'the labels of the data')] = None
     """ReaL labels of ImageNet's validation images. Images without one are not counted."""
     published: Annotated[TestSetName | None, flag('TEST_SET', "the tag's own: ImageNet's validation split")] = None
-    """Test set of the data, with whose published accuracies to compare: imagenet-real, imagenet-v2, imagenet-sketch,
+    """Test set whose published accuracies to compare with: imagenet-real, imagenet-v2, imagenet-sketch,
     imagenet-a or imagenet-r."""
     results: Annotated[
         Path | None,
@@ -81,7 +81,7 @@ class Classes(NamedTuple):
     Attributes:
         labels: (classes of the data,) int32, the position of each class among the outputs that are compared.
         outputs: the outputs that are compared, ascending; None: all.
-        text: how classes were matched, for people.
+        text: how classes were matched, as text.
         accepted: (images, labels) int32, all right outputs for each image, padded with -1; None: that of its class.
     """
 

@@ -125,7 +125,7 @@ def explain(
         layer: the stage, as in `grad_cam`.
         batch_size: images per batch. Every batch has this size, padded if needed, so the model compiles once.
         max_value: white in grey images of more than 8 bits; see `load_image`.
-        multilabel: an image has any number of classes, each with a probability of its own.
+        multilabel: an image has any number of classes, each with its own probability.
     """
 
     options = {'classes': classes if isinstance(classes, int) else tuple(classes), 'layer': layer}

@@ -39,7 +39,7 @@ class ImageFileFlags:
     task: Annotated[
         Literal['classification', 'multilabel'] | None, flag('{classification,multilabel}', 'that of the weights')
     ] = None
-    """One class per image, or any number of classes, each with a probability of its own."""
+    """One class per image, or any number of classes, each with its own probability."""
 
     batch_size: Annotated[int, POSITIVE] = 32
     """Images per call of the model."""
@@ -48,7 +48,7 @@ class ImageFileFlags:
     """Use the image size and crop of the best published accuracy."""
 
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
-    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
+    """Value of white in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
 
 
 Flags = TypeVar('Flags', bound=ImageFileFlags)

@@ -41,7 +41,7 @@ class InputFlags:
     data: Annotated[str | None, flag('DATA', 'the data of the run')] = None
     """tfds:NAME, folder:DIR, csv:FILE, wds:PATTERN, hfds:NAME, npz:FILE, coco:DIR or embedded:fashion_mnist."""
     data_dir: Annotated[Path | None, flag('DIR', "that of the run, or TFDS's own")] = None
-    """Folder of TensorFlow Datasets, or from which relative paths start."""
+    """Folder of TensorFlow Datasets, or the folder that relative paths start from."""
     split: Annotated[str | None, flag('SPLIT', 'validation, or else test')] = None
     """Split, or a part of one: 'validation[:1000]'. For folder:DIR, also the name of a folder in DIR; for
     wds:PATTERN, also shards."""
@@ -61,7 +61,7 @@ class InputFlags:
     keep_unlabelled: bool = False
     """For coco:DIR, keep the images without annotations."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', 'that of the run, or 65535 in 16 bits')] = None
-    """White in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
+    """Value of white in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
     test_size: bool = False
     """Use the image size and crop of the best published accuracy."""
     image_size: Annotated[
@@ -91,7 +91,7 @@ class Inputs:
     """The model and the images that `InputFlags` select.
 
     Attributes:
-        name: the model, for people.
+        name: the name of the model, for messages.
         named: whether the weights are those of the tag in `model.pretrained_cfg`.
         model: in evaluation mode.
         source: the images.
@@ -220,7 +220,7 @@ def match_inputs(inputs: Inputs) -> ClassMatch:
 
 
 def _check(flags: InputFlags, name: str, run: TrainConfig | None) -> None:
-    """Raises TrainingError if a flag is missing, contradicts another or is out of range."""
+    """Raise TrainingError if a flag is missing, contradicts another or is out of range."""
     check_options(flags, TrainingError)
     if flags.pretrained == (flags.checkpoint is not None):
         raise TrainingError(f'which weights of {name}? give either --pretrained or --checkpoint')

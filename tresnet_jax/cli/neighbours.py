@@ -1,4 +1,4 @@
-"""`embed.py --sheet`: a contact sheet of images beside their nearest neighbours in a folder of features."""
+"""`embed.py --sheet`: a contact sheet of images next to their nearest neighbours in a folder of features."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -90,7 +90,7 @@ def _shard(path: Path) -> dict[str, np.ndarray]:
 
 
 def _length(path: Path) -> int:
-    """Return the number of images in a file, which its header says."""
+    """Return the number of images in a file, from its header."""
     with _named(path), safetensors.safe_open(path, 'numpy') as file:
         return file.get_slice('indices').get_shape()[0]
 

@@ -1,4 +1,4 @@
-"""Checks of where images and reports go, before the work begins."""
+"""Check that images and reports can be written, before the work begins."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from tresnet_jax.plotting import new_figure
 
 
 def check_plot(flag: str, path: Path) -> None:
-    """Raises ValueError if a PNG file cannot be written there, or if Matplotlib is not installed."""
+    """Raise ValueError if a PNG file cannot be written there, or if Matplotlib is not installed."""
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f'{flag} {path}: cannot be written there')
@@ -16,7 +16,7 @@ def check_plot(flag: str, path: Path) -> None:
 
 
 def check_plot_folder(flag: str, folder: Path) -> None:
-    """Raises ValueError if a folder of PNG files cannot be made or written, or if Matplotlib is not installed."""
+    """Raise ValueError if a folder of PNG files cannot be made or written, or if Matplotlib is not installed."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f'{flag} {folder}: is not a folder and cannot be made')

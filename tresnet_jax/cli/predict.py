@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     use_compilation_cache()
     with warnings.catch_warnings():
-        # Pillow warns about large images and damaged metadata; both are harmless, and would break the bar's line.
+        # Pillow warns about large images and damaged metadata; both are harmless, and the warnings would break the line
+        # of the bar.
         warnings.filterwarnings('ignore', module=r'PIL\.')
         try:
             arguments = with_values_of_run(arguments)
@@ -96,7 +97,7 @@ def predict(
         paths: image files.
         batch_size: images per batch. Every batch has this size, padded if needed, so the model compiles once.
         max_value: white in grey images of more than 8 bits; see `load_image`.
-        multilabel: an image has any number of classes, each with a probability of its own.
+        multilabel: an image has any number of classes, each with its own probability.
 
     Returns:
         An iterator of (num_classes,) float32 that sum to 1 unless `multilabel`, or a str.
@@ -152,7 +153,7 @@ def _predict_all(arguments: PredictArguments, model: Any, paths: list[Path]) -> 
 def _describe(
     index: int, probabilities: np.ndarray, names: Sequence[str] | None, synsets: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Return one class as the JSON document has it. The name of a class without a name is its index."""
+    """Return one class as in the JSON document. The name of a class without a name is its index."""
     return {
         'index': index,
         'name': names[index] if names else str(index),

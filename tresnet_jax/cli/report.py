@@ -38,8 +38,8 @@ def write_report(
     Args:
         folder: the folder of the files; files of an earlier report are replaced.
         inputs: the model and the data.
-        labels: (classes of the data,), the position of each class among the outputs that are compared. If these are
-            not all, that of a class without images means nothing.
+        labels: (classes of the data,), the position of each class among the outputs that are compared. If some outputs
+            are left out, the position of a class without images is meaningless.
         outputs: the outputs of the model that are compared; None: all.
         result: the accuracies.
         images: values of single images, as `evaluate` collects them.

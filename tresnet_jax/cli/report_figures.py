@@ -1,4 +1,4 @@
-"""The charts of `evaluate.py --report`. Beyond 50 classes they have no names, which could not be read."""
+"""The charts of `evaluate.py --report`. With more than 50 classes they omit the names, which would be unreadable."""
 
 from collections.abc import Sequence
 from pathlib import Path

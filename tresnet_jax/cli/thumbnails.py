@@ -21,7 +21,7 @@ def thumbnail(image: Image.Image) -> Image.Image:
 
 
 def thumbnail_of(source: Source, index: int, max_value: float | None) -> Image.Image:
-    """Return a small copy of an image of a data set. Of an array of many channels it shows the first three.
+    """Return a small copy of an image of a data set. For an array of many channels it shows the first three.
 
     Args:
         source, index: the data set and the position of the image.

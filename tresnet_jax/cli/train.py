@@ -41,7 +41,7 @@ class TrainArguments:
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
     hosts: tyro.conf.OmitArgPrefixes[Hosts] = Hosts()
     recipe: Annotated[str | None, flag('NAME', 'none')] = None
-    """Recipe that sets the defaults of the other flags: the tag of published weights, or one of ours."""
+    """Recipe that sets the defaults of the other flags: the tag of published weights, or one of this package."""
     accept_changes: bool = False
     """Resume even if the data, its classes or its splits have changed, and record the changes in provenance.json."""
     print_config: bool = False
@@ -134,6 +134,6 @@ def _resumed_config(arguments: TrainArguments, saved: TrainConfig) -> TrainConfi
         raise TrainingError(
             f'{arguments.workdir} holds a run with {flags}; to resume it, give --workdir alone; '
             'to start another run, give another --workdir'
-            + ('; to go on with other data, add --accept-changes' if {*changed} <= {*ACCEPTABLE} else '')
+            + ('; to continue with other data, add --accept-changes' if {*changed} <= {*ACCEPTABLE} else '')
         )
     return dataclasses.replace(saved, **{name: getattr(arguments.config, name) for name in free})

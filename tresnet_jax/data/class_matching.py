@@ -20,7 +20,7 @@ class ClassMatch(NamedTuple):
         places: (classes of the data,) int32, the class index of the model.
         by: how they were matched: by name, by WordNet synset, some by one and some by the other, or by their numbers,
             the model's class indices. 'order': the model has no class names, and has as many classes as the data.
-        text: the same for people, on one line, with a few classes whose names differ.
+        text: the same as one line of text, with a few classes whose names differ.
     """
 
     places: np.ndarray
@@ -89,7 +89,7 @@ def match_classes(
         places, by = numbers, 'index'
     elif model_names:
         raise DataError(
-            f'{where}: {model} does not know {len(found.missing)} of {len(names)} classes: {_some(found.missing)}; '
+            f'{where}: {model} lacks {len(found.missing)} of {len(names)} classes: {_some(found.missing)}; '
             f'expected names such as {_some(model_names)}'
             + (f', synsets such as {_some(synsets)},' if synsets and list(synsets) != list(model_names) else '')
             + f' or class indices from 0 to {num_classes - 1}'
@@ -98,8 +98,8 @@ def match_classes(
         places, by = list(range(num_classes)), 'order'
     else:
         raise DataError(
-            f'{where}: has {len(names)} classes, {model} {num_classes} without names; name the classes of the data by '
-            f'class index, from 0 to {num_classes - 1}'
+            f'{where}: has {len(names)} classes, but {model} has {num_classes} without names; name the classes of the '
+            f'data by class index, from 0 to {num_classes - 1}'
         )
     _check_distinct(names, places, where, model)
     return ClassMatch(np.asarray(places, np.int32), by, _describe(names, model_names, places, num_classes, by))
@@ -141,13 +141,13 @@ def match_names(names: Sequence[str], among: Sequence[str], where: str, other: s
 
 
 def _loose(name: str) -> str:
-    """Return a name without what people change in names of folders: case, spaces, '_', '-' and '/'."""
+    """Return a name without what often differs in the names of folders: case, spaces, '_', '-' and '/'."""
     folded = normal_name(normal_name(name).casefold())
     return re.sub(r'[\s_/-]+', '', folded) or folded
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:
-    """Return the numbers that names are, such as '0' or '007'; None if a name is not one, or there are no names."""
+    """Return names such as '0' or '007' as numbers; None if a name is not a number, or there are no names."""
     return [int(name) for name in names] if names and all(re.fullmatch(r'[0-9]{1,9}', name) for name in names) else None
 
 
@@ -178,5 +178,5 @@ def _describe(
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return the first names of a list, for people."""
+    """Return the first names of a list, as text."""
     return ', '.join(map(shown, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')

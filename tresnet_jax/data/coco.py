@@ -65,7 +65,7 @@ def open_coco(
             asymmetric loss and of ML-Decoder.
 
     Raises:
-        DataError: a file or a folder does not exist, the JSON is not of this format, or the classes are others.
+        DataError: a file or a folder does not exist, the JSON is not of this format, or the classes differ.
     """
     drawn = None
     if match := re.fullmatch(r'(.+\.json)(?::(.+))?', str(path)):

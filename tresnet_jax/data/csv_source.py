@@ -241,7 +241,8 @@ def _columns(header: list[str], where: str, keys: TargetKeys | None) -> dict[str
 def _row(values: list[str], places: dict[str, int], line: int, where: str, keys: TargetKeys | None) -> Row:
     if len(values) != places['']:
         raise DataError(
-            f'{where}: line {line} has {len(values)} values, the header {places[""]}; put names with commas in quotes'
+            f'{where}: line {line} has {len(values)} values, but the header has {places[""]}; put names with commas in '
+            'quotes'
         )
     found = {name: values[place].strip() for name, place in places.items() if name}
     empty = [name for name, value in found.items() if not value and (keys is None or name in ('path', 'split'))]

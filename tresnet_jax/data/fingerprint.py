@@ -1,4 +1,4 @@
-"""Digests of the examples of a data set, which tell whether it has changed. Image files are not read."""
+"""Digests of the examples of a data set, which show whether it has changed. Image files are not read."""
 
 import concurrent.futures
 import hashlib

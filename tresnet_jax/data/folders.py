@@ -135,7 +135,7 @@ def find_splits(root: Path, where: str, *, unlabelled: bool = False) -> tuple[st
 
 
 def _unlike(root: Path, splits: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Return the other folders with images that are no splits: they have none of the splits' class folders."""
+    """Return the other folders with images that are not splits: they have none of the splits' class folders."""
     classes = {name for split in splits for name in subfolders(root / split)}
     return [
         name
@@ -146,7 +146,7 @@ def _unlike(root: Path, splits: Sequence[str], others: Sequence[str]) -> list[st
 
 
 def _check_not_splits(root: Path, folders: Sequence[str], where: str) -> None:
-    """Raise DataError if folders without the names of splits may be splits all the same: 'a_train' and 'a_test'."""
+    """Raise DataError if folders without the names of splits may still be splits: 'a_train' and 'a_test'."""
     words = [{split_kind(word) for word in re.findall('[a-z]+', name.lower())} - {None} for name in folders]
     if len(folders) > 1 and all(words) and len(set.union(*words)) > 1:
         likely = True
@@ -186,7 +186,7 @@ def _choose(
 
 
 def _without_classes(root: Path, splits: Sequence[str]) -> str:
-    """Return a hint at folders with the names of splits that are none because they have no class folders."""
+    """Return a hint about folders that have the names of splits but are not splits, for lack of class folders."""
     flat = [name for name in subfolders(root) if split_kind(name) and name not in splits and has_images(root / name)]
     return f'; {_listed(flat)} holds images without class folders: {CSV}' if flat else ''
 
@@ -232,7 +232,7 @@ def _check_images(
 def _report(
     source: FileSource, folders: Sequence[str], labels: Sequence[int], passed_over: Mapping[str, int], loose: int
 ) -> None:
-    """Log what a reader of the folder would not expect: files passed over, missing classes, classes renamed."""
+    """Log what a user would not expect: files passed over, missing classes, classes renamed."""
     report_passed_over(source.name, passed_over)
     if loose:
         logger.warning('%s: passed over %d images outside the class folders', source.name, loose)

@@ -20,13 +20,13 @@ from tresnet_jax.errors import ImageError, amount, reason, shown
 MODES = {1: 'L', 3: 'RGB'}  # channels: mode of an image
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 NARROW = 4096  # a 16-bit image whose values stay below probably has 12 bits
-# A small file can claim an enormous image. Decoding takes so many bytes for a pixel, those of images with more than 8
-# bits in parentheses; this much memory is always allowed, and more if the file has a byte for so many pixels.
+# A small file can claim an enormous image. These are the bytes that decoding takes per pixel, also for images of more
+# than 8 bits; the memory that is always allowed; and the most pixels per byte of the file of an image that takes more.
 BYTES_OF_PIXEL, BYTES_OF_DEEP_PIXEL = 8, 16
 ALWAYS_ALLOWED = 280 * 2**20
 MOST_PIXELS_OF_BYTE = 50  # 10 are usual in photographs, 40 in drawings
 ROWS = 256  # of a deep image that are scaled at a time
-PROBED = 32  # images of a data set whose range is looked at
+PROBED = 32  # images of a data set whose range is checked
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def channels_problem(data: bytes | np.ndarray, channels: int) -> str:
         return f'the model takes {amount(channels, "channel")}; image files have 1 (grey) or 3 (RGB)'
     found = 1 if data.ndim == 2 else data.shape[2]
     fits = found == channels or (channels in MODES and found in (1, 3, 4))
-    return '' if fits else f'the number of channels of the images is {found}, that of the model {channels}'
+    return '' if fits else f'the images have {amount(found, "channel")}, but the model takes {channels}'
 
 
 def planes(image: np.ndarray | Image.Image, channels: int) -> list[Image.Image]:
@@ -223,7 +223,7 @@ def warn_narrow_range(read: Callable[[int], Any], count: int, where: str) -> Non
     At most `PROBED` of the images, evenly spaced, are read.
 
     Args:
-        read: returns the bytes or the path of the image file of an index. Other results, such as arrays, and files
+        read: returns the bytes or the path of the image file at an index. Other results, such as arrays, and files
             that cannot be read are ignored here.
         count: the number of images.
         where: the data set, for the warning.

@@ -48,7 +48,7 @@ def check_label(value: Any, name: str, where: str) -> int | str:
         where: the data set, for errors.
 
     Raises:
-        DataError: it is none of them.
+        DataError: it is neither.
     """
     if isinstance(value, list | tuple | dict):
         what = f'{where}: {shown(name)} has several labels, {str(value)[:100]}'

@@ -134,7 +134,7 @@ def scan_shard(path: Path) -> TarIndex:
 def _split_name(name: str) -> tuple[str, str] | None:
     """Return the key and the extension of a member; None if it belongs to no example.
 
-    These are hidden files, those of tools and systems, WebDataset's own (``__name__``), and names without a dot.
+    Hidden files, files of tools and systems, WebDataset's own (``__name__``) and names without a dot belong to none.
     """
     parts = [part for part in name.split('/') if part not in ('', '.')]
     if not parts or any(map(is_skipped, parts)) or '.' not in parts[-1]:

@@ -153,7 +153,7 @@ def _step(text: str | None, first: int, last: int) -> int:
 
 
 def _kind(path: str, where: str) -> str | None:
-    """Return the split that the name of a shard has a word of: 'train', 'validation' or 'test'; None if none."""
+    """Return the split that a word in the name of a shard stands for: 'train', 'validation' or 'test'; else None."""
     for part in reversed(Path(path).parts):  # the name of the file counts more than that of its folder
         kinds = {split_kind(word) for word in re.findall('[a-z]+', part.lower())} - {None}
         if len(kinds) > 1:

@@ -275,5 +275,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """Return a value for people."""
+    """Return a value as text for a message."""
     return str(dict(value) if isinstance(value, Mapping) else value)[:100] or "''"

@@ -123,8 +123,8 @@ def open_tfds(
         split: as in TFDS, 'train[:10%]+test' for example; None: that of `choose_split`.
         data_dir: the folder of TFDS's prepared data; None: TFDS's default.
         where: the data set, for errors.
-        class_names: with any number of labels, the name of each class; if the data set has names, the same. None:
-            those of the data set.
+        class_names: with any number of labels, the name of each class; it must equal that in the data set if it has
+            names. None: those of the data set.
         target_key: with any number of labels, the feature of the labels, perhaps a path of names, or several, each of
             which is one class. None: labels or label.
         target_format: images have any number of labels, in this form. None: one label.

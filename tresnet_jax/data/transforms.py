@@ -28,10 +28,11 @@ def draw_interpolation(name: str, rng: np.random.Generator) -> Image.Resampling:
 
 
 def resolve_data_config(source: Any, use_test_size: bool = False) -> dict[str, Any]:
-    """Return the arguments of `create_transform` with which images are prepared as the weights expect.
+    """Return the arguments of `create_transform` that prepare images as the weights expect.
 
-    ``timm.data.resolve_data_config`` returns the same values under the same keys. If the model takes another number
-    of channels than its tag, it has that number, and mean and std are averages over the tag's, as in timm's scripts.
+    ``timm.data.resolve_data_config`` returns the same values under the same keys. If the model takes another number of
+    channels than its tag, the result has that number, and mean and std are averages over the tag's, as in timm's
+    scripts.
 
     Args:
         source: a model, a model's name ('resnet50d.a1_in1k', or 'resnet50d' for its default tag), or a row of the
@@ -75,7 +76,7 @@ def for_channels(config: dict[str, Any], channels: int) -> dict[str, Any]:
 
 
 def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Return one value for each channel: the values, or their average if their number is another."""
+    """Return one value for each channel: the values, or their average if their number differs."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
