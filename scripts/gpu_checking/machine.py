@@ -31,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
 
     Raises:
         CheckError: JAX sees no GPU, and JAX_PLATFORMS does not ask for a CPU.
-        benchmarking.processes.JobError: JAX cannot start, or has not after some minutes.
+        benchmarking.processes.JobError: JAX cannot start, or has not started after some minutes.
     """
     found = in_new_process('about', {}, None, {}, JOBS, limit=SECONDS)
     if found['platform'] == 'cpu' and os.environ.get('JAX_PLATFORMS') != 'cpu':

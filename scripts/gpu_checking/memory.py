@@ -85,7 +85,7 @@ def peak_finding(label: str, found: dict[str, Any]) -> Finding:
     ratio = found['peak'] / found['expected']
     values |= {'expected, MB': found['expected'] / 1e6, 'peak, MB': found['peak'] / 1e6, 'peak / expected': ratio}
     if not needed:
-        return Finding(PEAK, label, values, note='unavailable: the compiler does not tell what it needs')
+        return Finding(PEAK, label, values, note='unavailable: the compiler does not report what it needs')
     if found['after compiling'] >= found['peak']:
         return Finding(PEAK, label, values, note='no verdict: loading and autotuning took more than the steps')
     return Finding(PEAK, label, values, passed=abs(ratio - 1) <= EXPECTED)

@@ -67,7 +67,7 @@ OTHER_HEADS = {
     'two linear layers': ({'a.weight': (10, 96), 'a.bias': (10,), 'b.weight': (4, 96), 'b.bias': (4,)},
                           r'several linear layers that take its features \(a, b\)'),
     'behind the classifier': ({'fc.weight': (30, 96), 'fc.bias': (30,), 'cls.weight': (10, 30), 'cls.bias': (10,)},
-                              r'a further linear layer behind its 30 classes \(cls\)'),
+                              r'a further linear layer after its 30 classes \(cls\)'),
     'half of a bottleneck': ({'fc.embedding_generator.0.weight': (64, 96), 'fc.FC.weight': (10, 64)},
                              "ASL's bottleneck head with other layers"),
     'a deeper bottleneck': ({**{f'fc.embedding_generator.{i}.weight': (96, 96) for i in (0, 2)},

@@ -49,7 +49,7 @@ def find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], archi
         classes = weight.shape[0] if weight is not None and len(weight.shape) else 0
         behind = [owner for owner, layer in _layers(beside).items() if _single_linear(layer, classes)]
         if behind:
-            return Head({}, f'a further linear layer behind its {classes} classes ({shown(behind)})', ())
+            return Head({}, f'a further linear layer after its {classes} classes ({shown(behind)})', ())
         return Head({}, None, (f'left out {parts(beside)}',) if beside else ())
     decoder = find_decoder(beside, width)
     if decoder is not None and decoder.problem:

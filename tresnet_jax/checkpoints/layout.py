@@ -70,8 +70,8 @@ class Layout:
             classifier: 'stem|layer[1-4]'. Tensors of other first segments are never given to `to_timm`.
         to_timm: from the tensors of the body and of the classifier, without the prefix and without counters, to the
             same tensors under timm's names and in torch's layouts, without reading values. A tensor that the layout
-            does not know keeps its name, and is reported as unexpected. Raises ValueError with the reason, as part of
-            a sentence ('PaddleClas ResNet18_vd, which has one more projection'), for another network of the library.
+            does not have keeps its name, and is reported as unexpected. Raises ValueError with the reason, as part of a
+            sentence ('PaddleClas ResNet18_vd, which has one more projection'), for another network of the library.
         classifier: where the layout keeps its classifier, without the leaf: 'fc'; None: it has none of its own.
         absent: parts of names which rule the layout out if a tensor under the prefix, or a counter, has one.
         unseen: networks of the library with the same tensors that compute another function; empty for timm's, which are

@@ -32,7 +32,7 @@ MOST_NESTED = 500  # containers within containers; Python's own recursion limit 
 MOST_IN_A_KEY = 64
 LONGEST_KEY = 10_000
 
-# What decoding a damaged stream raises; SystemError for text of NumPy that has numbers which are no characters.
+# What decoding a damaged stream raises; SystemError for text of NumPy that has numbers which are not characters.
 DAMAGE = (ValueError, TypeError, AttributeError, ArithmeticError, struct.error, EOFError, MemoryError, SystemError)
 # A name with dots; '<locals>' has brackets, and the file name of a module may have hyphens.
 NAME = re.compile(r'[\w<>-]+(\.[\w<>-]+)+')
@@ -201,7 +201,8 @@ class Unpickler:
                 case 'EMPTY_TUPLE':
                     stack.append(())
                 case 'EMPTY_LIST' | 'EMPTY_DICT' | 'EMPTY_SET':
-                    # They take two to four times the memory of other values: 72 to 232 bytes beside their place.
+                    # They take two to four times the memory of other values: 72 to 232 bytes in addition to their
+                    # place.
                     self._budget.spend(instructions=4 if name == 'EMPTY_SET' else 1)
                     stack.append({'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_SET': set}[name]())
                 case 'LIST':

@@ -185,7 +185,7 @@ def _training(top: dict[str, Any]) -> dict[str, str | int | float]:
 
 
 def _stated(tree: Any, architecture: str, function: twins.Function) -> Stated:
-    """Return what a checkpoint says beside its tensors, first in the file itself, then in the config.json beside it."""
+    """Return what a checkpoint states besides its tensors: in the file, or else in the config.json next to it."""
     names, images, saved = class_name_lists(tree), data_config(tree, architecture), function.saved
     if saved is not None:
         names += (saved.label_names,) if saved.label_names else ()

@@ -87,7 +87,7 @@ def listed_names(value: Any, count: int | None = None) -> tuple[str, ...] | None
 def _texts(array: np.ndarray) -> list[str] | None:
     try:
         return array.tolist()
-    except (ValueError, SystemError):  # NumPy's and Python's errors for numbers that are no characters
+    except (ValueError, SystemError):  # NumPy's and Python's errors for numbers that are not characters
         return None
 
 
