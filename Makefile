@@ -22,11 +22,15 @@ NETWORKS = $(addprefix tests/, models convert/test_golden.py test_factory.py tes
 
 # XLA_FLAGS= compiles the slow tests as users do; tests/conftest.py has faster settings.
 test-all: .venv/ready  ## slow tests, the others, and NETWORKS in NNX's tree mode; writes tests/LAST_FULL_RUN.md
-	printf '# The last run of `make test-all`\n\nRelative error is max|a-b| / max|b|, the largest of all tensors.\n\n' > tests/LAST_FULL_RUN.md
-	XLA_FLAGS= .venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 -m slow --summary tests/LAST_FULL_RUN.md
-	.venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 --summary tests/LAST_FULL_RUN.md
+	printf '# The last run of `make test-all`\n\nRelative error is max|a-b| / max|b|, the largest of all tensors. All parts ran at %s.\n\n' \
+	  $$(git describe --always --dirty --abbrev=7 --exclude '*') > tests/LAST_FULL_RUN.md
+	XLA_FLAGS= .venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 -m slow \
+	  --summary tests/LAST_FULL_RUN.md --summary-title 'Slow tests'
+	.venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 --summary tests/LAST_FULL_RUN.md \
+	  --summary-title 'The others'
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
-	  .venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 $(NETWORKS) --summary tests/LAST_FULL_RUN.md
+	  .venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 $(NETWORKS) \
+	  --summary tests/LAST_FULL_RUN.md --summary-title Networks
 
 test-newest: .venv-newest/ready  ## the tests that need no torch, on the newest Python found and the newest JAX
 	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --durations=20 --ignore tests/parity

@@ -59,6 +59,7 @@ def record_error(request) -> Callable[[str, str, float], None]:
 
 def pytest_addoption(parser) -> None:
     parser.addoption('--summary', type=Path, help='append the versions, the counts and the errors to a Markdown file')
+    parser.addoption('--summary-title', default='Tests', help='what its section calls these tests')
 
 
 def pytest_configure(config) -> None:
@@ -111,7 +112,7 @@ def _summary(config, exitstatus: int, counts: dict[str, int], columns: list[str]
     minutes = (time.monotonic() - config.started) / 60
     mode = {True: 'graph', False: 'tree'}[os.environ.get('NNX_GRAPH_MODE', 'true') != 'false']
     lines = [
-        f'## NNX {mode} mode: {"passed" if exitstatus == 0 else "failed"}',
+        f'## {config.option.summary_title}, NNX {mode} mode: {"passed" if exitstatus == 0 else "failed"}',
         '',
         f'- {datetime.date.today()}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores',
         f'- {", ".join(versions)}',
