@@ -191,6 +191,9 @@ def test_stop_epoch_and_save_epochs(uninterrupted, tmp_path, capsys):
     assert (stopped.step, stopped.finished) == (3, True) and stopped.evaluation is not None
     assert 'begins: 3 steps of 16 images (0.50 epochs, schedule of 8 steps)' in capsys.readouterr().out
     assert loop.train(dataclasses.replace(load_config(tmp_path), stop_epoch=None), tmp_path).step == 8
+    assert load_config(tmp_path) == dataclasses.replace(load_config(whole), **{
+        name: getattr(config, name) for name in ('save_epochs', 'keep_last', 'keep_best')
+    }), 'the folder alone would stop the run after half an epoch, and delete what it shall keep'  # fmt: skip
     assert_identical(weights(tmp_path), weights(whole))
     assert sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir()) == [3, 8]
     assert [r['step'] for r in read_records(tmp_path) if r['kind'] == 'eval'][0] == 3
@@ -209,6 +212,33 @@ def test_a_finished_run_has_nothing_to_do(uninterrupted):
     before = weights(workdir)
     assert loop.train(load_config(workdir), workdir).finished
     assert_identical(weights(workdir), before)
+
+
+def test_what_a_run_has_resolved_stays(uninterrupted, tmp_path):
+    """A caller who gives the first configuration again leaves it open; the model alone would give another value."""
+    whole, _ = uninterrupted
+    run = tmp_path / 'run'
+    shutil.copytree(whole, run)
+    changed = dataclasses.replace(load_config(run), mean=(0.1, 0.2, 0.3), num_classes=10)
+    save_config(changed, run)
+    assert loop.train(TINY, run).finished
+    assert load_config(run) == changed
+
+
+def test_more_skipped_steps_than_allowed(uninterrupted, monkeypatch):
+    """The weights would stay as they are, and nothing would say so."""
+    workdir, _ = uninterrupted
+    restore = Checkpoints.restore
+
+    def skipped(self, state, data):
+        state, lines = restore(self, state, data)
+        return dataclasses.replace(state, nonfinite=np.int32(2)), lines
+
+    monkeypatch.setattr(Checkpoints, 'restore', skipped)
+    with pytest.raises(TrainingError, match='has skipped 2 steps .* with --skip-nonfinite 2 or more, got 1'):
+        loop.train(dataclasses.replace(load_config(workdir), skip_nonfinite=1), workdir)
+    assert load_config(workdir).skip_nonfinite == 0
+    assert loop.train(dataclasses.replace(load_config(workdir), skip_nonfinite=2), workdir).finished
 
 
 def test_ended_before_the_first_checkpoint(tmp_path, monkeypatch):
@@ -360,7 +390,11 @@ def test_command_line(tmp_path, capsys):
     )  # fmt: skip
     assert resumed.config == dataclasses.replace(saved, log_every=7)
     save_config(dataclasses.replace(saved, stop_epoch=2.0), tmp_path)
-    for flags, expected in (([], 2.0), (['--stop-epoch', '3'], 3.0), (['--stop-epoch', 'None'], None)):
+    again = ['--recipe', 'fashion_mnist', '--image-size', '48', '32', '--lr', '0.3', '--checkpoint', str(tmp_path)]
+    for flags, expected in (
+        ([], 2.0), (again, 2.0), (['--stop-epoch', '3'], 3.0), ([*again, '--stop-epoch', '3'], 3.0),
+        (['--stop-epoch', 'None'], None),
+    ):  # fmt: skip
         assert command.resolve_arguments([*new, *flags]).config.stop_epoch == expected
     with pytest.raises(SystemExit) as stop:
         command.main([*new, '--no-such-flag'])

@@ -1,5 +1,6 @@
 """What a run depends on: every kind of change is refused in one line that names it, or accepted and recorded."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -198,19 +199,47 @@ def test_names_that_are_not_utf8(tmp_path, run):
     ]  # fmt: skip
 
 
-def test_every_process_reads_the_same_data(run, monkeypatch):
-    """Another file on one host would give a wrong share of every batch; here, each digest is what a process sends."""
-    before = load_provenance(run)
-    changed = dataclasses.replace(before, val=dataclasses.replace(before.val, digests={'sizes': '1'}))
-    sent = []
-    monkeypatch.setattr(devices.jax, 'process_count', lambda: 3)
-    monkeypatch.setattr(devices.multihost_utils, 'process_allgather', lambda digest: np.stack([digest] * 3))
-    provenance.check_processes(before)
-    monkeypatch.setattr(devices.multihost_utils, 'process_allgather', lambda digest: sent.append(digest) or sent)
-    for value in (before, dataclasses.replace(before, devices=7, versions={})):
-        provenance.check_processes(value)
-    with pytest.raises(TrainingError, match='process 2 reads other training or evaluation images than the first'):
-        provenance.check_processes(changed)
+def as_two_processes(monkeypatch, first, second) -> None:
+    """Call what every process calls: the first sends what the second compares with its own."""
+    sent: list[np.ndarray] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(devices.jax, 'process_count', lambda: 2)
+        patch.setattr(devices.multihost_utils, 'process_allgather', lambda mine: sent.append(mine) or mine[None])
+        first()
+        others = iter(sent)
+        patch.setattr(devices.multihost_utils, 'process_allgather', lambda mine: np.stack([next(others), mine]))
+        second()
+
+
+@pytest.mark.parametrize(
+    'record, options, latest, message',
+    [
+        ({'devices': 7, 'versions': {}}, {'threads': 1, 'data_dir': Path('elsewhere'), 'log_wandb': True}, 5, None),
+        ({}, {'lr': 0.2}, 5, '^--lr 0.2: process 1 has another value than the first process; all processes need the s'),
+        ({}, {'mixup': 0.5, 'skip_nonfinite': 1}, 5, '^--mixup 0.5: process 1'),
+        ({}, {}, None, 'run: process 1 finds another latest checkpoint than the first process; all hosts need the sam'),
+        ({'class_names': ('a', 'b', 'c')}, {}, 5, 'process 1 reads other training or evaluation images than the first'),
+        ({'teacher': {'name': 'old', 'sha256': '00' * 32}}, {}, 5, '^old: process 1 has another teacher than the firs'),
+        ({'files': {'class_stats': '1'}}, {}, 5, '--class-stats or --semantic-tree: the file of process 1 has other c'),
+    ],
+)
+def test_every_process_has_the_same(record, options, latest, message, run, config, monkeypatch):
+    """Another seed, file or checkpoint on one host would give weights that differ between hosts, without a word."""
+    before = dataclasses.replace(load_provenance(run), teacher={'name': 'new', 'sha256': '11' * 32})
+    first = lambda: provenance.check_processes(before, config, run, 5)  # noqa: E731
+    other = dataclasses.replace(before, **record), dataclasses.replace(config, **options)
+    expected = contextlib.nullcontext() if message is None else pytest.raises(TrainingError, match=message)
+    with expected:
+        as_two_processes(monkeypatch, first, lambda: provenance.check_processes(*other, run, latest))
+
+
+def test_every_process_starts_from_the_same_weights(monkeypatch):
+    def check(value: float):
+        return lambda: provenance.check_weights(({'kernel': np.full(3, value, np.float32)}, {}), 'resnet50d')
+
+    as_two_processes(monkeypatch, check(0.5), check(0.5))
+    with pytest.raises(TrainingError, match='^resnet50d: process 1 starts from other weights than the first process'):
+        as_two_processes(monkeypatch, check(0.5), check(0.25))
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{}', '{"train": 5}', '[' * 100_000])

@@ -109,6 +109,8 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
         earlier = load_provenance(known.workdir)
         saved = dataclasses.replace(saved, **{name: None for name in (earlier.resolved if earlier else ())})
     base = recipe(known.recipe) if known.recipe else saved or TrainConfig()
+    if saved and begun:  # a recipe does not take back what the run was resumed with
+        base = dataclasses.replace(base, **{name: getattr(saved, name) for name in CHANGEABLE})
     arguments = parse(
         TrainArguments,
         argv,

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -108,10 +108,21 @@ def everywhere_true(value: bool) -> bool:
 
 def differing_process(digest: bytes) -> int | None:
     """Return the number of a process whose digest differs from that of the first process; None if all agree."""
+    found = differing_item([digest])
+    return None if found is None else found[0]
+
+
+def differing_item(digests: Sequence[bytes]) -> tuple[int, int] | None:
+    """Return the numbers of a process and of one of its digests that is not the first process's; None if all agree.
+
+    Every process calls this, with as many digests of the same length.
+    """
     if jax.process_count() == 1:
         return None
-    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    return next((number for number, other in enumerate(digests) if (other != digests[0]).any()), None)
+    mine = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
+    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    differing = np.argwhere((everyone != everyone[0]).any(-1))
+    return (int(differing[0, 0]), int(differing[0, 1])) if len(differing) else None
 
 
 def everywhere() -> NamedSharding:

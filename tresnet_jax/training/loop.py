@@ -38,8 +38,15 @@ from tresnet_jax.training.losses import create_loss
 from tresnet_jax.training.metrics import METRICS_FILE, Interval, PendingSteps, RunLog, has_evaluation
 from tresnet_jax.training.multilabel import MultiLabelResult
 from tresnet_jax.training.optim import create_optimizer
-from tresnet_jax.training.provenance import check_processes, compare, provenance, save_provenance, stored_classes
-from tresnet_jax.training.run_config import save_config
+from tresnet_jax.training.provenance import (
+    check_processes,
+    check_weights,
+    compare,
+    provenance,
+    save_provenance,
+    stored_classes,
+)
+from tresnet_jax.training.run_config import load_config, resumed_config, save_config
 from tresnet_jax.training.run_data import open_data, opening
 from tresnet_jax.training.schedules import create_schedule
 from tresnet_jax.training.semantic import read_semantic_tree
@@ -86,7 +93,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
 
     Args:
         config: the configuration. A run that resumes needs the saved one (`load_config`), in which only the options
-            CHANGEABLE may differ.
+            CHANGEABLE may differ; the run keeps their new values. Options that the run resolved may be None.
         workdir: folder of the run; it is made if it does not exist.
         accept_changes: resume even if the data differs from what the run began with. The options ACCEPTABLE may then
             differ too.
@@ -117,10 +124,13 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         checkpoints.keep(data.milestones)
         teacher = load_teacher(config)
         origin = provenance(config, data.train, data.val, len(devices), teacher.identity if teacher else None)
-        check_processes(origin)
+        check_processes(origin, config, workdir, checkpoints.latest)
         remarks: list[str] = []
+        saved: TrainConfig | None = None
         if checkpoints.latest is not None:
             origin, remarks = compare(origin, config, workdir, checkpoints.latest, accept_changes)
+            saved = load_config(workdir)
+            config = resumed_config(saved, config)
 
         # Model. The weights of a run that resumes are in its checkpoint.
         model = _create_model(config, data.train.num_classes, stored_network(workdir) if resumes else None)
@@ -133,6 +143,8 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         if teacher is not None:
             distillation, extra, line = create_distillation(config, teacher, model, data.train)
             apply, params, about_teacher = without_projection(apply), params | extra, [line]
+        if not resumes:
+            check_weights((params, batch_stats), config.model)
 
         # State and steps.
         schedule = create_schedule(config, data.steps, data.steps_per_epoch)
@@ -158,10 +170,12 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         about_damage: list[str] = []
         if resumes:
             state, about_damage = checkpoints.restore(state, batches)
+            _check_skipped(int(state.nonfinite), config, workdir)
         if is_first_process and (not resumes or remarks):
             save_provenance(origin, workdir)
-        if is_first_process and (not resumes or accept_changes):
+        if is_first_process and config != saved:
             save_config(config, workdir)
+        if is_first_process and (not resumes or accept_changes):
             names = data.train.class_names if data.train.num_classes == model.num_classes else None
             save_description(workdir, model, data_config, names, config.task)
         if is_first_process and not resumes:
@@ -332,6 +346,15 @@ def _check_batch_size(config: TrainConfig, local: int) -> None:
     if config.val_batch_size is not None and config.val_batch_size % devices:
         raise TrainingError(
             f'--val-batch-size {config.val_batch_size} must be a multiple of {amount(devices, "device")}'
+        )
+
+
+def _check_skipped(skipped: int, config: TrainConfig, workdir: Path) -> None:
+    """Raises TrainingError if a run has skipped more steps than it may; its weights would no longer change."""
+    if skipped > config.skip_nonfinite:
+        raise TrainingError(
+            f'{workdir}: the run has skipped {amount(skipped, "step")} with a non-finite loss or gradient; resume it '
+            f'with --skip-nonfinite {skipped} or more, got {config.skip_nonfinite}'
         )
 
 

@@ -18,15 +18,20 @@ from tresnet_jax.checkpoints.run import stored_label_names
 from tresnet_jax.data.sources import Source
 from tresnet_jax.errors import TrainingError, amount, reason, shown
 from tresnet_jax.files import read_json, save_text, sha256
-from tresnet_jax.options import as_flag
+from tresnet_jax.options import as_flag, flag_name
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.training.devices import differing_process
+from tresnet_jax.training.devices import differing_item, differing_process
+from tresnet_jax.training.embedding import digest
 from tresnet_jax.training.run_config import ACCEPTABLE, CHANGEABLE, RESOLVED, changed_options, load_config
 from tresnet_jax.version import __version__
 
 PROVENANCE_FILE = 'provenance.json'
 LIBRARIES = ('jax', 'flax', 'optax')
 FILES = ('class_stats', 'semantic_tree')  # options whose files the loss depends on
+# Options that may differ between the processes of a run: for their own decoding, for the first process alone, and paths
+# of files whose content is compared.
+OF_A_PROCESS = ('threads', 'workers', 'data_dir', 'checkpoint', 'class_map', 'kd_checkpoint', *FILES)
+OF_A_PROCESS += ('log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +113,31 @@ def _digest(path: Path) -> str:
         raise TrainingError(f'{shown(path)}: cannot be read: {reason(error)}') from error
 
 
-def check_processes(now: Provenance) -> None:
-    """Check that all processes read the same data and have the same teacher. Every process calls this.
+def check_processes(now: Provenance, config: TrainConfig, workdir: Path, latest: int | None) -> None:
+    """Check that all processes have the same options, data, teacher and checkpoint. Every process calls this.
+
+    Args:
+        now: what the run depends on.
+        config: its configuration.
+        workdir: folder of the run.
+        latest: the step of its latest checkpoint; None if there is none.
 
     Raises:
         TrainingError: they differ, in all processes.
     """
-    text = json.dumps([dataclasses.asdict(now.train), dataclasses.asdict(now.val), now.class_names])
-    other = differing_process(hashlib.blake2b(text.encode(), digest_size=16).digest())
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in OF_A_PROCESS}
+    if (found := differing_item([_hash(value) for value in options.values()])) is not None:
+        process, (name, value) = found[0], [*options.items()][found[1]]
+        raise TrainingError(
+            f'{as_flag(name, value)}: process {process} has another value than the first process; all processes need '
+            'the same options'
+        )
+    if (other := differing_process(_hash(latest))) is not None:
+        raise TrainingError(
+            f'{workdir}: process {other} finds another latest checkpoint than the first process; all hosts need the '
+            'same folder, on a file system that they share'
+        )
+    other = differing_process(_hash([dataclasses.asdict(now.train), dataclasses.asdict(now.val), now.class_names]))
     if other is not None:
         raise TrainingError(
             f'{now.train.name}: process {other} reads other training or evaluation images than the first process; all '
@@ -123,6 +145,31 @@ def check_processes(now: Provenance) -> None:
         )
     if now.teacher and (other := differing_process(bytes.fromhex(now.teacher['sha256']))) is not None:
         raise TrainingError(f'{now.teacher["name"]}: process {other} has another teacher than the first process')
+    if (other := differing_process(_hash(now.files))) is not None:
+        flags = ' or '.join(map(flag_name, FILES))
+        raise TrainingError(f'{flags}: the file of process {other} has other content than that of the first process')
+
+
+def check_weights(variables: Any, name: str) -> None:
+    """Check that all processes start from the same weights. Every process calls this.
+
+    Args:
+        variables: parameters and statistics.
+        name: the model.
+
+    Raises:
+        TrainingError: they differ, in all processes.
+    """
+    if jax.process_count() > 1 and (other := differing_process(bytes.fromhex(digest(variables)))) is not None:
+        raise TrainingError(
+            f'{name}: process {other} starts from other weights than the first process; all hosts need the same files '
+            'and the same kind of devices'
+        )
+
+
+def _hash(value: Any) -> bytes:
+    """Return a digest of a value of JSON; other values count as their text."""
+    return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=16).digest()
 
 
 def _examples(source: Source) -> Examples:

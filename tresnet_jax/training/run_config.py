@@ -14,7 +14,8 @@ from tresnet_jax.training.config import TrainConfig
 CONFIG_FILE = 'config.json'
 # Options whose None is replaced by the value of the data or the model when a run starts.
 RESOLVED = ('num_classes', 'in_chans', 'abn_slope', 'mean', 'std')
-# Options that may change when a run resumes. They leave the weights unchanged, except for rounding.
+# Options that may change when a run resumes. They leave the weights unchanged, except for rounding. A run keeps the
+# last values, because it is resumed by its folder alone.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
 CHANGEABLE += ('stop_epoch', 'save_epochs', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id')
 CHANGEABLE += ('threads', 'workers', 'data_dir', 'val_batch_size', 'max_unreadable', 'kd_checkpoint')
@@ -37,6 +38,17 @@ def changed_options(saved: TrainConfig, config: TrainConfig, free: Sequence[str]
         for name, value in before.items()
         if asked[name] != value and name not in free and not (name in RESOLVED and asked[name] is None)
     ]
+
+
+def resumed_config(saved: TrainConfig, config: TrainConfig) -> TrainConfig:
+    """Return the configuration of a run that resumes: options that are resolved, if open, as the run resolved them.
+
+    Args:
+        saved: the resolved configuration of the run.
+        config: the configuration to resume it with.
+    """
+    open_options = [name for name in RESOLVED if getattr(config, name) is None]
+    return dataclasses.replace(config, **{name: getattr(saved, name) for name in open_options})
 
 
 def save_config(config: TrainConfig, workdir: Path) -> None:
