@@ -160,6 +160,15 @@ def test_csv_with_spaces(tmp_path):
     assert 'hot dog may be one label or two; separate labels by |' in refuse(data, None, for_evaluation=True, **INDICES)
 
 
+@pytest.mark.parametrize(('text', 'word'), [('"cat,dog"', 'cat,dog'), ('"cat, dog"', 'cat,'), ("['cat']", "['cat']")])
+def test_csv_with_other_separators(text, word, tmp_path):
+    """Each combination of classes would be a class of its own."""
+    data = write_csv(tmp_path, 'path,labels', f'0.png,{text}', '1.png,cat', '2.png,dog')
+    assert f'the labels {word} may be separated by another' in refuse(data, None, for_evaluation=True, **INDICES)
+    data = write_csv(tmp_path, 'path,labels', f'0.png,{text}', '1.png,cat|', '2.png,dog')
+    assert len(open_source(data, None, for_evaluation=True, **INDICES).class_names) == 3
+
+
 def test_csv_columns(tmp_path):
     data = write_csv(tmp_path, 'path,Cat,dog,vector', '0.png,1,0,0 0.5 1', '1.png,1,1,1 1 1', '2.png,0,0.0,0 0 0')
     options = {'for_evaluation': True, 'val_fraction': 0.1}

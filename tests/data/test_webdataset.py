@@ -117,6 +117,7 @@ def test_several_images_of_an_example(tmp_path):
         (image_members([{'label': 1.5}]), "the label of 0000.png is '1.5'"),
         (image_members([-1, -1]), 'all labels of train are -1: it has no labels'),
         (image_members(['1,2', 0]), 'the member cls of 0000.png is 1,2; expected the number or the name of one class'),
+        (image_members(['[1, 2]', 'a']), 'the member cls of 0000.png is [1, 2]; expected the number or the name'),
         (image_members(['a\nb']), r'the member cls of 0000.png is a\nb; expected'),
         (image_members([10**8]), 'expected a name, or a number from 0'),
         (image_members([0, 0]), 'only one class, 0; expected at least two'),

@@ -18,6 +18,7 @@ from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, reason, shown
 
 SEPARATOR = '|'  # of the labels of an image
+OTHER_SEPARATORS = frozenset(',;[]')  # in files for other programs
 PROBED = 32  # files whose existence is checked when the CSV file is opened
 
 
@@ -139,13 +140,19 @@ def _reader(rows: Sequence[Row], keys: TargetKeys, where: str) -> Callable[[Row]
     Labels are separated by '|'; or by spaces, if no row has a '|'.
 
     Raises:
-        DataError: two words always stand together, so that they may be one label.
+        DataError: a word may be several labels in another notation, 'cat,dog' or "['cat']"; or two words always stand
+            together, so that they may be one label.
     """
     if keys.form == 'multihot':
         return lambda row: [_number(text) for text in row.label.replace(SEPARATOR, ' ').split()]
     if keys.several or any(SEPARATOR in row.label for row in rows):
         return lambda row: [text.strip() for text in row.label.split(SEPARATOR) if text.strip()]
     words = collections.Counter(word for row in rows for word in row.label.split())
+    if other := next((word for word in words if OTHER_SEPARATORS & {*word}), None):
+        raise DataError(
+            f'{where}: the labels {shown(other)} may be separated by another character than {SEPARATOR} or a space; '
+            f'separate labels by {SEPARATOR}, also in {shown(other)}{SEPARATOR} if that is one label'
+        )
     pairs = collections.Counter(pair for row in rows for pair in itertools.pairwise(row.label.split()))
     for (one, two), times in pairs.items():
         if words[one] == words[two] == times:

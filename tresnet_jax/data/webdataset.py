@@ -308,9 +308,9 @@ def _target(file: BinaryIO, record: _Record, keys: TargetKeys, where: str) -> An
 
 
 def _number_or_name(record: _Record, where: str) -> int | str:
-    """Return the class that the member cls names. Raises DataError if it has several numbers or lines."""
+    """Return the class that the member cls names. Raises DataError if it has several numbers or lines, or a list."""
     cls = record.example.cls or ''
-    if re.fullmatch(r'[0-9]+([\s,;|]+[0-9]+)+', cls) or '\n' in cls:
+    if re.fullmatch(r'[0-9]+([\s,;|]+[0-9]+)+|\[.*\]', cls) or '\n' in cls:
         raise DataError(
             f'{where}: the member cls of {shown(record.name)} is {shown(cls)[:100]}; expected the number or the name '
             'of one class. Several labels are a list in the member json, read with --task multilabel'
