@@ -1,5 +1,7 @@
 """Losses: no NaN in float32, weights of classes from text and files, and losses that do not suit the task."""
 
+import contextlib
+import types
 from pathlib import Path
 
 import jax
@@ -85,6 +87,11 @@ def test_class_stats(tmp_path):
     file.write_text('{"num_samples": 20, "pos_counts": [10, 5], "class_names": ["a", "b"]}')
     counts = read_class_stats(file)
     assert counts.images == 20 and counts.positives.tolist() == [10, 5]
+    for classes, other in (('ab', ''), ('cd', ''), ('ba', 'b is class 0 in photos, 1 in the file')):
+        source = types.SimpleNamespace(name='photos', class_names=tuple(classes))
+        expected = pytest.raises(TrainingError, match=f'json: has another order of the classes: {other}$')
+        with expected if other else contextlib.nullcontext():
+            assert read_class_stats(file, source).positives.tolist() == [10, 5]
     for text in ('[]', '{"num_samples": 2, "pos_counts": [3]}', '{"num_samples": 2.5, "pos_counts": [1]}', '{'):
         file.write_text(text)
         with pytest.raises(TrainingError, match='stats.json: '):

@@ -4,7 +4,7 @@ import collections
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,23 @@ def check_order(names: Sequence[str], expected: Sequence[str], where: str) -> No
     for place, (name, other) in enumerate(zip(names, expected, strict=True)):
         if normal_name(name) != normal_name(other):
             raise DataError(f'{where}: class {place} is {shown(name)}; expected {shown(other)}')
+
+
+def other_order(names: Sequence[str], listed: Any, where: str) -> str | None:
+    """Return which class of the data has another place in a file's list of classes; None if none has.
+
+    Names that the list lacks are not compared: names of another kind, words instead of synsets, have nothing in common.
+
+    Args:
+        names: of the classes of the data.
+        listed: what the file has; anything but a list is no list of classes.
+        where: the data set.
+    """
+    places = {normal_name(str(name)): place for place, name in enumerate(listed)} if isinstance(listed, list) else {}
+    for label, name in enumerate(names):
+        if (place := places.get(normal_name(name), label)) != label:
+            return f'{shown(name)} is class {label} in {where}, {place} in the file'
+    return None
 
 
 def match_classes(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tresnet_jax.data.class_matching import other_order
 from tresnet_jax.data.sources import Source
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import TrainingError, shown
@@ -105,7 +106,7 @@ def loss_weights(config: TrainConfig, source: Source, num_classes: int) -> dict[
     Raises:
         TrainingError: as `loss_weight` and `read_class_stats`.
     """
-    counts = count_classes(source) if config.class_stats is None else read_class_stats(config.class_stats)
+    counts = count_classes(source) if config.class_stats is None else read_class_stats(config.class_stats, source)
     found = {}
     for name, methods in (('class_weight', CLASS_WEIGHTS), ('pos_weight', POS_WEIGHTS)):
         found[name] = loss_weight(
@@ -131,11 +132,15 @@ def count_classes(source: Source) -> ClassCounts | None:
     return ClassCounts(np.bincount(labels, minlength=source.num_classes).astype(np.float64), len(source))
 
 
-def read_class_stats(path: Path) -> ClassCounts:
-    """Read counts as timm's class_weights.py writes them: a JSON object with pos_counts and num_samples.
+def read_class_stats(path: Path, source: Source | None = None) -> ClassCounts:
+    """Read counts as timm's class_weights.py writes them: a JSON object with pos_counts, num_samples and class_names.
+
+    Args:
+        path: the file.
+        source: the training images, whose classes must have the same order; None: it is not compared.
 
     Raises:
-        TrainingError: the file cannot be read, or has no counts.
+        TrainingError: the file cannot be read, has no counts, or has another order of the classes.
     """
     stats = read_json(path, TrainingError)
     stats = stats if isinstance(stats, dict) else {}
@@ -150,4 +155,7 @@ def read_class_stats(path: Path) -> ClassCounts:
             f'{shown(path)}: expected an object with num_samples, a whole number, and pos_counts, a list of one number '
             'from 0 to num_samples per class'
         )
+    other = other_order(source.class_names, stats.get('class_names'), source.name) if source else None
+    if other is not None:
+        raise TrainingError(f'{shown(path)}: has another order of the classes: {other}')
     return ClassCounts(np.asarray(counts, np.float64), images)

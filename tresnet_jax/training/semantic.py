@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tresnet_jax.checkpoints import torch_file
+from tresnet_jax.data.class_matching import other_order
 from tresnet_jax.data.sources import Source
 from tresnet_jax.errors import TrainingError, amount, shown
 from tresnet_jax.files import read_json
@@ -137,12 +138,8 @@ def read_semantic_tree(path: Path, num_classes: int, source: Source) -> Semantic
     if len(chains) != num_classes:
         have = amount(len(chains), 'class', 'classes')
         raise TrainingError(f'{shown(path)}: has {have}, but the model has {num_classes:,}')
-    # Names of another kind, such as words instead of synsets, have nothing in common and cannot be compared.
-    places = {str(name): place for place, name in enumerate(names)} if isinstance(names, list) else {}
-    for label, name in enumerate(source.class_names):
-        if places.get(name, label) != label:
-            both = f'{label} in {source.name}, {places[name]} in the file'
-            raise TrainingError(f'{shown(path)}: has another order of the classes: {shown(name)} is class {both}')
+    if (other := other_order(source.class_names, names, source.name)) is not None:
+        raise TrainingError(f'{shown(path)}: has another order of the classes: {other}')
     try:
         return semantic_tree(chains)
     except ValueError as error:
