@@ -352,6 +352,26 @@ def test_readable_errors(uninterrupted, tmp_path, capsys):
     assert '--coordinator' in error_of(capsys, *new, '--process-id', '0')
 
 
+@pytest.mark.parametrize(
+    'error, message',
+    [
+        (
+            jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\n\nMore.'),
+            'the devices have too little memory: RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes. More. Try',
+        ),
+        (MemoryError('Unable to allocate 9 GiB'), 'this host has too little memory: Unable to allocate 9 GiB'),
+    ],
+)
+def test_too_little_memory(error, message, tmp_path, monkeypatch, capsys):
+    """The error that most users of a GPU meet first."""
+
+    def train(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(loop, 'train', train)
+    assert message in error_of(capsys, '--workdir', str(tmp_path), '--recipe', 'fashion_mnist')
+
+
 def test_another_model_in_the_same_folder(uninterrupted, tmp_path):
     """By the configuration, and by the checkpoint if the description was changed."""
     workdir, _ = uninterrupted

@@ -27,6 +27,12 @@ from tresnet_jax.training.run_config import ACCEPTABLE, CHANGEABLE, CONFIG_FILE,
 if TYPE_CHECKING:
     from tresnet_jax.training.loop import Result
 
+OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'  # in XLA's message
+LESS_MEMORY = (
+    'Try, in this order, --dtype bfloat16, --abn-memory, --remat, --accumulate 2 and a smaller --batch-size; if the '
+    'run was evaluating, a smaller --val-batch-size'
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainArguments:
@@ -72,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: TrainArguments, links: Links) -> 'Result':
-    """Train, and turn the errors of the system and of the network into a TrainingError."""
+    """Train, and turn the errors of the system, of the devices and of the network into a TrainingError."""
     from tresnet_jax.training.loop import train  # slow to import, and not needed for --help
     from tresnet_jax.training.metrics import FREE
 
@@ -84,7 +90,12 @@ def _train(arguments: TrainArguments, links: Links) -> 'Result':
     except OSError as error:  # the folder is written in many places, and may be gone at any time
         file = arguments.workdir if error.filename is None else error.filename
         raise TrainingError(f'{shown(str(file))}: {reason(error)}. {FREE}') from error
+    except MemoryError as error:
+        raise TrainingError(f'this host has too little memory: {reason(error)}') from error
     except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY in str(error):
+            what = reason(error).rstrip('.')
+            raise TrainingError(f'the devices have too little memory: {what}. {LESS_MEMORY}') from error
         if not links.connect:
             raise
         raise TrainingError(f'the processes of the run lost each other: {reason(error)}') from error

@@ -40,7 +40,7 @@ def set_up(
         links: end this process if another one of the run ends.
 
     Raises:
-        TrainingError: the description of the hosts is incomplete, or they cannot be reached.
+        TrainingError: the description of the hosts is incomplete, or they cannot be reached, or there is no device.
     """
     if deterministic:
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'.strip()
@@ -51,12 +51,18 @@ def set_up(
             jax.config.update('jax_num_cpu_devices', devices)
     use_compilation_cache()
     arguments = resolve(hosts, os.environ)
-    if arguments is None:
-        return
+    if arguments is not None:
+        try:
+            jax.distributed.initialize(**(arguments if links is None else links.through(arguments)))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise TrainingError(f'the processes of the run cannot connect: {reason(error)}') from error
     try:
-        jax.distributed.initialize(**(arguments if links is None else links.through(arguments)))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise TrainingError(f'the processes of the run cannot connect: {reason(error)}') from error
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: no platform of JAX_PLATFORMS is there
+        platforms = jax.config.jax_platforms
+        where = f'JAX_PLATFORMS={platforms}: ' if platforms else ''
+        why = reason(error) if str(error) else 'it finds none of this kind; is the right extra of jax installed?'
+        raise TrainingError(f'{where}JAX cannot use its devices: {why}') from error
 
 
 def local_devices(count: int | None) -> list[Any]:
