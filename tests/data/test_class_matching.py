@@ -2,7 +2,7 @@
 
 import pytest
 
-from tresnet_jax.data.class_matching import match_classes, match_names
+from tresnet_jax.data.class_matching import match_classes, match_names, other_order
 from tresnet_jax.errors import DataError
 from tresnet_jax.labels import FASHION_MNIST, class_names, class_synsets
 
@@ -97,3 +97,20 @@ def test_two_classes_that_are_one():
 
 def test_missing_names_are_listed():
     assert match_names(('b', 'x', 'A'), ('a', 'b'), 'here', 'there') == ([1, -1, 0], ['x'])
+
+
+@pytest.mark.parametrize(
+    ('listed', 'found'),
+    [
+        (['crane', 'dog', 'crane'], None),
+        (['crane', 'dog', 'crane', 'elk'], None),
+        (['a', 'b', 'c'], None),
+        (None, None),
+        (['dog', 'crane', 'crane'], 'crane is class 0 and 2 in photos, 1 and 2 in the file'),
+        (['crane', 'dog', 'crane', 'dog'], 'dog is class 1 in photos, 1 and 3 in the file'),
+        (['crane', 'dog'], 'crane is class 0 and 2 in photos, 0 in the file'),
+    ],
+)
+def test_the_order_of_a_file(listed, found):
+    """A name may repeat; names that the file lacks are of another kind."""
+    assert other_order(('crane', 'dog', 'crane'), listed, 'photos') == found

@@ -3,7 +3,7 @@
 import collections
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -52,11 +52,20 @@ def other_order(names: Sequence[str], listed: Any, where: str) -> str | None:
         listed: what the file has; anything but a list is no list of classes.
         where: the data set.
     """
-    places = {normal_name(str(name)): place for place, name in enumerate(listed)} if isinstance(listed, list) else {}
-    for label, name in enumerate(names):
-        if (place := places.get(normal_name(name), label)) != label:
-            return f'{shown(name)} is class {label} in {where}, {place} in the file'
+    ours, theirs = _places(names), _places(map(str, listed if isinstance(listed, list) else ()))
+    for name, labels in ours.items():  # names may repeat in both, as 'crane' does
+        if (found := theirs.get(name, labels)) != labels:
+            here, there = (' and '.join(map(str, places)) for places in (labels, found))
+            return f'{shown(name)} is class {here} in {where}, {there} in the file'
     return None
+
+
+def _places(names: Iterable[str]) -> dict[str, list[int]]:
+    """Return the places of each name."""
+    found: dict[str, list[int]] = collections.defaultdict(list)
+    for place, name in enumerate(names):
+        found[normal_name(name)].append(place)
+    return found
 
 
 def match_classes(

@@ -59,7 +59,8 @@ def set_up(
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: no platform of JAX_PLATFORMS is there
-        platforms = jax.config.jax_platforms
+        config: Any = jax.config  # its attributes are not annotated
+        platforms = config.jax_platforms
         where = f'JAX_PLATFORMS={platforms}: ' if platforms else ''
         why = reason(error) if str(error) else 'it finds none of this kind; is the right extra of jax installed?'
         raise TrainingError(f'{where}JAX cannot use its devices: {why}') from error
