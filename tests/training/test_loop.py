@@ -166,6 +166,19 @@ def test_interrupted_before_the_first_step(tmp_path, monkeypatch):
     assert [r['step'] for r in read_records(tmp_path) if r['kind'] == 'eval'] == [0, 4, 8]
 
 
+def test_a_log_line_has_all_steps_since_the_last(tmp_path, monkeypatch):
+    """Also those before an evaluation in between, which only the throughput leaves out."""
+    steps, summary = [], Interval.summary
+
+    def count(self, step, *arguments):
+        steps.append((step, len(self._values), len(self._values) - self._untimed))
+        return summary(self, step, *arguments)
+
+    monkeypatch.setattr(Interval, 'summary', count)
+    assert loop.train(dataclasses.replace(TINY, log_every=3), tmp_path).finished
+    assert steps == [(3, 3, 2), (6, 3, 2), (8, 2, 2)]
+
+
 def test_what_a_run_leaves(uninterrupted):
     """The files of a run, and what is in them."""
     workdir, result = uninterrupted

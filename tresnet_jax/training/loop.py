@@ -212,7 +212,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
                     if step:
                         checkpoints.rate(step, evaluation.rating(config.rating))
                     log.evaluation(evaluation.metrics(step))
-                    interval.restart()
+                    interval.restart_clock()
             if stop or step >= data.end:
                 break
 
