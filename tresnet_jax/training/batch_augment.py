@@ -243,7 +243,7 @@ def mix(
     if not has_mixup and not has_cutmix:
         return images, targets
     if images.shape[0] % 2:
-        raise ValueError(f'a batch of {images.shape[0]} images cannot be mixed: each image needs a neighbour')
+        raise ValueError(f'a batch of {images.shape[0]} images cannot be mixed: each needs a neighbour')
     if key.ndim != (mode != 'batch'):
         raise ValueError(f'mode {mode!r} needs {"one key" if mode == "batch" else "a key for each image"}')
     if not has_mixup or not has_cutmix:
