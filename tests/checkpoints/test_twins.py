@@ -1,5 +1,6 @@
-"""Networks with the same tensors and another function: what config.json and the classes of a module say."""
+"""Networks with the same tensors and another function: what config.json, scripts and the classes of a module say."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import safetensors.numpy
 import convert
 import tresnet_jax
 from convert.__main__ import main
-from tests.helpers.states import RESNET, TRESNET, State, prefixed
+from tests.helpers.states import RESNET, TRESNET, State, prefixed, saved
 from tresnet_jax.checkpoints.find import find
 from tresnet_jax.checkpoints.records import Record
 from tresnet_jax.checkpoints.structure import architecture_shape, expected_shapes
@@ -114,6 +115,73 @@ def test_options_that_the_model_needs_are_named(tmp_path):
     assert 'trained with' not in notes(written(tmp_path, {'architecture': 'test_resnet', 'global_pool': 'avg'}))
 
 
+SCRIPT = {'model': 'test_resnet', 'gp': None, 'bn_eps': None, 'model_kwargs': {}}  # of timm's train.py
+
+
+def scripted(name: str = 'test_resnet', **arguments: Any) -> Function:
+    """Check tensors beside the arguments of timm's script."""
+    (network,) = find(RESNET if name == 'test_resnet' else zeros(name))
+    return check_function(Path('missing/a.pth'), network, {'args': {**SCRIPT, 'model': name, **arguments}})
+
+
+def test_the_options_of_timms_script_reach_the_model(tmp_path, capsys):
+    """A file for torch cannot hold them: a warning says so."""
+    arguments = argparse.Namespace(**SCRIPT | {'gp': 'max', 'model_kwargs': {'output_stride': 8}})
+    file = saved(tmp_path, {'arch': 'test_resnet', 'state_dict': RESNET, 'args': arguments})
+    model = tresnet_jax.create_model('test_resnet', checkpoint=file)
+    assert (model.global_pool, model.output_stride) == ('max', 8)
+    assert convert.read(file).stated.settled_by == "the arguments of timm's script" and 'exclude' not in notes(file)
+    assert tresnet_jax.create_model('test_resnet', checkpoint=file, global_pool='avg').global_pool == 'avg'
+    flax, back = str(tmp_path / 'flax.safetensors'), str(tmp_path / 'back.safetensors')
+    warning = "back.safetensors: give create_model global_pool='max', output_stride=8, which the file does not state"
+    assert main([str(file), flax]) == 0 and capsys.readouterr().err == ''
+    for command in ([flax, back], ['average', str(file), flax, '--to', 'torch', '--output', back]):
+        assert main(command) == 0 and warning in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [{}, {'model_kwargs': {'act_layer': 'relu', 'drop_path_rate': 0.1, 'stem_type': None}}, {'bn_eps': 1e-5},
+     {'model_kwargs': None}, {'gp': ''}, {'model': 'hf-hub:timm/test_resnet.r160_in1k'}, {'gp': 'avg'}],
+)  # fmt: skip
+def test_the_script_of_the_same_network_excludes_the_others(arguments):
+    function = scripted(**arguments)
+    assert function.settled_by and function.notes == () and function.global_pool is None
+
+
+@pytest.mark.parametrize('arguments', [{'model': 'mine'}, {'model': 'resnet18'}, {'model': None}])
+def test_a_script_that_names_no_network_of_ours_leaves_the_others(arguments):
+    assert UNSETTLED in scripted(**arguments).notes[0]
+
+
+def test_arguments_of_other_scripts_are_left():
+    """Here 'gp' is a weight of a loss."""
+    (network,) = find(RESNET)
+    arguments = {'model': 'test_resnet', 'gp': 10.0}
+    function = check_function(Path('missing/a.pth'), network, {'hyper_parameters': arguments})
+    assert function.settled_by is None and function.global_pool is None
+
+
+@pytest.mark.parametrize(
+    'name, arguments, words',
+    [
+        ('resnet34d', {'model': 'resnetaa34d.in1k'}, "its training script says 'resnetaa34d', another network"),
+        ('resnet50d', {'model': 'hf-hub:timm/resnetblur50d'}, "its training script says 'resnetblur50d', another"),
+        ('test_resnet', {'model_kwargs': {'act_layer': 'silu'}}, "uses act_layer='silu' (arguments of its training"),
+        ('test_resnet', {'model_kwargs': {'x': 10**5000}}, 'uses x=a value of type int (arguments of its training'),
+        ('test_resnet', {'bn_eps': 1e-3}, 'uses bn_eps=0.001 (arguments of its training script)'),
+        ('test_resnet', {'gp': 'soft'}, 'has global_pool soft (arguments of its training script)'),
+        ('test_resnet', {'gp': ['max']}, 'has global_pool a value of type list'),
+        ('test_resnet', {'gp': 10**5000}, 'has global_pool a value of type int'),
+        ('test_resnet', {'model_kwargs': {'output_stride': 4}}, 'has output_stride 4 (arguments of its training'),
+    ],
+)
+def test_the_script_of_another_network_is_refused(name, arguments, words):
+    with pytest.raises(ConversionError) as error:
+        scripted(name, **arguments)
+    assert words in str(error.value)
+
+
 def module(state: State, kinds: dict[str, tuple[str, dict[str, Any]]], path: str = '', script: bool = False) -> Record:
     """Return a network as pickled modules.
 
@@ -177,6 +245,16 @@ def test_the_classes_of_another_network_are_refused(kinds, words, script):
     with pytest.raises(ConversionError) as error:
         checked(RESNET, RELU | kinds, script)
     assert words in str(error.value)
+
+
+def test_epsilons_of_a_module():
+    """Paddle's is 1e-5 in float32."""
+    kind = 'torch.nn.modules.batchnorm.BatchNorm2d'
+    for epsilon in (1e-5, float(np.float32(1e-5))):
+        checked(RESNET, {'layer1.0.bn1': (kind, {'eps': epsilon}), 'fc': ('torch.nn.LayerNorm', {'eps': 1e-6})})
+    for epsilon in (1e-3, float('nan'), '1e-5', 10**5000):
+        with pytest.raises(ConversionError, match='a batch norm of epsilon .* in layer1.0.bn1; test_resnet has 1e-05'):
+            checked(RESNET, {'layer1.0.bn1': (kind, {'eps': epsilon})})
 
 
 def conv(stride: int) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tresnet_jax.checkpoints.records import printable
+from tresnet_jax.checkpoints.records import described, printable
 from tresnet_jax.checkpoints.stated import (
     SMALLEST_CROP_PCT,
     is_channels,
@@ -49,10 +49,11 @@ APPLIED = (
     *('in_chans', 'num_classes', 'global_pool', 'output_stride', 'drop_rate', 'drop_path_rate'),
     *('head', 'num_of_groups', 'decoder_embedding', 'features_only', 'out_indices'),
 )
-WITHOUT_EFFECT = re.compile(r'.*_rate|zero_init_last|pretrained.*|scriptable|exportable|no_jit')
+WITHOUT_EFFECT = re.compile(r'.*_rate|bn_momentum|zero_init_last|pretrained.*|scriptable|exportable|no_jit')
 OWN_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
     RESNETD.name: {
         'act_layer': ('relu',),
+        'bn_eps': (1e-5,),
         'norm_layer': ('batchnorm', 'batchnorm2d'),
         'aa_layer': ('',),
         'stem_type': ('deep',),
@@ -63,9 +64,8 @@ OWN_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         'block_reduce_first': (1,),
         'down_kernel_size': (1,),
     },
-    TRESNET.name: {'act_layer': ('leaky_relu',)},
+    TRESNET.name: {'act_layer': ('leaky_relu',), 'bn_eps': (1e-5,)},
 }
-
 
 TRANSFORMERS_MULTILABEL = 'multi_label_classification'  # transformers' problem_type
 LARGEST_COUNT = 2**24  # of classes, channels and queries
@@ -245,8 +245,17 @@ def images(saved: SavedConfig) -> dict[str, Any] | None:
     return config if saved.states_images else None
 
 
-def check_arguments(arguments: Mapping[str, Any], architecture: str, path: Path) -> None:
-    """Raise ConversionError if arguments of timm's model make another network than the architecture."""
+def check_arguments(
+    arguments: Mapping[str, Any], architecture: str, path: Path, where: str = 'model_args', remedy: str = ''
+) -> None:
+    """Raise ConversionError if arguments of timm's model make another network than the architecture.
+
+    Args:
+        arguments: arguments of timm's create_model.
+        architecture: the architecture.
+        path, where: the file and the place in it, for the message.
+        remedy: what to do, for the message.
+    """
     own = OWN_VALUES[family_of(architecture).name]
 
     def is_known(key: str, value: Any) -> bool:
@@ -255,11 +264,18 @@ def check_arguments(arguments: Mapping[str, Any], architecture: str, path: Path)
 
     other = sorted(key for key, value in arguments.items() if not is_known(key, value))
     if other:
-        shown = printable(', '.join(f'{key}={reprlib.repr(arguments[key])}' for key in other), 120)
+        shown = printable(', '.join(f'{key}={_shown(arguments[key])}' for key in other), 120)
         raise ConversionError(
-            f'{path}: uses {shown} (model_args), which this package does not support; it may be another network than '
-            f'{architecture}'
+            f'{path}: uses {shown} ({where}), which this package does not support; it may be another network than '
+            f'{architecture}{remedy}'
         )
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a number of more digits than Python prints
+        return described(value)
 
 
 def _label_names(

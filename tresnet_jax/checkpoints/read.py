@@ -153,7 +153,7 @@ def _with_network(path: Path, source: Path, content: _Content, choice: Choice) -
     if path.suffix == '.pdema':
         notes += ('PaddleClas stores the raw weights in .pdema files, and the average in .pdparams',)
     if network.architecture is not None:
-        function = twins.check_function(source, network)
+        function = twins.check_function(source, network, tree)
         stated = _stated(tree, network.architecture, function)
         notes += function.notes
     tensors = {key: network.state.tensors[key] for key in network.own}

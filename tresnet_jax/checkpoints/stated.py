@@ -1,4 +1,4 @@
-"""What a training script stores besides its tensors: the names of the classes, and how images are prepared."""
+"""What a training script stores besides its tensors: the network, names of the classes, how images are prepared."""
 
 import math
 import re
@@ -32,6 +32,9 @@ NAMES = re.compile(
 )
 TORCHVISION_SIZES = ('val_crop_size', 'val_resize_size')
 ARGUMENTS = ('args', 'hyper_parameters', 'config')
+NETWORK = ('arch', 'model', 'model_name')  # timm's keys, at the top and in its arguments, and a usual one of Lightning
+# Arguments that timm's script always has -> those of timm's create_model; its `model_kwargs` have the latter's names.
+SCRIPT_OPTIONS = {'gp': 'global_pool', 'bn_eps': 'bn_eps'}
 
 
 def class_name_lists(tree: Any) -> tuple[tuple[str, ...], ...]:
@@ -148,6 +151,26 @@ def transform_of(config: Mapping[str, Any]) -> EvalTransform:
     return transform
 
 
+def network_names(tree: Any) -> tuple[str, ...]:
+    """Return the names of the network that a training script states, such as 'resnet50d.ra2_in1k'."""
+    holders = (_members(tree), *_arguments(tree))
+    found = (holder.get(key) for holder in holders for key in NETWORK)
+    return tuple(dict.fromkeys(name for name in found if isinstance(name, str)))
+
+
+def network_options(tree: Any) -> dict[str, Any] | None:
+    """Return the arguments of `create_model` that timm's script used; None if the checkpoint does not state them.
+
+    Arguments that are None are left out. The values are unchecked.
+    """
+    for arguments in _arguments(tree):
+        if SCRIPT_OPTIONS.keys() <= arguments.keys():
+            options = {name: arguments[key] for key, name in SCRIPT_OPTIONS.items()}
+            options |= _members(arguments.get('model_kwargs'))
+            return {key: value for key, value in options.items() if isinstance(key, str) and value is not None}
+    return None
+
+
 def task(tree: Any) -> str | None:
     """Return what the outputs are by the arguments of timm's script, one of `TASKS`; None if they do not state it."""
     found = [arguments.get('task') for arguments in _arguments(tree)]
@@ -177,7 +200,7 @@ def _timm(arguments: dict[Any, Any]) -> dict[str, Any] | None:
         return None
     stated: dict[str, Any] = {}
     size, edge = arguments.get('input_size'), arguments.get('img_size')
-    if _is_size(size):
+    if is_size(size):
         stated['input_size'] = tuple(size)
     elif is_edge(edge):
         stated['input_size'] = (3, edge, edge)
@@ -201,16 +224,21 @@ def _timm(arguments: dict[Any, Any]) -> dict[str, Any] | None:
 def _channels(arguments: dict[Any, Any]) -> int:
     """Return the number of channels that timm's arguments give; 3 if none."""
     size, channels = arguments.get('input_size'), arguments.get('in_chans')
-    if _is_size(size):
+    if is_size(size):
         return size[0]
     return channels if is_channels(channels) else 3
 
 
-def _is_size(value: Any) -> TypeGuard[Sequence[int]]:
+def is_size(value: Any) -> TypeGuard[Sequence[int]]:
     """Return whether a value is (channels, height, width)."""
     return (
         isinstance(value, list | tuple) and len(value) == 3 and is_channels(value[0]) and all(map(is_edge, value[1:]))
     )
+
+
+def is_numbers(value: Any) -> bool:
+    """Return whether a value is a list or a tuple of finite numbers."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(is_number, value))
 
 
 def _torchvision(arguments: dict[Any, Any]) -> dict[str, Any] | None:

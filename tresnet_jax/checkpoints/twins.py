@@ -1,19 +1,19 @@
 """Networks with the keys and shapes of ours that compute another function: exclude, refuse or report them.
 
 Tensors do not show the activation, the pooling before a strided convolution, strides and dilations. A `config.json`
-beside the file does, and so do the classes in a pickled module.
+beside the file does, and so do the classes in a pickled module and the arguments of timm's training script.
 """
 
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tresnet_jax.checkpoints import config_file
 from tresnet_jax.checkpoints.config_file import CONFIG, SavedConfig
 from tresnet_jax.checkpoints.find import Network, clean
 from tresnet_jax.checkpoints.records import Record, described, printable
-from tresnet_jax.checkpoints.stated import is_number
+from tresnet_jax.checkpoints.stated import is_number, network_names, network_options
 from tresnet_jax.errors import ConversionError
 from tresnet_jax.models.pooling import POOL_TYPES
 from tresnet_jax.variants import RESNETD, TRESNET, family_of, split_name
@@ -30,6 +30,8 @@ ACTIVATIONS = {RESNETD.name: {'ReLU'}, TRESNET.name: {'ReLU', 'LeakyReLU', 'Sigm
 ACTIVATION = re.compile(r'.*\.(activation|activations)(\..*)?\.\w+')  # modules of torch and timm
 DEFAULT_POOLINGS = (None, '', 'avg', 'fast', 'fastavg')
 NO_ACTIVATIONS = {'Identity', 'MultiheadAttention'}
+EPSILON = 1e-5  # of every batch norm
+SAVE_ALONE = "; if it is not, save its tensors alone: torch.save(checkpoint['state_dict'], 'weights.pth')"
 
 
 class Function(NamedTuple):
@@ -51,12 +53,15 @@ class Function(NamedTuple):
     notes: tuple[str, ...]
 
 
-def check_function(path: Path, network: Network) -> Function:
-    """Compare the configuration beside a file, and the classes of a pickled module, with the architecture.
+def check_function(path: Path, network: Network, tree: Any = None) -> Function:
+    """Compare what says more than tensors with the architecture.
+
+    That is the configuration beside a file, the arguments of a training script, and the classes of a pickled module.
 
     Args:
         path: the file; `config.json` is looked for in its folder.
         network: a network of a known architecture.
+        tree: the checkpoint, which can have the arguments of a training script.
 
     Raises:
         ConversionError: they state another network.
@@ -65,6 +70,9 @@ def check_function(path: Path, network: Network) -> Function:
     saved = _saved_config(path, architecture)
     settled, slope = (CONFIG if saved else None), None
     pool, stride = (saved.global_pool, saved.output_stride) if saved else (None, None)
+    options, is_named = _check_script(path, tree, architecture)
+    settled = "the arguments of timm's script" if is_named else settled
+    pool, stride = options.get('global_pool') or pool, options.get('output_stride') or stride
     if network.state.modules:
         settled = 'the classes of the pickled module'
         slope, module_pool, module_stride = _check_modules(path, network)
@@ -105,11 +113,7 @@ def _saved_config(path: Path, architecture: str) -> SavedConfig | None:
     name = config.get('architecture')
     if not isinstance(name, str) or not name:
         return None
-    try:
-        same = split_name(name)[0] == architecture
-    except ValueError:
-        same = False
-    if not same:
+    if not _is_architecture(name, architecture):
         raise ConversionError(
             f'{path}: has the tensors of {architecture}, but {place} says {printable(name, 60)!r}; if that is another '
             f"checkpoint's, move it away"
@@ -117,16 +121,51 @@ def _saved_config(path: Path, architecture: str) -> SavedConfig | None:
     return config_file.parse(config, place)
 
 
+def _check_script(path: Path, tree: Any, architecture: str) -> tuple[dict[str, Any], bool]:
+    """Return the arguments with which timm's script built the network, and whether it says that it is this one.
+
+    Raises:
+        ConversionError: they make another network.
+    """
+    # 'hf-hub:timm/resnetaa50d.a1h_in1k' -> 'resnetaa50d'
+    names = [re.split('[/:]', name)[-1].partition('.')[0] for name in network_names(tree)]
+    twin = next((name for name in names if name in TWINS.get(architecture, ())), None)
+    if twin is not None:
+        raise ConversionError(
+            f'{path}: has the tensors of {architecture}, but its training script says {twin!r}, another network'
+        )
+    options = network_options(tree)
+    if options is None:
+        return {}, False
+    where = 'arguments of its training script'
+    config_file.check_arguments(options, architecture, path, where, SAVE_ALONE)
+    known = {'global_pool': POOL_TYPES, 'output_stride': family_of(architecture).output_strides}
+    for key, values in known.items():
+        value = options.get(key)
+        is_plain = isinstance(value, str) or is_number(value)
+        if key in options and not (is_plain and value in values):
+            found = printable(value, 40) if is_plain else described(value)
+            raise ConversionError(f'{path}: has {key} {found} ({where}), which {architecture} does not have')
+    return options, any(_is_architecture(name, architecture) for name in names)
+
+
+def _is_architecture(name: str, architecture: str) -> bool:
+    try:
+        return split_name(name)[0] == architecture
+    except ValueError:
+        return False
+
+
 def _check_modules(path: Path, network: Network) -> tuple[float | None, str | None, int | None]:
     """Return the slope of leaky ReLUs, the pooling and the output stride; None for each that is timm's or unknown.
 
     Raises:
-        ConversionError: an activation, its slope, a pooling or a stride is of another network.
+        ConversionError: an activation, its slope, a batch norm, a pooling or a stride is of another network.
     """
     architecture = str(network.architecture)
     family, prefix = family_of(architecture), network.prefix
     modules = {clean(name): record for name, record in network.state.modules.items()}
-    slopes = set()
+    slopes, stored = set(), {clean(key) for key in network.keys.values()}
     for name, record in modules.items():
         if not f'{name}.'.startswith(prefix):
             continue
@@ -146,6 +185,15 @@ def _check_modules(path: Path, network: Network) -> tuple[float | None, str | No
                 f'{path}: its module has the activation {printable(kind, 40)} in {printable(inner, 80)}, which '
                 f'{architecture} does not have'
             )
+        epsilon = record.attributes.get('eps')
+        if epsilon is not None and f'{name}.running_var' in stored:
+            # Paddle's and some converters' epsilon is 1e-5 in float32.
+            if not is_number(epsilon) or not math.isclose(epsilon, EPSILON, rel_tol=1e-4):
+                found = f'{epsilon:g}' if is_number(epsilon) else described(epsilon)
+                raise ConversionError(
+                    f'{path}: its module has a batch norm of epsilon {found} in {printable(inner, 80)}; {architecture} '
+                    f'has {EPSILON:g}'
+                )
         slope = record.attributes.get('negative_slope')
         if kind == 'LeakyReLU' and 'layer' in inner and slope is not None:
             slopes.add(float(slope) if is_number(slope) else math.nan)
