@@ -32,7 +32,7 @@ from tresnet_jax.files import sha256
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import fill
 from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, check_options, flag
-from tresnet_jax.variants import PRETRAINED, pretrained_config
+from tresnet_jax.variants import PRETRAINED, family_of, pretrained_config
 
 from .average import average, choose
 from .golden import write_golden
@@ -193,8 +193,25 @@ def convert(arguments: ConvertArguments) -> None:
     print(report)
     for warning in report.warnings:
         print(f'warning: {source}: {warning}', file=sys.stderr)
+    if to == 'torch':
+        _warn_of_options(target, report)
     size = target.stat().st_size / 1e6
     print(f'{target}: {to} layout, {size:.1f} MB, {time.monotonic() - start:.2f} s in total')
+
+
+def _warn_of_options(target: Path, report: Report) -> None:
+    """Warn that a file for torch, which holds tensors alone, lacks options of the network."""
+    own, slope = family_of(report.architecture).default_slope, report.abn_slope
+    options = {'global_pool': report.global_pool, 'output_stride': report.output_stride}
+    given = ', '.join(f'{key}={value!r}' for key, value in options.items() if value is not None)
+    if given:
+        print(f'warning: {target}: give create_model {given}, which the file does not state', file=sys.stderr)
+    if slope is not None and slope != own:
+        print(
+            f'warning: {target}: timm has no option for the slope {slope:g} and would take {own:g}; set negative_slope '
+            'of all its LeakyReLUs',
+            file=sys.stderr,
+        )
 
 
 def _average(arguments: AverageArguments) -> None:
@@ -209,6 +226,7 @@ def _average(arguments: AverageArguments) -> None:
         save_flax(arguments.output, params, batch_stats, report)
     else:
         save_torch(arguments.output, to_torch(params, batch_stats, num_batches_tracked=report.counters))
+        _warn_of_options(arguments.output, report)
     for part in parts:
         print(part)
     print(f'{arguments.output}: {arguments.to} layout, {report.name}, mean of {len(parts)} checkpoints')

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from tresnet_jax.checkpoints.match import match, to_torch
-from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.write import save_safetensors
 from tresnet_jax.errors import ConversionError
 from tresnet_jax.files import sha256
 from tresnet_jax.variants import family_of, split_name
 
 from .comparison import relative_error
+from .reading import read
 
 
 def seeded_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
@@ -95,6 +95,15 @@ def add_timm_ml_decoder(model: Any, num_of_groups: int, decoder_embedding: int) 
     head.train(model.training)
 
 
+def set_timm_slope(model: Any, slope: float | None) -> None:
+    """Give the leaky ReLUs of a timm model another slope, for which timm has no option; None: leave timm's."""
+    import torch
+
+    for module in model.modules():
+        if slope is not None and isinstance(module, torch.nn.LeakyReLU):
+            module.negative_slope = slope
+
+
 def timm_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     """Return `features.0` (the stem) to `features.4` and `logits` of a timm model, in torch's layout."""
     import torch
@@ -148,6 +157,8 @@ def write_golden(
         model = timm_model(architecture, num_classes=report.num_classes, in_chans=in_chans, **options)
         if report.head_options:
             add_timm_ml_decoder(model, report.head_options['num_of_groups'], report.head_options['decoder_embedding'])
+        if report.abn_slope != family_of(architecture).default_slope:  # of the stem, too
+            set_timm_slope(model, report.abn_slope)
         state = to_torch(params, batch_stats, num_batches_tracked=report.counters)
         weights = sha256(checkpoint)
     import timm

@@ -21,7 +21,7 @@ from tresnet_jax.models.hooks import add_forward_hook
 from tresnet_jax.plotting import new_figure, save_figure
 
 from .comparison import Comparison, relative_error
-from .golden import add_timm_ml_decoder, timm_model, timm_outputs
+from .golden import add_timm_ml_decoder, set_timm_slope, timm_model, timm_outputs
 
 Outputs = dict[str, np.ndarray]  # name -> array in torch's layout
 
@@ -135,11 +135,8 @@ def _compare(
         theirs.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, strict=True)
     except (RuntimeError, TypeError) as error:
         raise ConversionError(f'timm cannot load this checkpoint: {reason(error)}') from error
-    slope = model.abn_slope
-    if slope is not None and slope != model.config.family.default_slope:
-        for module in theirs.modules():
-            if isinstance(module, torch.nn.LeakyReLU):
-                module.negative_slope = slope  # timm has no option for it
+    if model.abn_slope != model.config.family.default_slope:
+        set_timm_slope(theirs, model.abn_slope)
     height, width = model.pretrained_cfg.input_size[1:] if model.pretrained_cfg else (224, 224)
     images = np.random.default_rng(seed).standard_normal((1, model.in_chans, height, width)).astype(np.float32)
     ours, single = run_ours(model, images), run_timm(theirs.float(), images)

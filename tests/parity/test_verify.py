@@ -13,8 +13,10 @@ import torch
 import convert
 import tresnet_jax
 from convert.__main__ import main
+from convert.golden import write_golden
 from convert.inspect import RELEASED
 from convert.verify import compare_with_stored
+from tests.helpers.foreign import BY_NAME
 from tests.helpers.layouts import float32_state, inplace_abn_state
 from tests.helpers.paths import EMBEDDED
 from tests.helpers.reference import reference
@@ -42,7 +44,23 @@ def test_verify_sets_every_slope_of_timms_model(slope, tmp_path, capsys):
     assert main([str(tmp_path / 'a.pth'), str(tmp_path / 'out.safetensors'), '--verify', '--abn-slope', slope]) == 0
     assert 'differs' not in capsys.readouterr().out
     assert main([str(tmp_path / 'out.safetensors'), str(tmp_path / 'back.safetensors'), '--verify']) == 0
-    assert 'differs' not in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert 'differs' not in printed.out and f'option for the slope {float(slope):g} and would take 0.001' in printed.err
+    golden = tmp_path / 'golden.safetensors'
+    write_golden(golden, 'test_tresnet', checkpoint=tmp_path / 'out.safetensors', image_size=32)
+    model = tresnet_jax.create_model('test_tresnet', checkpoint=tmp_path / 'out.safetensors')
+    assert all(row.agrees for row in compare_with_stored(model, golden))
+
+
+def test_golden_of_the_names_of_another_library(tmp_path):
+    names = {timm: name for name, timm in BY_NAME['mmpretrain'].layers.items()}
+    state = float32_state('test_resnet')
+    renamed = {f'{names.get(key.rpartition(".")[0], "head.fc")}.{key.rpartition(".")[2]}': state[key] for key in state}
+    torch.save(renamed, tmp_path / 'mm.pth')
+    torch.save(state, tmp_path / 'timm.pth')
+    write_golden(tmp_path / 'golden.safetensors', 'test_resnet', checkpoint=tmp_path / 'mm.pth', image_size=32)
+    model = tresnet_jax.create_model('test_resnet', checkpoint=tmp_path / 'timm.pth')
+    assert all(row.agrees for row in compare_with_stored(model, tmp_path / 'golden.safetensors'))
 
 
 def test_verify_with_another_slope_and_without_a_head(tmp_path, capsys):
