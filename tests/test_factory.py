@@ -1,5 +1,6 @@
 """`create_model`: names, options, weights, and errors."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -128,6 +129,45 @@ def test_a_checkpoint_with_a_wide_classifier_sets_its_pooling(tmp_path):
     loaded = tresnet_jax.create_model('test_tresnet', checkpoint=file)
     assert loaded.global_pool == 'catavgmax'
     assert_identical(nnx.to_pure_dict(nnx.state(loaded)), nnx.to_pure_dict(nnx.state(source)))
+
+
+def test_an_overlay_replaces_what_a_checkpoint_states(tmp_path):
+    """Numbers of classes and channels are those of the weights, or an error says which is which."""
+    images = {**tresnet_jax.resolve_data_config(FASHION), 'mean': [0.1], 'std': [0.2], 'input_size': [3, 40, 40]}
+    params, stats, report = convert.to_flax(convert.read(embedded_path(FASHION)))
+    report = dataclasses.replace(report, data_config=images, label_names=tuple('abcdefghij'))
+    file = tmp_path / 'flax.safetensors'
+    convert.save_flax(file, params, stats, report)
+
+    def create(name='test_resnet.r160_in1k', **overlay):
+        return tresnet_jax.create_model(name, checkpoint=file, pretrained_cfg_overlay=overlay)
+
+    model = create(std=[0.3, 0.3, 0.3], num_classes=10, label_names=list('ABCDEFGHIJ'))  # the tag has 1,000 classes
+    config = tresnet_jax.resolve_data_config(model)
+    assert (config['mean'], config['std'], config['input_size']) == ((0.1,) * 3, (0.3,) * 3, (3, 40, 40))
+    assert tresnet_jax.class_names(model) == tuple('ABCDEFGHIJ')
+    with pytest.raises(convert.ConversionError, match='has num_classes 10, but pretrained_cfg_overlay says 5; to ch'):
+        create('test_resnet', num_classes=5)
+    with pytest.raises(convert.ConversionError, match='has in_chans 3, but pretrained_cfg_overlay says 1; to change'):
+        create('test_resnet', input_size=(1, 40, 40))
+
+
+@pytest.mark.parametrize(
+    'overlay, message',
+    [
+        ({'mean': 0.5}, 'mean must be a list of numbers, got 0.5'),
+        ({'std': [0.5, 0, 0.5]}, 'mean and std must be .*, std not zero'),
+        ({'input_size': (64, 64)}, r'input_size must be \(channels, height, width\), got \(64, 64\)'),
+        ({'test_input_size': 64}, r'test_input_size must be \(channels, height, width\) or None, got 64'),
+        ({'interpolation': 'cubic'}, "interpolation must be one of .*, got 'cubic'"),
+        ({'test_crop_pct': -1}, 'crop_pct must be positive'),
+        ({'num_classes': '5'}, "num_classes must be a whole number, got '5'"),
+        ({'task': 'multi'}, "task must be one of classification, multilabel, got 'multi'"),
+    ],
+)
+def test_values_of_an_overlay(overlay, message):
+    with pytest.raises(ValueError, match=f'^pretrained_cfg_overlay: {message}'):
+        tresnet_jax.create_model('test_resnet', pretrained_cfg_overlay=overlay)
 
 
 def test_lists_of_models_and_tags():

@@ -2,8 +2,9 @@
 
 import dataclasses
 import importlib.resources
+import reprlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tresnet_jax.checkpoints.match import match
 from tresnet_jax.checkpoints.read import read
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.shards import file_of_folder
+from tresnet_jax.checkpoints.stated import is_numbers, is_size, transform_of
+from tresnet_jax.data.transforms import resolve_data_config
 from tresnet_jax.errors import ConversionError, HubError, reason
 from tresnet_jax.files import sha256
 from tresnet_jax.hub.client import find_weights, split_source
@@ -23,7 +26,7 @@ from tresnet_jax.hub.config import read_config
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import HeadOptions, build_model, check_head, fill
 from tresnet_jax.models.initializers import ShapesOnly
-from tresnet_jax.variants import CLASSIFICATION, PretrainedConfig, pretrained_config, split_name
+from tresnet_jax.variants import CLASSIFICATION, TASKS, PretrainedConfig, pretrained_config, split_name
 
 REINSTALL = 'run: pip install --force-reinstall --no-deps tresnet_jax'
 
@@ -97,7 +100,8 @@ def create_model(
         features_only: build a backbone: a call returns the feature maps of `out_indices`; later layers are removed.
         out_indices: indices of the feature maps, or n for the last n. None: timm's default, (1, 2, 3, 4) for TResNet
             and all five for ResNet-D.
-        pretrained_cfg_overlay: fields of `pretrained_cfg` to replace, such as mean, std, input_size or num_classes.
+        pretrained_cfg_overlay: fields of `pretrained_cfg` to replace, such as mean, std, input_size or num_classes,
+            also where a checkpoint states them. Numbers of classes and channels must be those of the weights.
         cache_dir: folder of downloaded files. None: the Hugging Face cache.
         rngs: random numbers for drawn weights. None: ``nnx.Rngs(0)``.
 
@@ -119,8 +123,9 @@ def create_model(
     """
     saved = read_config(name, cache_dir) if split_source(name) else None
     architecture, tagged = (saved.architecture, saved) if saved else split_name(name)
-    if pretrained_cfg_overlay:
-        tagged = _overlaid(tagged or pretrained_config(architecture), pretrained_cfg_overlay)
+    overlay = pretrained_cfg_overlay or {}
+    if overlay:
+        tagged = _overlaid(tagged or pretrained_config(architecture), overlay)
         saved = tagged if isinstance(tagged, SavedConfig) else None
     if saved and saved.features_only and num_classes is None and not features_only:
         features_only, out_indices = True, saved.out_indices if out_indices is None else out_indices
@@ -158,12 +163,16 @@ def create_model(
     else:
         # A backbone has no classifier, so whatever head the file has is dropped.
         classes = 0 if features_only and num_classes is None else num_classes
-        model, report = _load(path, architecture if saved else name, classes, in_chans, requested, rngs, options)
+        # The number of classes that goes with a tag is not checked if the overlay has another.
+        load_as = architecture if saved or 'num_classes' in overlay else name
+        model, report = _load(path, load_as, classes, in_chans, requested, rngs, options)
+        _check_overlay(overlay, model, path, classes, in_chans)
         if saved and checkpoint is None:
             _check_saved(saved, model, path, classes, in_chans, head)
         own = saved is not None and checkpoint is None
         tagged = _stated_config(tagged or pretrained_config(architecture), own, model, report)
-    model.pretrained_cfg = tagged or pretrained_config(architecture)
+    tagged = tagged or pretrained_config(architecture)
+    model.pretrained_cfg = _overlaid(tagged, overlay) if overlay else tagged
     if features_only:
         indices = model.config.family.feature_indices if out_indices is None else out_indices
         model.out_indices = tuple(model.prune_intermediate_layers(indices))
@@ -180,7 +189,7 @@ def _overlaid(config: PretrainedConfig, overlay: Mapping[str, Any]) -> Pretraine
     """Return a row with some fields replaced.
 
     Raises:
-        ValueError: a field is unknown, or identifies the weights.
+        ValueError: a field is unknown, or identifies the weights; or a value is of another kind.
     """
     fields = {field.name for field in dataclasses.fields(PretrainedConfig)} - {
         'architecture',
@@ -193,9 +202,43 @@ def _overlaid(config: PretrainedConfig, overlay: Mapping[str, Any]) -> Pretraine
         raise ValueError(
             f'pretrained_cfg_overlay cannot replace {", ".join(unknown)}; it can replace {", ".join(sorted(fields))}'
         )
-    return dataclasses.replace(
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        'input_size': (is_size, '(channels, height, width)'),
+        'test_input_size': (lambda value: value is None or is_size(value), '(channels, height, width) or None'),
+        'mean': (is_numbers, 'a list of numbers'),
+        'std': (is_numbers, 'a list of numbers'),
+        'num_classes': (lambda value: type(value) is int and value >= 0, 'a whole number'),
+        'task': (lambda value: value in TASKS, f'one of {", ".join(TASKS)}'),
+    }
+    for key in sorted(overlay.keys() & checks.keys()):
+        is_valid, expected = checks[key]
+        if not is_valid(overlay[key]):
+            raise ValueError(f'pretrained_cfg_overlay: {key} must be {expected}, got {reprlib.repr(overlay[key])}')
+    row = dataclasses.replace(
         config, **{key: tuple(value) if isinstance(value, list) else value for key, value in overlay.items()}
     )
+    try:
+        transform_of(resolve_data_config(row))
+        transform_of(resolve_data_config(row, use_test_size=True))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'pretrained_cfg_overlay: {reason(error)}') from None
+    return row
+
+
+def _check_overlay(
+    overlay: Mapping[str, Any], model: ImageModel, path: Path, num_classes: int | None, in_chans: int | None
+) -> None:
+    """Raise ConversionError if overlay and weights differ in classes or channels, unless these are requested."""
+    size = overlay.get('input_size')
+    for argument, requested, found, stated in (
+        ('num_classes', num_classes, model.num_classes, overlay.get('num_classes')),
+        ('in_chans', in_chans, model.in_chans, None if size is None else size[0]),
+    ):
+        if requested is None and stated not in (None, found):
+            raise ConversionError(
+                f'{path}: has {argument} {found}, but pretrained_cfg_overlay says {stated}; to change the model, give '
+                f'{argument}={stated}'
+            )
 
 
 def _weights_path(
