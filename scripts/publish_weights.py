@@ -104,7 +104,7 @@ def publish(tag: str, source: Path, arguments: PublishArguments) -> None:
         model = tresnet_jax.create_model(tag, checkpoint=weights)
         model.pretrained_cfg = PRETRAINED[tag]
         save_text(folder / CONFIG, json.dumps(to_config(model), indent=2) + '\n')
-        card = describe(model, repository)
+        card = describe(model, repository, pretrained=True)
         card['description'] += f' {LAYOUT}'
         origin = {'Source': tag if PRETRAINED[tag].embedded else f'https://huggingface.co/timm/{tag}'}
         card['details'] |= figures | origin | {'SHA-256 of model.safetensors': sha256(weights)}

@@ -152,6 +152,16 @@ def test_an_overlay_replaces_what_a_checkpoint_states(tmp_path):
         create('test_resnet', input_size=(1, 40, 40))
 
 
+def test_the_tag_that_a_file_of_ours_names(tmp_path):
+    """Its images are those of the tag, not those of the architecture's default tag; a name with a tag goes before."""
+    file = tmp_path / 'flax.safetensors'
+    params, stats, report = convert.to_flax(convert.read(embedded_path(FASHION)), FASHION.name)
+    convert.save_flax(file, params, stats, report)
+    assert tresnet_jax.create_model('test_resnet', checkpoint=file).pretrained_cfg is FASHION
+    other = tresnet_jax.create_model('test_resnet.r160_in1k', checkpoint=file, num_classes=3)
+    assert other.pretrained_cfg is PRETRAINED['test_resnet.r160_in1k']
+
+
 @pytest.mark.parametrize(
     'overlay, message',
     [

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT
+from tresnet_jax.checkpoints.choose import SeveralNetworksError
 from tresnet_jax.checkpoints.config_file import SavedConfig
 from tresnet_jax.checkpoints.match import match
 from tresnet_jax.checkpoints.read import read
@@ -26,8 +27,9 @@ from tresnet_jax.hub.config import read_config
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import HeadOptions, build_model, check_head, fill
 from tresnet_jax.models.initializers import ShapesOnly
-from tresnet_jax.variants import CLASSIFICATION, TASKS, PretrainedConfig, pretrained_config, split_name
+from tresnet_jax.variants import CLASSIFICATION, PRETRAINED, TASKS, PretrainedConfig, pretrained_config, split_name
 
+LINEAR_OPTIONS = {'global_pool', 'drop_rate'}  # those that an ML-Decoder does not have
 REINSTALL = 'run: pip install --force-reinstall --no-deps tresnet_jax'
 
 
@@ -64,7 +66,7 @@ def create_model(
         pretrained: load the weights of the tag from the Hugging Face hub, or those of the named repository or folder.
         checkpoint: load the weights of this file (timm's in any container, or written by ``python -m convert``), of
             the index or folder of several files, or of the best checkpoint in the folder of a training run. If it
-            states how its images were prepared, or the names of its classes, `pretrained_cfg` has them.
+            states its tag, how its images were prepared, or the names of its classes, `pretrained_cfg` has them.
         num_classes: number of classes. None: the checkpoint's number, else the tag's, else 1000. A number that differs
             from the checkpoint's drops its classifier and draws a new one; 0: no classifier.
         in_chans: channels of the images. None: the checkpoint's number, else 3. A number that differs from the
@@ -148,8 +150,7 @@ def create_model(
         'remat': remat,
     }
     options = {key: value for key, value in options.items() if value is not None}
-    if saved:  # arguments take precedence over the saved configuration
-        options = _saved_options(saved) | options
+    defaults = _saved_options(saved, head) if saved else {}  # arguments have priority over the saved configuration
     if rngs is None:  # seeding compiles a program; a complete checkpoint leaves nothing to draw
         draws = path is None or num_classes is not None or head is not None
         rngs = nnx.Rngs(0) if draws else ShapesOnly()
@@ -158,19 +159,23 @@ def create_model(
         channels = in_chans if in_chans is not None else tagged.input_size[0] if tagged else 3
         if saved and head is None:
             requested = HeadOptions(saved.head, saved.num_of_groups, saved.decoder_embedding)
-        options |= requested._asdict()
+        options = defaults | options | requested._asdict()
         model = build_model(architecture, num_classes=classes, in_chans=channels, rngs=rngs, **options)
     else:
         # A backbone has no classifier, so whatever head the file has is dropped.
         classes = 0 if features_only and num_classes is None else num_classes
         # The number of classes that goes with a tag is not checked if the overlay has another.
         load_as = architecture if saved or 'num_classes' in overlay else name
-        model, report = _load(path, load_as, classes, in_chans, requested, rngs, options)
+        model, report = _load(path, load_as, classes, in_chans, requested, rngs, options, defaults)
         _check_overlay(overlay, model, path, classes, in_chans)
         if saved and checkpoint is None:
             _check_saved(saved, model, path, classes, in_chans, head)
         own = saved is not None and checkpoint is None
-        tagged = _stated_config(tagged or pretrained_config(architecture), own, model, report)
+        # The row of a tag describes its weights, whatever lies beside them in the cache.
+        if saved or checkpoint is not None:
+            # A file of ours can name the tag of its weights, whose images are not those of the default tag.
+            row = tagged or PRETRAINED.get(report.name) or pretrained_config(architecture)
+            tagged = _stated_config(row, own, model, report)
     tagged = tagged or pretrained_config(architecture)
     model.pretrained_cfg = _overlaid(tagged, overlay) if overlay else tagged
     if features_only:
@@ -179,9 +184,9 @@ def create_model(
     return model
 
 
-def _saved_options(saved: SavedConfig) -> dict[str, Any]:
-    """Return the options of a model that its config.json states."""
-    names = ('global_pool', 'output_stride', 'drop_rate', 'drop_path_rate')
+def _saved_options(saved: SavedConfig, head: str | None) -> dict[str, Any]:
+    """Return the options of a model that its config.json states, without those of a head that another one replaces."""
+    names = {'output_stride', 'drop_path_rate'} | (LINEAR_OPTIONS if head != 'ml_decoder' else set())
     return {name: value for name in names if (value := getattr(saved, name)) is not None}
 
 
@@ -333,16 +338,32 @@ def _load(
     head: HeadOptions,
     rngs: nnx.Rngs,
     options: dict[str, Any],
+    defaults: dict[str, Any],
 ) -> tuple[ImageModel, Report]:
     """Return the model with the weights of a file, and the converter's report.
 
     The model is built from shapes, then filled: nothing is compiled, and only a new classifier is drawn.
+
+    Args:
+        path, name, num_classes, in_chans, head, rngs: as for `create_model`.
+        options: what the caller asked for.
+        defaults: what a config.json states, for options that neither the caller nor the file gives.
     """
 
     def build(architecture: str, **found: Any) -> ImageModel:
-        return build_model(architecture, **{**found, **options})
+        # Our own files and runs state pooling and stride, other files only those that are not timm's.
+        stated = {'global_pool': checkpoint.stated.global_pool, 'output_stride': checkpoint.stated.output_stride}
+        skipped = {key for key, value in stated.items() if is_ours or value is not None}
+        skipped |= LINEAR_OPTIONS if 'head' in found else set()
+        unstated = {key: value for key, value in defaults.items() if key not in skipped}
+        return build_model(architecture, **{**found, **unstated, **options})
 
-    checkpoint = read(path)
+    try:
+        checkpoint = read(path)
+    except SeveralNetworksError as error:
+        command = f'python -m convert {path} TARGET.safetensors --key KEY'
+        raise ConversionError(f'{error}\nFirst convert the one that is meant: {command}') from None
+    is_ours = checkpoint.metadata.get('format') == FLAX_FORMAT
     try:
         matched = match(
             checkpoint,
@@ -355,7 +376,7 @@ def _load(
             consume=True,
         )
     except ConversionError as error:
-        if checkpoint.layout is not None or checkpoint.metadata.get('format') == FLAX_FORMAT:
+        if checkpoint.layout is not None or is_ours:
             raise
         command = f'python -m convert {path} TARGET.safetensors'
         raise ConversionError(f'{error}\nIf another library named the tensors, first run: {command}') from error
@@ -372,4 +393,7 @@ def _load(
         model.start_ml_decoder(classes, rngs, *head[1:])
     elif classes != matched.report.num_classes:
         model.start_classifier(classes, rngs)
-    return model, matched.report
+    report, stated = matched.report, checkpoint.metadata
+    if is_ours and report.tag is None and stated.get('architecture') == report.architecture:
+        report = dataclasses.replace(report, tag=stated.get('tag') or None)
+    return model, report

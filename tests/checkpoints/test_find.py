@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convert
+import tresnet_jax
 from convert.__main__ import main
 from convert.inspect import inspect
 from tests.helpers.closeness import assert_identical
@@ -350,6 +351,9 @@ def test_networks_with_one_path_and_prefix_have_keys_of_their_own(tree, keys, st
         convert.read(file, key=keys[0].partition('@')[0] or '(top)')
     assert main(['inspect', str(file), '--key', keys[1]]) == 0
     assert f'network     {keys[0]}, ' in capsys.readouterr().out
+    # create_model has no option for one of them.
+    with pytest.raises(convert.ConversionError, match='First convert the one that is meant: python'):
+        tresnet_jax.create_model('test_resnet', checkpoint=file)
 
 
 def test_a_listed_key_means_the_same_when_others_are_not_listed(tmp_path):

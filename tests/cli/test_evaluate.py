@@ -35,6 +35,7 @@ from tresnet_jax.data.transforms import create_transform, resolve_data_config
 from tresnet_jax.errors import DataError, TrainingError
 from tresnet_jax.published import TEST_SETS
 from tresnet_jax.training.evaluate import EvalResult
+from tresnet_jax.training.run_config import save_config
 from tresnet_jax.variants import PRETRAINED, PublishedAccuracy
 
 NAME, DATA = 'test_resnet.fashion_mnist', 'embedded:fashion_mnist'
@@ -354,7 +355,10 @@ def test_wrong_real_labels_and_results(evaluate, real, monkeypatch, labels, flag
 @pytest.fixture(scope='module')
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('runs') / 'run'
-    make_run(folder, dataclasses.replace(CONFIG, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0), {3: 0.5})
+    config = dataclasses.replace(CONFIG, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
+    make_run(folder, config, {3: 0.5})
+    # The weights that training started from need not be there any more.
+    save_config(dataclasses.replace(config, model='local-dir:gone'), folder)
     return folder
 
 
@@ -378,9 +382,11 @@ def test_a_run_on_its_own_data(evaluate, run, logits):
         ((*PLAIN, '--batch-size', 6), '--batch-size 6 must be a multiple of 4 devices'),
         ((*PLAIN, '--image-size', 0), '--image-size must be positive, got 0'),
         ((*PLAIN, '--split', 'extra'), "no split 'extra'"),
+        ((*PLAIN, '--multilabel-threshold', 0.3), '--multilabel-threshold: for --task multilabel, not for one class'),
         (('--model', 'resnet50x', *PLAIN[2:]), "unknown architecture 'resnet50x'"),
         (('--model', NAME, '--checkpoint', 'a.safetensors', '--data', DATA), 'a.safetensors: no such file'),
-        (('--checkpoint', '.'), 'config.json: not the configuration of a run'),
+        (('--checkpoint', '.'), '.: not a training run (no checkpoints/ in it); which model? give --model NAME'),
+        (('--model', NAME, '--checkpoint', '.', '--data', DATA), '.: not a file; give the checkpoint itself'),
         ((*PLAIN, '--num-processes', 2), 'also needs --coordinator, --process-id'),
     ],
 )

@@ -1,5 +1,6 @@
 """`save_pretrained`, ``local-dir:``, and what a ``config.json`` may say."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,9 @@ import tresnet_jax
 from convert.__main__ import main
 from tests.helpers.closeness import assert_identical
 from tests.helpers.paths import EMBEDDED
+from tresnet_jax import factory
 from tresnet_jax.errors import HubError
+from tresnet_jax.variants import PRETRAINED
 
 BODY = {'num_classes': 0, 'global_pool': ''}
 
@@ -80,6 +83,56 @@ def test_a_checkpoint_of_ones_own(folder, tmp_path):
     convert.save_torch(tmp_path / 'other.safetensors', convert.to_torch(other))
     loaded = tresnet_jax.create_model(f'local-dir:{folder}', checkpoint=tmp_path / 'other.safetensors')
     assert_identical(convert.to_torch(loaded), convert.to_torch(other))
+
+
+def test_what_a_checkpoint_states_goes_before_the_folder(folder, tmp_path):
+    """A file of ours states everything; of a file of timm's, config.json has what it leaves open."""
+    change(folder, model_args__global_pool='max', model_args__output_stride=8)
+    params, stats, report = convert.to_flax(convert.read(folder / 'model.safetensors'))
+    name, file = f'local-dir:{folder}', tmp_path / 'flax.safetensors'
+    for pool, stride in ((None, None), ('avgmax', 16)):
+        stated = dataclasses.replace(report, global_pool=pool, output_stride=stride)
+        convert.save_flax(file, params, stats, stated)
+        model = tresnet_jax.create_model(name, checkpoint=file)
+        assert (model.global_pool, model.output_stride) == (pool or 'avg', stride or 32)
+    convert.save_torch(file, convert.to_torch(params, stats))
+    model = tresnet_jax.create_model(name, checkpoint=file)
+    assert (model.global_pool, model.output_stride) == ('max', 8)
+
+
+@pytest.mark.parametrize('pretrained', [True, False])
+def test_another_head_replaces_the_pooling_of_the_folder(pretrained, folder, tmp_path):
+    """The pooling and the dropout that config.json states are those of its own head."""
+    change(folder, model_args__drop_rate=0.2)
+    name = f'local-dir:{folder}'
+    model = tresnet_jax.create_model(name, pretrained=pretrained, head='ml_decoder', num_classes=8)
+    assert model.ml_decoder is not None and (model.global_pool, model.num_classes) == ('', 8)
+    with pytest.raises(ValueError, match="leave out global_pool='max'"):
+        tresnet_jax.create_model(name, pretrained=pretrained, head='ml_decoder', global_pool='max')
+    convert.save_torch(tmp_path / 'decoder.safetensors', convert.to_torch(model))
+    loaded = tresnet_jax.create_model(name, checkpoint=tmp_path / 'decoder.safetensors')
+    assert loaded.ml_decoder is not None and loaded.num_classes == 8
+
+
+def test_the_row_of_a_tag_goes_before_a_config_in_the_cache(tmp_path, monkeypatch):
+    """A config.json beside the weights, from an earlier ``hf-hub:``, has no accuracies."""
+    name = 'test_resnet.r160_in1k'
+    tresnet_jax.save_pretrained(tresnet_jax.create_model(name), tmp_path)
+    monkeypatch.setattr(factory, 'find_weights', lambda source, cache_dir: tmp_path / 'model.safetensors')
+    assert tresnet_jax.create_model(name, pretrained=True).pretrained_cfg is PRETRAINED[name]
+
+
+def test_other_names_of_the_weights(folder):
+    """timm's usual ones are read; of any others the error names them, as timm would take the first."""
+    weights = folder / 'model.safetensors'
+    for name in ('pytorch_model.pth', 'model.pth'):
+        weights = weights.rename(folder / name)
+        assert tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True).num_classes == 5
+    weights.rename(folder / 'best.pth')
+    (folder / 'last.pth').touch()
+    message = r'no model.safetensors or .* in this folder; it has best.pth, last.pth: pass one as checkpoint=PATH$'
+    with pytest.raises(HubError, match=message):
+        tresnet_jax.create_model(f'local-dir:{folder}', pretrained=True)
 
 
 def test_the_row(tmp_path):

@@ -133,11 +133,13 @@ def test_names(name):
 
 @pytest.mark.parametrize('tag', [TAG, 'test_tresnet.fashion_mnist'])
 def test_the_default_card(tag):
+    """Published accuracies and the license are those of the tag's own weights, and a model does not tell."""
     model = tresnet_jax.create_model(tag, pretrained=True)
-    card = describe(model, 'org/name')
-    text = render(card, 'name')
+    text = render(describe(model, 'org/name', pretrained=True), 'name')
     accuracy = PRETRAINED[tag].accuracies[0]
     assert f'top-1 {accuracy.top1:g} %, top-5 {accuracy.top5:g} %' in text and 'license: "mit"' in text
+    text = render(describe(tresnet_jax.create_model(tag), 'org/name'), 'name')
+    assert 'top-1' not in text and 'license' not in text and tag not in text
     assert ('2003.13630' if 'tresnet' in tag else '1812.01187') in text
 
 

@@ -22,7 +22,8 @@ REPOSITORY_FILES = (
     'pytorch_model.bin',
     f'pytorch_model.bin{INDEX}',
 )
-FOLDER_FILES = (*REPOSITORY_FILES, 'mp_rank_00_model_states.pt')  # the last one is DeepSpeed's
+# In a folder also timm's other usual names, and DeepSpeed's.
+FOLDER_FILES = (*REPOSITORY_FILES, 'pytorch_model.pth', 'model.pth', 'mp_rank_00_model_states.pt')
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.tar', '.pkl', '.npz', '.pdparams')
 
 

@@ -133,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(inputs.source, MultiLabelSource):
             print_multilabel(arguments, inputs)
             return 0
+        if arguments.multilabel_threshold is not None:
+            raise TrainingError('--multilabel-threshold: for --task multilabel, not for one class per image')
         classes = choose_outputs(inputs, valid_labels=arguments.valid_labels, real_labels=arguments.real_labels)
         test_set = choose_test_set(arguments, inputs, classes)
         partial = classes.outputs is not None and len(classes.outputs) < inputs.model.num_classes

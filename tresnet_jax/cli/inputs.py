@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tresnet_jax.checkpoints.run import CHECKPOINTS, stored_label_names
-from tresnet_jax.checkpoints.shards import file_of_folder
+from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE, stored_label_names, stored_network
 from tresnet_jax.data.class_matching import ClassMatch, match_classes
 from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.pipeline import eval_dataset, to_devices
@@ -139,9 +138,11 @@ def load_inputs(
         DataError, ValueError: as `open_source` and `create_model`.
     """
     folder = flags.checkpoint if flags.checkpoint is not None and flags.checkpoint.is_dir() else None
-    is_run = folder is not None and ((folder / CHECKPOINTS).is_dir() or file_of_folder(folder) is None)
+    is_run = folder is not None and any((folder / name).exists() for name in (CHECKPOINTS, MODEL_FILE))
     run = load_config(folder) if folder is not None and is_run else None
-    name = flags.model or (_name_of(run) if run else None)
+    name = flags.model or (_name_of(run, folder) if run and folder else None)
+    if name is None and folder is not None:
+        raise TrainingError(f'{folder}: not a training run (no {CHECKPOINTS}/ in it); which model? give --model NAME')
     if name is None:
         raise TrainingError('which model? give --model NAME, or --checkpoint RUN')
     _check(flags, name, run)
@@ -228,9 +229,14 @@ def _check(flags: InputFlags, name: str, run: TrainConfig | None) -> None:
         raise TrainingError('which images? give --data')
 
 
-def _name_of(run: TrainConfig) -> str:
-    """Return the model of a run without its tag, which only named the weights that training started from."""
-    return run.model if split_source(run.model) else split_name(run.model)[0]
+def _name_of(run: TrainConfig, folder: Path) -> str:
+    """Return the architecture of a run. The model's name is that of the weights that training started from.
+
+    A folder or a repository in that name can be gone; runs of 0.1.0's development need it, as they do not describe
+    themselves.
+    """
+    stated = stored_network(folder).get('name')
+    return stated or (run.model if split_source(run.model) else split_name(run.model)[0])
 
 
 def _open(

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tresnet_jax.checkpoints.config_file import CONFIG
-from tresnet_jax.checkpoints.shards import REPOSITORY_FILES, is_index, parse_index
+from tresnet_jax.checkpoints.records import printable
+from tresnet_jax.checkpoints.shards import REPOSITORY_FILES, checkpoint_files, is_index, parse_index
 from tresnet_jax.errors import HubError, reason
 from tresnet_jax.files import sha256
 
@@ -69,7 +70,10 @@ def find(source: str, filenames: Sequence[str], cache_dir: str | Path | None = N
     for filename in filenames:
         if (folder / filename).is_file():
             return folder / filename
-    raise HubError(f'{source}: no {" or ".join(filenames)} in this folder')
+    others = checkpoint_files(folder) if filenames[0] in REPOSITORY_FILES else []
+    found = ', '.join(printable(name, 60) for name in others[:5])
+    hint = f'; it has {found}: pass one as checkpoint=PATH' if others else ''
+    raise HubError(f'{source}: no {" or ".join(filenames)} in this folder{hint}')
 
 
 def find_weights(source: str, cache_dir: str | Path | None = None) -> Path:

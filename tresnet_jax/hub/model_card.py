@@ -38,12 +38,14 @@ print({shown})
 ```"""
 
 
-def describe(model: ImageModel, repository: str) -> dict[str, Any]:
+def describe(model: ImageModel, repository: str, *, pretrained: bool = False) -> dict[str, Any]:
     """Return the fields of a model's card: description, details, usage, citation, license.
 
     Args:
-        model: the model, whose `pretrained_cfg` says which weights it has.
+        model: the model.
         repository: 'org/name', for the example.
+        pretrained: whether its weights are those of the tag in its `pretrained_cfg`, unchanged: the card then has the
+            tag, its published accuracies and its license. A model does not tell; it can be new, or trained on.
     """
     row, family = model.pretrained_cfg, model.config.family
     cost = profile(model)
@@ -54,7 +56,7 @@ def describe(model: ImageModel, repository: str) -> dict[str, Any]:
         'Parameters': f'{cost.parameters:,}',
         'Multiply-accumulates': f'{cost.macs:,} for an image of {" x ".join(map(str, cost.image_size))} pixels',
     }
-    if row is not None and row.tag:
+    if pretrained and row is not None and row.tag:
         details['Weights'] = row.name
         for accuracy in row.accuracies:
             top5 = '' if accuracy.top5 is None else f', top-5 {accuracy.top5:g} %'
@@ -63,7 +65,7 @@ def describe(model: ImageModel, repository: str) -> dict[str, Any]:
         details['Class names'] = ', '.join(row.label_names[:20]) + ', ...' * (len(row.label_names) > 20)
     several = row is not None and row.task == 'multilabel'
     chosen = 'jax.nn.sigmoid(logits)' if several else 'logits.argmax(-1)'
-    license = row.license if row is not None and row.license else None
+    license = row.license if pretrained and row is not None and row.license else None
     return {
         'description': f'A {model.architecture} for [{LIBRARY}](https://pypi.org/project/{LIBRARY}/), which has '
         'TResNet and ResNet-D in JAX and Flax, with the models, names and numbers of timm.',
