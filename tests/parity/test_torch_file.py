@@ -53,7 +53,7 @@ def assert_same(ours: Any, theirs: Any) -> int:
             assert ours.class_name == f'{type(theirs).__module__}.{type(theirs).__qualname__}'
             return assert_same(ours.attributes, vars(theirs))
         case pathlib.PurePath():
-            assert ours.arguments == theirs.parts
+            assert pathlib.PurePath(*ours.arguments) == theirs  # 'a' and 'b', since Python 3.13 'a/b'
         case np.generic():
             assert ours == theirs.item() and type(ours) is type(theirs.item())
         case type():
