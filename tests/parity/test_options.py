@@ -104,6 +104,20 @@ def test_the_first_map_of_a_tresnet_backbone():
     assert backbone.feature_info.module_name() == ['body.conv1', 'body.layer4']
 
 
+def test_descriptions_of_maps():
+    """Of the returned maps, of one and of several, in timm's words."""
+    options = {'features_only': True, 'out_indices': (2, 4)}
+    theirs = timm.create_model('test_resnet', **options).feature_info
+    ours = tresnet_jax.create_model('test_resnet', **options).feature_info
+    keys = ('num_chs', 'reduction', 'module')
+    for idx in (None, 1, -1, [0], (3, 1)):
+        for method in ('channels', 'reduction', 'module_name'):
+            assert getattr(ours, method)(idx) == getattr(theirs, method)(idx)
+        for chosen in (['reduction'], keys):
+            assert ours.get_dicts(chosen, idx) == theirs.get_dicts(chosen, idx)
+    assert ours.get_dicts() == [{key: info[key] for key in keys} for info in theirs.get_dicts()]
+
+
 @pytest.mark.parametrize('name', SMALL)
 @pytest.mark.parametrize('pool', [p for p in POOL_TYPES if p])
 def test_global_pool(name, pool):

@@ -8,7 +8,8 @@ class FeatureInfo(Sequence[dict[str, Any]]):
     """Describes the feature maps of a model, one dict each.
 
     The keys are `num_chs`, `reduction` (image pixels per pixel of the map, along one edge) and `module` (timm's name).
-    `channels()`, `reduction()` and `module_name()` list one field of the maps that a backbone returns.
+    `channels`, `reduction`, `module_name` and `get_dicts` describe the maps that a backbone returns, in a list. `idx`
+    chooses other maps, counted among all maps of the model: a number one map, without a list, a sequence several.
 
     Args:
         info: the dicts of all feature maps.
@@ -19,18 +20,30 @@ class FeatureInfo(Sequence[dict[str, Any]]):
         self.info = list(info)
         self.out_indices = tuple(range(len(self.info))) if out_indices is None else out_indices
 
-    def get(self, key: str) -> list[Any]:
-        """Return one field of each returned feature map."""
-        return [self.info[i][key] for i in self.out_indices]
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """Return one field of the feature maps."""
+        found = self.get_dicts([key], idx)
+        return found[key] if isinstance(found, dict) else [each[key] for each in found]
 
-    def channels(self) -> list[int]:
-        return self.get('num_chs')
+    def get_dicts(
+        self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return the fields `keys` of the feature maps; None: all fields."""
 
-    def reduction(self) -> list[int]:
-        return self.get('reduction')
+        def fields(index: int) -> dict[str, Any]:
+            info = self.info[index]
+            return {key: info[key] for key in (info if keys is None else keys)}
 
-    def module_name(self) -> list[str]:
-        return self.get('module')
+        return fields(idx) if isinstance(idx, int) else [fields(i) for i in (self.out_indices if idx is None else idx)]
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get('num_chs', idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get('reduction', idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get('module', idx)
 
     def __getitem__(self, index: Any) -> Any:
         return self.info[index]
