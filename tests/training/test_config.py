@@ -75,6 +75,14 @@ def test_command_line(field, text, message, tmp_path, capsys):
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize('freeze', [('backbone', 'head'), ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head')])
+def test_everything_frozen(freeze):
+    with pytest.raises(TrainingError, match=f'--freeze {" ".join(freeze)}: nothing is left to train'):
+        TrainConfig(freeze=freeze).check()
+    TrainConfig(freeze=freeze[:-1]).check()
+    TrainConfig(freeze=freeze, kd_model_name='resnet18d', kd_distill_type='feature').check()  # the projection is left
+
+
 @pytest.mark.parametrize(
     'text, message',
     [

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from tresnet_jax.models.base import PARTS
 from tresnet_jax.options import as_flag
 
 LOSSES = {'classification': ('ce', 'bce', 'poly', 'semantic'), 'multilabel': ('bce', 'asl', 'poly')}
@@ -97,6 +98,10 @@ def conflicts(config: Any, defaults: Any) -> Iterator[str]:
         yield '--loss semantic: needs the tree of the classes; give --semantic-tree FILE'
     if config.distill_loss_weight is None and (config.task_loss_weight or 0) > 1:
         yield f'--task-loss-weight {config.task_loss_weight:g}: without --distill-loss-weight must be at most 1'
+    backbone = {*PARTS[:-1]} if 'backbone' in config.freeze else set()
+    projects = config.kd_model_name is not None and config.kd_distill_type == 'feature'
+    if {*config.freeze} | backbone >= {*PARTS} and not projects:
+        yield f'{as_flag("freeze", config.freeze)}: nothing is left to train; leave out a part'
     for use in USES:
         given = [name for name in use.names if getattr(config, name) != getattr(defaults, name)]
         if given and not use.holds(config):
