@@ -15,7 +15,7 @@ from tresnet_jax.errors import TrainingError
 from tresnet_jax.training import devices, provenance, run_data
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.provenance import PROVENANCE_FILE, compare, load_provenance, save_provenance, stored_classes
-from tresnet_jax.training.run_config import save_config
+from tresnet_jax.training.run_config import load_config, save_config
 
 NOT_UTF8 = b'caf\xe9'.decode('utf-8', 'surrogateescape')
 
@@ -49,7 +49,7 @@ def run(config, tmp_path) -> Path:
 
 
 def resume(run: Path, config: TrainConfig, count: int = 2, accept: bool = False):
-    return compare(now(config, stored_classes(run), count), config, run, 5, accept)
+    return compare(now(config, stored_classes(run), count), config, load_config(run), run, 5, accept)
 
 
 def add_image(photos: Path) -> None:
@@ -155,7 +155,7 @@ def test_classes_that_the_data_numbers_itself(run, config):
     before = load_provenance(run)
     save_provenance(dataclasses.replace(before, class_names=('a', 'b10', 'b9')), run)
     with pytest.raises(TrainingError, match='another order of the classes: class 1 is b9 instead of b10'):
-        compare(before, config, run, 5, False)
+        compare(before, config, load_config(run), run, 5, False)
 
 
 @pytest.mark.parametrize('sync_bn', [True, False])

@@ -208,11 +208,7 @@ def _timm(arguments: dict[Any, Any]) -> dict[str, Any] | None:
         stated['crop_pct'] = arguments['crop_pct']
     for key in ('mean', 'std'):
         values = arguments.get(key)
-        if (
-            isinstance(values, list | tuple)
-            and len(values) in (1, _channels(arguments))
-            and all(map(is_number, values))
-        ):
+        if is_numbers(values) and len(values) in (1, _channels(arguments)):
             stated[key] = tuple(values)
     if interpolation := _interpolation(arguments):
         stated['interpolation'] = interpolation
@@ -236,7 +232,7 @@ def is_size(value: Any) -> TypeGuard[Sequence[int]]:
     )
 
 
-def is_numbers(value: Any) -> bool:
+def is_numbers(value: Any) -> TypeGuard[Sequence[float]]:
     """Return whether a value is a list or a tuple of finite numbers."""
     return isinstance(value, list | tuple) and len(value) > 0 and all(map(is_number, value))
 

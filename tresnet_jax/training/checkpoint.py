@@ -144,7 +144,7 @@ class Checkpoints:
             problem, loaded = '', None
             try:
                 loaded = self._load(step, abstract, data)
-            except Exception as error:  # again of many classes; ours too, if the state has another structure
+            except Exception as error:  # Orbax's and TensorStore's classes; ours for wrong digests or structure
                 problem = reason(error)
                 if isinstance(error, MemoryError | PermissionError) or any(code in str(error) for code in NOT_DAMAGE):
                     raise TrainingError(
@@ -164,7 +164,7 @@ class Checkpoints:
         unreadable = None
         try:
             check_arrays(self._folder.absolute() / str(step) / STATE_PART)  # before Orbax, which would print tracebacks
-        except Exception as error:  # again of many classes
+        except Exception as error:  # TensorStore's classes
             unreadable = error
         if not everywhere_true(unreadable is None):  # while loading, they would wait for it
             raise unreadable or ValueError('another process of the run cannot read it')

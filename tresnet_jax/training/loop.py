@@ -46,7 +46,7 @@ from tresnet_jax.training.provenance import (
     save_provenance,
     stored_classes,
 )
-from tresnet_jax.training.run_config import load_config, resumed_config, save_config
+from tresnet_jax.training.run_config import load_config, save_config, with_resolved
 from tresnet_jax.training.run_data import open_data, opening
 from tresnet_jax.training.schedules import create_schedule
 from tresnet_jax.training.semantic import read_semantic_tree
@@ -128,9 +128,9 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         remarks: list[str] = []
         saved: TrainConfig | None = None
         if checkpoints.latest is not None:
-            origin, remarks = compare(origin, config, workdir, checkpoints.latest, accept_changes)
             saved = load_config(workdir)
-            config = resumed_config(saved, config)
+            origin, remarks = compare(origin, config, saved, workdir, checkpoints.latest, accept_changes)
+            config = with_resolved(config, saved)
 
         # Model. The weights of a run that resumes are in its checkpoint.
         model = _create_model(config, data.train.num_classes, stored_network(workdir) if resumes else None)
@@ -350,7 +350,7 @@ def _check_batch_size(config: TrainConfig, local: int) -> None:
 
 
 def _check_skipped(skipped: int, config: TrainConfig, workdir: Path) -> None:
-    """Raises TrainingError if a run has skipped more steps than it may; its weights would no longer change."""
+    """Raise TrainingError if a run has skipped more steps than it may; its weights would no longer change."""
     if skipped > config.skip_nonfinite:
         raise TrainingError(
             f'{workdir}: the run has skipped {amount(skipped, "step")} with a non-finite loss or gradient; resume it '

@@ -22,7 +22,7 @@ from tresnet_jax.options import as_flag, flag_name
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import differing_item, differing_process
 from tresnet_jax.training.embedding import digest
-from tresnet_jax.training.run_config import ACCEPTABLE, CHANGEABLE, RESOLVED, changed_options, load_config
+from tresnet_jax.training.run_config import ACCEPTABLE, CHANGEABLE, RESOLVED, changed_options
 from tresnet_jax.version import __version__
 
 PROVENANCE_FILE = 'provenance.json'
@@ -233,13 +233,14 @@ def stored_classes(workdir: Path) -> tuple[str, ...] | None:
 
 
 def compare(
-    now: Provenance, config: TrainConfig, workdir: Path, step: int, accept_changes: bool
+    now: Provenance, config: TrainConfig, saved: TrainConfig, workdir: Path, step: int, accept_changes: bool
 ) -> tuple[Provenance, list[str]]:
     """Compare a run that resumes with what it began with.
 
     Args:
         now: what it has now.
         config: its configuration now.
+        saved: its configuration in config.json.
         workdir: folder of the run.
         step: number of steps done.
         accept_changes: continue even if something differs.
@@ -248,11 +249,11 @@ def compare(
         `now` with a record of the changes, and the lines to log about them. Versions of libraries may change.
 
     Raises:
-        TrainingError: something differs and changes are not accepted, an option differs that may not change, or a file
-            of the run cannot be read.
+        TrainingError: something differs and changes are not accepted, an option differs that may not change, or
+            provenance.json cannot be read.
         ConversionError: as `stored_classes`.
     """
-    before, saved = load_provenance(workdir), load_config(workdir)
+    before = load_provenance(workdir)
     fixed = changed_options(saved, config, (*CHANGEABLE, *ACCEPTABLE))
     if fixed:
         flags = ', '.join(as_flag(name, getattr(saved, name)) for name in fixed)

@@ -40,15 +40,15 @@ def changed_options(saved: TrainConfig, config: TrainConfig, free: Sequence[str]
     ]
 
 
-def resumed_config(saved: TrainConfig, config: TrainConfig) -> TrainConfig:
-    """Return the configuration of a run that resumes: options that are resolved, if open, as the run resolved them.
+def with_resolved(config: TrainConfig, saved: TrainConfig) -> TrainConfig:
+    """Return the configuration to resume a run with, where options RESOLVED that are None have the run's values.
 
     Args:
-        saved: the resolved configuration of the run.
         config: the configuration to resume it with.
+        saved: the resolved configuration of the run.
     """
-    open_options = [name for name in RESOLVED if getattr(config, name) is None]
-    return dataclasses.replace(config, **{name: getattr(saved, name) for name in open_options})
+    missing = [name for name in RESOLVED if getattr(config, name) is None]
+    return dataclasses.replace(config, **{name: getattr(saved, name) for name in missing})
 
 
 def save_config(config: TrainConfig, workdir: Path) -> None:
