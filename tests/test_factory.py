@@ -153,7 +153,7 @@ def test_an_overlay_replaces_what_a_checkpoint_states(tmp_path):
 
 
 def test_the_tag_that_a_file_of_ours_names(tmp_path):
-    """Its images are those of the tag, not those of the architecture's default tag; a name with a tag goes before."""
+    """Images are prepared as for that tag, not as for the default one. A tag in the name of the model has priority."""
     file = tmp_path / 'flax.safetensors'
     params, stats, report = convert.to_flax(convert.read(embedded_path(FASHION)), FASHION.name)
     convert.save_flax(file, params, stats, report)

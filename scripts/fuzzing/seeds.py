@@ -77,8 +77,7 @@ def readers() -> tuple[Any, ...]:
 
 
 def converted(checkpoint: convert.Checkpoint) -> str:
-    """Do what `convert.to_flax` does and return its report. Otherwise most of the time would go into building equal
-    models."""
+    """Do what `convert.to_flax` does and return its report, but build equal models once: that takes the most time."""
     return str(match(checkpoint, build=_build).report)
 
 

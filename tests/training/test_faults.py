@@ -148,7 +148,7 @@ def can_mount(folder: Path) -> bool:
 
 
 def test_full_disk(trainings, whole, tmp_path):
-    """A file system of 8 MB, in which two checkpoints do not fit; with room, the run goes on."""
+    """A file system of 8 MB, in which two checkpoints do not fit; with more space, the run continues."""
     mount, new, end = tmp_path / 'mount', new_run(tmp_path / 'new', CONFIG), tmp_path / 'end'
     mount.mkdir()
     if not can_mount(mount):

@@ -197,7 +197,7 @@ def test_what_a_run_leaves(uninterrupted):
 
 
 def test_stop_epoch_and_save_epochs(uninterrupted, tmp_path, capsys):
-    """The schedule stays that of the whole run, which goes on from there to the same weights; the epoch is kept."""
+    """The schedule stays that of the whole run, which continues to the same weights; the epoch is kept."""
     whole, _ = uninterrupted
     config = dataclasses.replace(TINY, save_epochs=(0.5,), keep_last=1, keep_best=0)
     stopped = loop.train(dataclasses.replace(config, stop_epoch=0.5), tmp_path)

@@ -159,7 +159,7 @@ def test_ended_in_the_evaluation(environment, tmp_path):
 
 
 def test_full_disk(environment, uninterrupted, tmp_path):
-    """Training stops with one line that names the last good checkpoint, which is whole; with room it goes on."""
+    """Training stops with one line that names the last good checkpoint, which is whole; with space it continues."""
     workdir = new_run(tmp_path / 'run')
     process = start(environment, workdir)
     wait_for(process, lambda: len(whole_checkpoints(workdir)) >= 2)
@@ -181,7 +181,7 @@ def several(environment, workdir: Path, count: int = 2) -> list[subprocess.Popen
 
 
 def test_two_processes_of_two_devices_are_four_devices(environment, tmp_path):
-    """The same trajectory to 1e-9 in float64; stopped by SIGTERM to one of them, both save and go on."""
+    """The same trajectory to 1e-9 in float64; after SIGTERM to one of them, both save, and resume later."""
     everything = {'cutmix': 1.0, 'cutout': 0.3, 'drop': 0.2, 'accumulate': 2}  # beside mixup, erasing and drop path
     config = dataclasses.replace(CONFIG, dtype='float64', devices=4, checkpoint_every=100, **everything)
     one, two = (new_run(tmp_path / name, config) for name in ('one', 'two'))

@@ -64,8 +64,8 @@ class Layout:
 
     Attributes:
         name: 'timm', 'inplace_abn', 'timm features_only', 'PaddleClas', ...
-        signature: names that every network of the layout has; the first one is distinctive. None is in stage 4, so that
-            a backbone without its last stages is found too.
+        signature: names of tensors that all networks of the layout have. The first one identifies the layout. No name
+            is of stage 4, so that a backbone without its last stages is found too.
         body: a regular expression of the first segment of each name that belongs to the network, without the
             classifier: 'stem|layer[1-4]'. Tensors of other first segments are never given to `to_timm`.
         to_timm: from the tensors of the body and of the classifier, without the prefix and without counters, to the

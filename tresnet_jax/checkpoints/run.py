@@ -350,7 +350,7 @@ def load_weights(workdir: Path, which: int | Literal['best', 'latest'] = 'best',
         check_digests(path, {prefix + name: values for name, values in arrays.items()})
         state = unflatten(arrays)
         params, batch_stats = state['params'], state['batch_stats']
-    except Exception as error:  # again of many classes; ours too, if the state is not one of a run
+    except Exception as error:  # TensorStore's classes; KeyError or ours if the state is not a run's
         raise ConversionError(f'{path}: cannot be read: {reason(error)}') from error
     params.pop(PROJECTION, None)
     return Weights(step, metric, found[step], params, batch_stats, averaged, has_ema)

@@ -130,7 +130,7 @@ def _download(repository: str, revision: str | None, filenames: Sequence[str], c
                 library_name='tresnet_jax',
                 tqdm_class=_bounded_bar(remote.size),
             )
-        except Exception as error:  # again of many classes
+        except Exception as error:  # from the client, its HTTP library or the system
             raise HubError(
                 f'{repository}: {filename} could not be downloaded: {explain(error)}; try again, or {remedy}'
             ) from None

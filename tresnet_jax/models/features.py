@@ -8,8 +8,8 @@ class FeatureInfo(Sequence[dict[str, Any]]):
     """Describes the feature maps of a model, one dict each.
 
     The keys are `num_chs`, `reduction` (image pixels per pixel of the map, along one edge) and `module` (timm's name).
-    `channels`, `reduction`, `module_name` and `get_dicts` describe the maps that a backbone returns, in a list. `idx`
-    chooses other maps, counted among all maps of the model: a number one map, without a list, a sequence several.
+    `channels`, `reduction`, `module_name` and `get_dicts` describe the maps that a backbone returns, as a list. `idx`
+    selects other maps, counted among all maps of the model: a number returns one item, a sequence returns a list.
 
     Args:
         info: the dicts of all feature maps.

@@ -119,7 +119,7 @@ def _affine(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> jax.Array:
 @_affine.defjvp
 def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     (x, kernel, offset), (dx, dkernel, doffset) = primals, tangents
-    # In the dtype of the parameters, as are their gradients then: in that of the scale, many digits cancel.
+    # In the dtype of the parameters, which their gradients then have too: many digits cancel in that of the scale.
     change = jax.lax.dot_general(x, dkernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=dkernel.dtype)
     change += _per_channel(doffset, x)
     return _affine(x, kernel, offset), _convolve(dx, kernel) + change.astype(x.dtype)
