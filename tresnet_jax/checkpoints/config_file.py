@@ -15,8 +15,9 @@ from tresnet_jax.checkpoints.records import described, printable
 from tresnet_jax.checkpoints.stated import (
     SMALLEST_CROP_PCT,
     is_channels,
-    is_edge,
     is_number,
+    is_numbers,
+    is_size,
     listed_names,
     transform_of,
 )
@@ -197,16 +198,16 @@ def parse(config: dict[str, Any], path: Path, source: str = '') -> SavedConfig:
     classes = take(arguments, 'num_classes', _is_count, take(config, 'num_classes', _is_count, classes))
     names, notes = _label_names(config, pretrained, classes)
     task = MULTILABEL if config.get('problem_type') == TRANSFORMERS_MULTILABEL else CLASSIFICATION
-    size = take(pretrained, 'input_size', _is_size, (3, 224, 224))
-    test_size = take(pretrained, 'test_input_size', _is_size)
+    size = take(pretrained, 'input_size', is_size, (3, 224, 224))
+    test_size = take(pretrained, 'test_input_size', is_size)
     channels = take(arguments, 'in_chans', is_channels, size[0])
     # Before it had model_args, timm wrote the pooling here, and did not read it.
     pool = take(config, 'global_pool', _is_pooling)
     return SavedConfig(
         architecture=architecture,
         tag=take(pretrained, 'tag', _is_text, ''),
-        mean=take(pretrained, 'mean', _are_numbers, IMAGENET['mean']),
-        std=take(pretrained, 'std', _are_numbers, IMAGENET['std']),
+        mean=take(pretrained, 'mean', is_numbers, IMAGENET['mean']),
+        std=take(pretrained, 'std', is_numbers, IMAGENET['std']),
         interpolation=take(pretrained, 'interpolation', _is_text, 'bicubic'),
         input_size=(channels, *size[1:]),
         test_input_size=(channels, *test_size[1:]) if test_size else None,
@@ -317,20 +318,12 @@ def _is_positive(value: Any) -> bool:
     return type(value) is int and 0 < value <= LARGEST_COUNT
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and is_channels(value[0]) and all(map(is_edge, value[1:]))
-
-
 def _is_rate(value: Any) -> bool:
     return is_number(value) and 0 <= value < 1
 
 
 def _is_fraction(value: Any) -> bool:
     return is_number(value) and value >= SMALLEST_CROP_PCT
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(is_number, value))
 
 
 def _are_indices(value: Any) -> bool:
