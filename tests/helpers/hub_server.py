@@ -25,6 +25,7 @@ WRONG_CONFIG, CONFIG_ELSEWHERE = 'wrong config', 'config elsewhere'
 CUT_ONCE, CUT, CUT_AFRESH = 'cut once', 'cut', 'cut afresh'  # CUT_AFRESH ignores ranges
 WRONG_SIZE, WRONG_BYTES, STORAGE_DOWN = 'wrong size', 'wrong bytes', 'storage down'
 SLOW, STALLED = 'slow', 'stalled'  # a part at a time, half of the file and then silence
+PAUSE = 0.3  # seconds between two parts
 ENDLESS, HUGE = 'endless', 'huge'  # never ends, with and without the announcement of a size
 STORAGE_LOOP, STORAGE_TO_FILE = 'storage loop', 'storage to file'
 SECRET = '/etc/passwd'  # a file of the client, to which a lying server points
@@ -33,8 +34,8 @@ SECRET = '/etc/passwd'  # a file of the client, to which a lying server points
 def client_environment(home: Path, endpoint: str, **more: str) -> dict[str, str]:
     """Return environment variables for a client of the hub at `endpoint`, without the user's settings and proxies."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGING'))}
-    quick = {'HF_HUB_ETAG_TIMEOUT': '1', 'HF_HUB_DOWNLOAD_TIMEOUT': '1', 'JAX_PLATFORMS': 'cpu'}
-    return {**kept, **quick, 'HF_HOME': str(home), 'HF_ENDPOINT': endpoint, 'NO_PROXY': '*', 'no_proxy': '*', **more}
+    local = {'HF_HOME': str(home), 'HF_ENDPOINT': endpoint, 'NO_PROXY': '*', 'no_proxy': '*'}
+    return {**kept, **local, 'JAX_PLATFORMS': 'cpu', **more}
 
 
 class Hub:
@@ -195,12 +196,12 @@ class _StorageHandler(_Handler, StoredUploads):
                 self.wfile.write(part)
 
     def send_slowly(self, status: int, headers: dict[str, str], body: bytes, start: int, end: int) -> None:
-        """Send a body with pauses, and nothing more from `end` on."""
+        """Send a body in 8 parts with pauses, and nothing more from `end` on."""
         self.answer(status, headers, announced=len(body) - start)
         step = len(body) // 8 + 1
         with contextlib.suppress(OSError):
             for place in range(start, end, step):
                 self.wfile.write(body[place : min(place + step, end)])
-                self.hub.released.wait(0.15)
+                self.hub.released.wait(PAUSE)
             if end < len(body):
                 self.hub.released.wait()

@@ -219,7 +219,6 @@ FETCH = 'fetch config.json and model.safetensors of org/'
         (hub_server.PRIVATE, ['private (HTTP 401)', 'HF_TOKEN', FETCH]),
         (hub_server.GATED, ['on request only (HTTP 403)', FETCH]),
         (hub_server.DOWN, ['http://127.0.0.1', 'answers HTTP 503', 'is not in the cache', FETCH]),
-        (hub_server.SILENT, ['http://127.0.0.1', 'timed out', FETCH]),
         (hub_server.PORTAL, ["is not a hub's", FETCH]),
     ],
 )
@@ -232,6 +231,15 @@ def test_a_hub_that_does_not_give(fault, messages, worker, hub, repository):
     assert answer['type'] == 'HubError' and answer['error'].startswith(f'{repository}: ')
     assert all(message in answer['error'] for message in messages), answer['error']
     assert '\n' not in answer['error'] and 'Traceback' not in answer['error']
+    assert answer['waited'] == 0 and asked(hub, repository, 'HEAD') == 1
+
+
+def test_a_hub_that_is_silent(hub, home, repository):
+    hub.faults[repository] = hub_server.SILENT
+    with Worker(client_environment(home, hub.endpoint, HF_HUB_ETAG_TIMEOUT='1')) as impatient:
+        answer = impatient.create(f'hf-hub:{repository}')
+    assert answer['type'] == 'HubError' and answer['error'].startswith(f'{repository}: http://127.0.0.1')
+    assert 'timed out' in answer['error'] and FETCH in answer['error'] and '\n' not in answer['error']
     assert answer['waited'] == 0 and asked(hub, repository, 'HEAD') == 1
 
 
