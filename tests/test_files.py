@@ -7,7 +7,12 @@ import threading
 
 import pytest
 
+from tresnet_jax.checkpoints.read import read
+from tresnet_jax.checkpoints.torch_file import load
+from tresnet_jax.checkpoints.write import save_flax, save_torch
+from tresnet_jax.data.arrays import open_npz
 from tresnet_jax.errors import ConversionError, HubError, MissingExtraError
+from tresnet_jax.exporting import load_exported
 from tresnet_jax.files import save_text, sha256, written_beside
 
 
@@ -106,6 +111,36 @@ def test_impossible_targets(write, tmp_path):
     with pytest.raises(ConversionError, match='a{250}: cannot be written: File name too long'):
         write(tmp_path / ('a' * 250))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('save', [lambda path: save_flax(path, {}, {}, None), lambda path: save_torch(path, {})])
+@pytest.mark.parametrize('folder', ['.', '..', '/', 'weights'])
+def test_a_folder_as_the_target_of_a_checkpoint(save, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'weights').mkdir()
+    with pytest.raises(ConversionError, match='is a folder; give a file name'):
+        save(folder)
+
+
+READERS = {
+    'read': read,
+    'load': load,
+    'load_exported': load_exported,
+    'open_npz': lambda path: open_npz(path, 'train', 'npz:data.npz'),
+}
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_pipes_and_devices_are_not_read(reader, tmp_path):
+    """Opening a pipe waits for ever, a device may never end, and neither can be read twice."""
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'device').symlink_to('/dev/zero')
+    for name in ('device', 'pipe'):
+        with pytest.raises(ValueError) as caught:
+            READERS[reader](tmp_path / name)
+        assert str(caught.value) == (
+            f'{tmp_path / name}: a pipe or a device, not a regular file; write its content to a file first'
+        )
 
 
 @both

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from tresnet_jax.data.transforms import height_width, resolve_data_config
 from tresnet_jax.errors import missing_extra, reason
-from tresnet_jax.files import LARGEST_JSON, written_beside
+from tresnet_jax.files import LARGEST_JSON, check_regular, written_beside
 from tresnet_jax.folding import fold_batchnorm
 from tresnet_jax.formats import EXPORTED
 from tresnet_jax.labels import class_names
@@ -210,6 +210,7 @@ def load_exported(path: str | Path) -> ExportedModel:
         >>> loaded(jnp.zeros((2, 32, 32, 3))).shape
         (2, 5)
     """
+    check_regular(Path(path), ValueError)
     with Path(path).open('rb') as file:
         data = bytearray(os.fstat(file.fileno()).st_size)
         file.readinto(data)

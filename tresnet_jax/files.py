@@ -30,8 +30,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     """
     if not path.parent.is_dir():
         raise ConversionError(f'{path}: the folder {path.parent} does not exist; make it first')
-    if path.is_dir():
-        raise ConversionError(f'{path}: is a folder; give a file name')
+    check_no_folder(path)
     beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.part')  # unique among processes and threads
     try:
         beside.touch()
@@ -46,6 +45,18 @@ def written_beside(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def check_no_folder(path: Path) -> None:
+    """Raise ConversionError if the target of a file is a folder."""
+    if os.path.isdir(path):  # False for a name that is too long, where `is_dir` raises OSError
+        raise ConversionError(f'{path}: is a folder; give a file name')
+
+
+def check_regular(path: Path, error: type[ValueError] = ConversionError) -> None:
+    """Raise an error if a path is a pipe or a device, which may never end and cannot be read twice."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise error(f'{shown(path)}: a pipe or a device, not a regular file; write its content to a file first')
 
 
 def save_text(path: Path, text: str) -> None:

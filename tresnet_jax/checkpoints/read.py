@@ -22,6 +22,7 @@ from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
 from tresnet_jax.checkpoints.stated import class_name_lists, data_config, is_number, task
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.files import check_regular
 from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.variants import CLASSIFICATION
 
@@ -102,6 +103,7 @@ class _Content(NamedTuple):
 
 def _read_file(path: Path) -> _Content:
     shards.check_not_a_shard(path)
+    check_regular(path)
     try:
         with path.open('rb') as file:
             line = other_files.of_bytes(file.read(1024), path.name)

@@ -21,6 +21,7 @@ from tresnet_jax.checkpoints.pickles import Budget, Unpickler
 from tresnet_jax.checkpoints.records import Global, Record, Unreadable, printable
 from tresnet_jax.checkpoints.stored import DTYPE, Storage, StoredTensor, contiguous, element_type, functions, view
 from tresnet_jax.errors import ConversionError, reason
+from tresnet_jax.files import check_regular
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of torch.save before torch 1.6
 LEGACY_PROTOCOL = 1001  # the second one
@@ -41,6 +42,7 @@ def load(path: str | Path) -> Any:
         ConversionError: the file cannot be read; the message names it and gives the reason in one line.
     """
     path = Path(path)
+    check_regular(path)
     try:
         with _Stream(path) as stream:
             return _load(path, stream)

@@ -12,6 +12,7 @@ from tresnet_jax.data.splits import choose_split, split_kind
 from tresnet_jax.data.target_values import TargetFormat, TargetKeys, target_source
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.errors import DataError, reason
+from tresnet_jax.files import check_regular
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ def open_npz(
     Raises:
         DataError: the file cannot be read, has no such split, or has arrays of other shapes, dtypes or labels.
     """
+    check_regular(path, DataError)
     try:
         with path.open('rb') as opened:
             file = np.load(opened, allow_pickle=False)
