@@ -9,6 +9,7 @@ import safetensors
 import safetensors.numpy
 
 import convert
+import tresnet_jax
 from convert.__main__ import main
 from tests.helpers.paths import EMBEDDED
 
@@ -119,6 +120,40 @@ def test_an_architecture_that_lies(architecture, message, ours, tmp_path, capsys
     assert error.startswith(f'error: {file}: ') and message in error
     assert main(['inspect', str(file)]) == 0  # by the shapes
     assert 'looks like  test_tresnet' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'field, text, message',
+    [
+        ('num_classes', '5', "is '5', but the tensors show 10"),
+        ('num_classes', 'ten', "is 'ten', but the tensors show 10"),
+        ('in_chans', '1', "is '1', but the tensors show 3"),
+        ('architecture', 'tresnet_m', "is 'tresnet_m', but the tensors show test_tresnet"),
+        ('label_names', '["cat", "dog"]', 'has 2 names, but the tensors have 10 classes'),
+    ],
+)
+@pytest.mark.parametrize('options', [{}, {'num_classes': 4, 'in_chans': 1}])
+def test_metadata_that_contradict_the_tensors(field, text, message, options, ours, tmp_path):
+    """Also if the classifier or the first convolution is replaced."""
+    tensors, metadata = ours
+    file = tmp_path / 'a.safetensors'
+    safetensors.numpy.save_file(tensors, file, metadata | {field: text})
+    with pytest.raises(convert.ConversionError) as error:
+        tresnet_jax.create_model('test_tresnet', checkpoint=file, **options)
+    assert str(error.value) == f'{file}: metadata field {field!r} {message}'
+
+
+def test_names_of_a_dropped_classifier_are_dropped(ours, tmp_path):
+    """A new classifier of as many classes would get them."""
+    tensors, metadata = ours
+    file, body = tmp_path / 'a.safetensors', tmp_path / 'body.safetensors'
+    safetensors.numpy.save_file(tensors, file, changed(metadata, 'label_names', list('abcdefghij')))
+    assert convert.to_flax(convert.read(file))[2].label_names == tuple('abcdefghij')
+    assert main([str(file), str(body), '--to', 'flax', '--drop-head']) == 0
+    for path, count in ((file, 5), (body, 10)):
+        model = tresnet_jax.create_model('test_tresnet', checkpoint=path, num_classes=count)
+        assert model.pretrained_cfg.label_names is None
+    assert tresnet_jax.create_model('test_tresnet', checkpoint=file).pretrained_cfg.label_names[9] == 'j'
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from tresnet_jax.checkpoints import metadata
 from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
 from tresnet_jax.checkpoints.heads import classes_of, decoder_of, foreign_classifier
 from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels, split_weights, stem_key
@@ -74,7 +75,8 @@ def to_flax(
 
     Raises:
         ConversionError: the model or layout is unknown, or keys or shapes do not fit. One message lists the missing,
-            unexpected and misshapen keys and names the architecture that the checkpoint looks like.
+            unexpected and misshapen keys and names the architecture that the checkpoint looks like. Or the metadata of
+            a file of ours contradict its tensors.
 
     Example:
         >>> import convert
@@ -125,6 +127,7 @@ def match(
     architecture, config = _name(checkpoint, state, model)
     tensors = state.tensors
 
+    stored_channels = image_channels(tensors, architecture)
     channels, adapted = _adapt_stem(tensors, architecture, in_chans)
     kept = _match_head(checkpoint, state, architecture, config, num_classes, head)
     slope = state.abn_slope if abn_slope is None else abn_slope
@@ -145,6 +148,7 @@ def match(
     leaves = {'.'.join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(shapes))}
     names = {flax_key_to_torch(key): key for key in leaves}
     _check_fit(checkpoint, state, architecture, {name: _torch_shape(key, leaves[key]) for name, key in names.items()})
+    metadata.check_against_tensors(checkpoint, architecture, kept.in_file[1], stored_channels or channels)
 
     import tqdm  # here, so that importing the library stays light
 
@@ -171,7 +175,7 @@ def match(
         output_stride=stride,
         abn_slope=slope,
         data_config=state.data_config,
-        label_names=state.label_names,
+        label_names=state.label_names if kept.num_classes else None,  # those of a dropped classifier name nothing
         task=state.task,
         tensors=len(flat),
         parameters=sum(v.size for k, v in flat.items() if not k.endswith(('.mean', '.var'))),

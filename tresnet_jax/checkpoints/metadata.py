@@ -119,6 +119,26 @@ def task(checkpoint: Checkpoint) -> str:
     return found
 
 
+def check_against_tensors(checkpoint: Checkpoint, architecture: str, num_classes: int, in_chans: int) -> None:
+    """Compare what the metadata state with the tensors, for the fields that both show.
+
+    Args:
+        checkpoint: the checkpoint.
+        architecture, num_classes, in_chans: those of its tensors.
+
+    Raises:
+        ConversionError: they contradict each other.
+    """
+    found = {'architecture': architecture, 'num_classes': num_classes, 'in_chans': in_chans}
+    for field, value in found.items():
+        text = checkpoint.metadata.get(field)
+        if text and text != str(value):
+            raise _error(checkpoint, field, f'is {reprlib.repr(text)}, but the tensors show {value}')
+    names = label_names(checkpoint)
+    if names and num_classes and len(names) != num_classes:
+        raise _error(checkpoint, 'label_names', f'has {len(names)} names, but the tensors have {num_classes} classes')
+
+
 def _entries(checkpoint: Checkpoint, field: str, valid: Callable[[Any], bool], expected: str) -> dict[str, Any]:
     entries = _object(checkpoint, field)
     for key, value in entries.items():
