@@ -111,6 +111,9 @@ class GoldenArguments:
     checkpoint: Annotated[Path | None, flag('FILE', 'seeded weights, which NumPy alone can reproduce')] = None
     """Weights."""
 
+    key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if there is only one')] = None
+    """Network of a --checkpoint that has several, as inspect lists them."""
+
     image_size: int = 64
     """Height and width of the image."""
 
@@ -142,6 +145,9 @@ class AverageArguments:
 
     ema: bool = True
     """Use the averaged weights of a training checkpoint if it has them, as timm does."""
+
+    key: Annotated[str | None, flag('PATH[:PREFIX]', 'the best network, if there is only one')] = None
+    """Network to take from each file, if the files have several, as inspect lists them."""
 
 
 SUBCOMMANDS: Any = (
@@ -221,7 +227,7 @@ def _average(arguments: AverageArguments) -> None:
         ConversionError: the checkpoints do not fit together; nothing is written.
     """
     parts = choose(arguments.sources, count=arguments.n, steps=arguments.steps)
-    params, batch_stats, report = average(parts, model=arguments.model, ema=arguments.ema)
+    params, batch_stats, report = average(parts, model=arguments.model, ema=arguments.ema, key=arguments.key)
     if arguments.to == 'flax':
         save_flax(arguments.output, params, batch_stats, report)
     else:
@@ -300,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 target,
                 arguments.name,
                 checkpoint=arguments.checkpoint,
+                key=arguments.key,
                 image_size=arguments.image_size,
                 seed=arguments.seed,
             )

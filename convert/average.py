@@ -88,7 +88,9 @@ def choose(sources: Sequence[Path], *, count: int = 10, steps: Sequence[int] = (
     return parts
 
 
-def average(parts: Sequence[Part], *, model: str | None = None, ema: bool = True) -> tuple[Tree, Tree, Report]:
+def average(
+    parts: Sequence[Part], *, model: str | None = None, ema: bool = True, key: str | None = None
+) -> tuple[Tree, Tree, Report]:
     """Return the mean of checkpoints as ``params, batch_stats, report``.
 
     Counters of batches are the largest ones. The report is that of the first checkpoint, completed by what the others
@@ -98,6 +100,7 @@ def average(parts: Sequence[Part], *, model: str | None = None, ema: bool = True
         parts: at least one checkpoint.
         model: architecture, with or without a tag. None: find it from the shapes.
         ema: use the averaged weights of a training checkpoint if it has them, as timm does.
+        key: the network of each file, for files with several; see `convert.read`.
 
     Raises:
         ConversionError: a checkpoint cannot be read or converted, has values that are not finite, or differs from the
@@ -107,7 +110,7 @@ def average(parts: Sequence[Part], *, model: str | None = None, ema: bool = True
     sums: dict[str, np.ndarray] = {}
     dtypes: dict[str, np.dtype] = {}
     for part in parts:
-        params, batch_stats, report = to_flax(read(part.path, ema=ema, step=part.step), model)
+        params, batch_stats, report = to_flax(read(part.path, ema=ema, step=part.step, key=key), model)
         if report.warnings:
             raise ConversionError(f'{part}: {report.warnings[0]}')
         flat = flatten(params) | flatten(batch_stats)

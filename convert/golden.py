@@ -116,7 +116,13 @@ def timm_outputs(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_golden(
-    path: str | Path, name: str, *, checkpoint: str | Path | None = None, image_size: int = 64, seed: int = 0
+    path: str | Path,
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    key: str | None = None,
+    image_size: int = 64,
+    seed: int = 0,
 ) -> None:
     """Write a seeded image, timm's outputs for it, and torch's float32 noise as a safetensors file.
 
@@ -127,6 +133,7 @@ def write_golden(
         path: the .safetensors file.
         name: architecture, with or without a tag.
         checkpoint: the weights, in any layout that `read` takes. None: `seeded_weights` with the seed.
+        key: the network of a checkpoint with several; see `read`.
         image_size: height and width of the image.
         seed: seed of the image, which is standard normal, and of the seeded weights.
 
@@ -145,12 +152,14 @@ def write_golden(
     if seed < 0:
         raise ConversionError(f'the seed must not be negative, got {seed}')
     in_chans = 3
+    if checkpoint is None and key is not None:
+        raise ConversionError('--key (key) selects a network of --checkpoint; give it too')
     if checkpoint is None:
         model = timm_model(architecture)
         state = seeded_weights({key: tuple(value.shape) for key, value in model.state_dict().items()}, seed)
         weights = f'seeded_weights(shapes, {seed})'
     else:
-        _, params, batch_stats, report = match(read(checkpoint), name, consume=True)
+        _, params, batch_stats, report = match(read(checkpoint, key=key), name, consume=True)
         in_chans = report.in_chans
         options = {'global_pool': report.global_pool, 'output_stride': report.output_stride}
         options = {key: value for key, value in options.items() if value is not None}

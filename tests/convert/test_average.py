@@ -59,6 +59,19 @@ def test_files(tmp_path, capsys):
     assert params['fc']['bias'].dtype == np.float32 and (stats['bn1']['var'] == np.float32(1 / 3)).all()
 
 
+def test_one_of_several_networks_of_each_file(tmp_path, capsys):
+    files = []
+    for number, teacher in enumerate((2.0, 4.0)):
+        both = {f'student.{key}': x for key, x in filled(1).items()}
+        both |= {f'teacher.{key}': x for key, x in filled(teacher).items()}
+        files.append(write(tmp_path / f'{number}.safetensors', both))
+    target = tmp_path / 'mean.safetensors'
+    assert average(*files, '--output', target) == 2
+    assert 'choose one of its networks with --key' in capsys.readouterr().err and not target.exists()
+    assert average(*files, '--output', target, '--key', ':teacher') == 0
+    assert (convert.read(target).tensors['params.fc.bias'] == 3).all()
+
+
 def test_runs(run, tmp_path, capsys):
     """The best checkpoints by their metric, or the given ones."""
     target = tmp_path / 'mean.safetensors'

@@ -154,6 +154,7 @@ def test_stems_of_impossible_shapes(weight, tmp_path, capsys):
         (['test_tresnet', '--image-size', '30'], 'the image size must be a multiple of 4 and at least 20, got 30'),
         (['test_tresnet', '--image-size', '16'], 'the image size must be a multiple of 4 and at least 20, got 16'),
         (['test_resnet', '--image-size', '0'], 'the image size must be a multiple of 1 and at least 1, got 0'),
+        (['test_resnet', '--key', 'ema'], '--key (key) selects a network of --checkpoint; give it too'),
         (['test_resnet', '--seed', '-1'], 'the seed must not be negative, got -1'),
         (['resnet51d'], 'did you mean'),
     ],

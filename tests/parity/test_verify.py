@@ -122,12 +122,17 @@ def test_released_files_are_tags_of_the_table():
     assert all(re.fullmatch('[0-9a-f]{8}', digits) for digits in RELEASED)
 
 
-@pytest.mark.parametrize('seeded', [True, False])
-def test_golden_file(seeded, tmp_path, capsys):
+@pytest.mark.parametrize('weights', ['seeded', 'checkpoint', 'one of two'])
+def test_golden_file(weights, tmp_path, capsys):
     """The outputs in the file are timm's, of seeded weights or of a checkpoint's."""
+    seeded = weights == 'seeded'
     out, model = tmp_path / 'golden.safetensors', reference('test_resnet', num_classes=7).float()
-    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    state = model.state_dict()
+    if weights == 'one of two':
+        state = {'student': {key: x + 1 for key, x in state.items()}, 'teacher': state}
+    torch.save(state, tmp_path / 'a.pth')
     options = [] if seeded else ['--checkpoint', str(tmp_path / 'a.pth')]
+    options += ['--key', 'teacher'] if weights == 'one of two' else []
     assert main(['golden', 'test_resnet', str(out), '--image-size', '32', '--seed', '3', *options]) == 0
     with safetensors.safe_open(out, 'np') as file:
         stored, metadata = file.get_tensors(), file.metadata()
