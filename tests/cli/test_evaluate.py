@@ -152,6 +152,20 @@ def test_every_published_figure_has_its_flags(name):
     assert published_for(inputs_of(name, classes=('a', 'b'))) is None
 
 
+def test_images(evaluate):
+    """Flags have priority over the values of the tag."""
+    flags = ('--crop-mode', 'squash', '--interpolation', 'box', '--mean', 0.25, '--std', 0.5, 0.5, 0.25, '--json')
+    code, out, _ = evaluate(*PLAIN, '--split', 'test[:8]', '--batch-size', 8, *flags)
+    found = json.loads(out)
+    assert code == 0 and found['data_config'] == {
+        'input_size': [3, 32, 32], 'interpolation': 'box', 'mean': [0.25] * 3, 'std': [0.5, 0.5, 0.25],
+        'crop_pct': 1.0, 'crop_mode': 'squash',
+    }  # fmt: skip
+    assert found['top1']['published'] is None
+    code, _, err = evaluate(*PLAIN, '--interpolation', 'cubic')
+    assert code == 2 and err.startswith('error: evaluation images: interpolation must be one of nearest, ')
+
+
 @pytest.mark.parametrize('name', [name for name, row in PRETRAINED.items() if row.published('imagenet-a')])
 @pytest.mark.parametrize('test_set', TEST_SETS)
 def test_published_figures_of_other_test_sets(name, test_set):

@@ -22,7 +22,8 @@ from tresnet_jax.training.step import TrainState, create_state
 
 CONFIG = TrainConfig(
     model='test_resnet', data='embedded:fashion_mnist', val_split='test[:40]', num_classes=10, image_size=32,
-    mean=(0.4, 0.5, 0.6), std=(0.25, 0.5, 0.75), interpolation='bilinear', crop_pct=0.9, model_ema=True,
+    mean=(0.4, 0.5, 0.6), std=(0.25, 0.5, 0.75), interpolation='bilinear', crop_pct=0.9, crop_mode='center',
+    model_ema=True,
 )  # fmt: skip
 
 
@@ -31,7 +32,7 @@ TINY = TrainConfig(
     model='test_resnet', data='embedded:fashion_mnist', train_split='train[:96]', val_split='test[:40]', image_size=32,
     batch_size=16, val_batch_size=16, steps=8, eval_every=0.7, checkpoint_every=3, log_every=2, crop='pad',
     warmup_epochs=0, lr=0.05, mixup=0.2, reprob=0.3, drop_path=0.1, model_ema=True, model_ema_decay=0.5, devices=2,
-    threads=2, dtype='float32',
+    threads=2, dtype='float32', interpolation='bicubic', crop_pct=0.875, crop_mode='center',
 )  # fmt: skip
 
 

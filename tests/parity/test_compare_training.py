@@ -13,7 +13,8 @@ from tresnet_jax.training.run_config import save_config
 CONFIG = TrainConfig(
     model='test_tresnet', data='embedded:fashion_mnist', train_split='train[:64]', val_split='test[:40]',
     num_classes=10, image_size=32, batch_size=16, val_batch_size=16, steps=7, eval_every=1.0, crop='pad', lr=0.1,
-    opt='sgd', sched='one_cycle', mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), threads=2,
+    opt='sgd', sched='one_cycle', mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic', crop_pct=0.875,
+    crop_mode='center', threads=2,
 )  # fmt: skip
 OURS = [(4, 0.1), (7, 0.2)]
 

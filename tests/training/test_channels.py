@@ -41,7 +41,8 @@ def config(tmp_path_factory) -> TrainConfig:
         path.write_bytes(encode(Image.fromarray(grey.astype(np.uint8)).convert('RGB' if number % 3 else 'L')))
     return dataclasses.replace(
         TINY, model='test_resnet.fashion_mnist', pretrained=True, data=f'folder:{folder}', train_split='train',
-        val_split=None, in_chans=1, image_size=SIZE, aa='rand-m9-mstd0.5-inc1', steps=3, eval_every=1.5,
+        val_split=None, in_chans=1, image_size=SIZE, interpolation=None, crop_pct=None, crop_mode=None,
+        aa='rand-m9-mstd0.5-inc1', steps=3, eval_every=1.5,
         checkpoint_every=2, log_every=1, model_ema=False, drop_path=0.0, mixup=0.0, reprob=0.0, devices=1,
     )  # fmt: skip
 
@@ -57,6 +58,7 @@ def run(config, tmp_path_factory):
 def test_what_the_run_stores(run):
     config, description = load_config(run), json.loads((run / 'model.json').read_text())
     assert (config.in_chans, config.mean, config.std, config.height_width) == (1, (0.5,), (0.5,), SIZE)
+    assert (config.interpolation, config.crop_pct, config.crop_mode) == ('bilinear', 1.0, 'center')  # of the tag
     assert description['in_chans'] == 1
     assert description['data_config']['input_size'] == [1, *SIZE] and description['data_config']['mean'] == [0.5]
     model = tresnet_jax.create_model('test_resnet', checkpoint=run)
@@ -115,7 +117,7 @@ def test_converted(run, tmp_path, capsys):
     """A Flax file, config.json, and an exported program keep channels, size and mean."""
     file = tmp_path / 'flax.safetensors'
     assert converter([str(run), str(file), '--to', 'flax']) == 0
-    assert 'images: 24 x 40, bicubic, crop 0.875, mean 0.5, std 0.5' in capsys.readouterr().out
+    assert 'images: 24 x 40, bilinear, crop 1, mean 0.5, std 0.5' in capsys.readouterr().out
     expected = tresnet_jax.resolve_data_config(tresnet_jax.create_model('test_resnet', checkpoint=run))
     model = tresnet_jax.create_model('test_resnet', checkpoint=file)
     tresnet_jax.save_pretrained(model, tmp_path / 'hub')

@@ -86,13 +86,9 @@ def data_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if not config:
         return None
     try:
-        checked = transform_of(config)
+        return transform_of(config).data_config
     except ValueError as error:
         raise _error(checkpoint, 'data_config', f'cannot work: {reason(error)}') from error
-    names = ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
-    return {'input_size': (checked.channels, checked.height, checked.width)} | {
-        name: getattr(checked, name) for name in names
-    }
 
 
 def label_names(checkpoint: Checkpoint) -> tuple[str, ...] | None:

@@ -15,8 +15,9 @@ def describe_images(data_config: dict[str, Any]) -> str:
     """Return one line on how images are prepared; takes arguments of `create_transform`."""
     _, height, width = data_config['input_size']
     values = [' '.join(f'{value:g}' for value in data_config[name]) for name in ('mean', 'std')]
+    mode = '' if data_config['crop_mode'] == 'center' else f' ({data_config["crop_mode"]})'
     return (
-        f'{height} x {width}, {data_config["interpolation"]}, crop {data_config["crop_pct"]:g}, '
+        f'{height} x {width}, {data_config["interpolation"]}, crop {data_config["crop_pct"]:g}{mode}, '
         f'mean {values[0]}, std {values[1]}'
     )
 

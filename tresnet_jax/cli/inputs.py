@@ -69,6 +69,16 @@ class InputFlags:
     """Edge of the square images in pixels, or height and width."""
     crop_pct: Annotated[float | None, POSITIVE, flag('SHARE', 'that of the tag or the run')] = None
     """Edge of the crop over the edge of the resized image."""
+    crop_mode: Annotated[
+        Literal['center', 'squash', 'border'] | None, flag('{center,squash,border}', 'that of the tag or the run')
+    ] = None
+    """How images that are not square are prepared: cut, squashed, or with a border."""
+    interpolation: Annotated[str | None, flag('FILTER', 'that of the tag or the run')] = None
+    """Filter for resizing images."""
+    mean: Annotated[tuple[float, ...] | None, flag('MEAN ...', 'that of the tag or the run')] = None
+    """Mean of each channel, or one for all, for values in [0, 1]."""
+    std: Annotated[tuple[float, ...] | None, POSITIVE, flag('STD ...', 'that of the tag or the run')] = None
+    """Standard deviation of each channel, or one for all, for values in [0, 1]."""
     batch_size: Annotated[int, POSITIVE] = 256
     """Images per step, over all devices and hosts."""
     dtype: Annotated[Literal['float32', 'bfloat16', 'float64'] | None, flag('DTYPE', 'that of the run, or float32')] = (
@@ -163,11 +173,7 @@ def load_inputs(
     if max_value is None and jax.process_index() == 0:
         warn_narrow_range(lambda index: source[index]['image'], len(source), source.name)
     check_channels(source, model.in_chans)
-    data_config = resolve_data_config(model, use_test_size=flags.test_size)
-    if flags.image_size is not None:
-        data_config['input_size'] = (model.in_chans, *height_width(flags.image_size, '--image-size'))
-    if flags.crop_pct is not None:
-        data_config['crop_pct'] = flags.crop_pct
+    data_config = _data_config(flags, model)
     return Inputs(
         name=model.pretrained_cfg.name if flags.pretrained else name,
         named=run is None and (flags.pretrained or (not split_source(name) and split_name(name)[1] is not None)),
@@ -181,6 +187,22 @@ def load_inputs(
         devices=devices,
         dtype=jnp.dtype(jnp.float64 if dtype == 'float64' else jnp.float32),
     )
+
+
+def _data_config(flags: InputFlags, model: ImageModel) -> dict[str, Any]:
+    """Return how images are preprocessed: as the flags say, and otherwise as the weights expect.
+
+    Raises:
+        TrainingError: the flags do not suit one another or the model.
+    """
+    names = ('crop_pct', 'crop_mode', 'interpolation', 'mean', 'std')
+    given = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    if flags.image_size is not None:
+        given['input_size'] = (model.in_chans, *height_width(flags.image_size, '--image-size'))
+    try:
+        return create_transform(**resolve_data_config(model, use_test_size=flags.test_size) | given).data_config
+    except ValueError as error:
+        raise TrainingError(f'evaluation images: {error}') from None
 
 
 def input_batches(inputs: Inputs, flags: InputFlags, log: Path | None = None) -> Any:

@@ -7,19 +7,23 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import tyro
 
 from tresnet_jax.checkpoints.run import check_version, has_checkpoint
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
+from tresnet_jax.data.transforms import for_channels, resolve_data_config
 from tresnet_jax.errors import TrainingError, reason, shown
+from tresnet_jax.factory import create_model
+from tresnet_jax.hub.client import split_source
 from tresnet_jax.options import as_flag, check_options, flag
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import set_up
 from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.links import Links
+from tresnet_jax.training.preprocessing import open_images, with_images_of
 from tresnet_jax.training.provenance import load_provenance
 from tresnet_jax.training.recipes import OTHER_NAMES, RECIPES, find_recipe, recipe
 from tresnet_jax.training.run_config import ACCEPTABLE, CHANGEABLE, CONFIG_FILE, changed_options, load_config
@@ -51,7 +55,8 @@ class TrainArguments:
     accept_changes: bool = False
     """Resume even if the data, its classes or its splits have changed, and record the changes in provenance.json."""
     print_config: bool = False
-    """Print the resulting configuration as JSON and exit; with --recipe also which values are published, and where."""
+    """Print the resulting configuration as JSON and exit: with which values are those of the weights, and with --recipe
+    which are published, and where."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = arguments.config
         check_options(arguments, TrainingError)
         if arguments.print_config:
-            origin = {'recipe': find_recipe(arguments.recipe).describe(config)} if arguments.recipe else {}
-            print(json.dumps(dataclasses.asdict(config) | origin, indent=2, default=str))
+            print(json.dumps(printed_config(config, arguments.recipe), indent=2, default=str))
             return 0
         x64 = config.dtype == 'float64'
         set_up(arguments.hosts, devices=config.devices, deterministic=config.deterministic, x64=x64, links=links)
@@ -75,6 +79,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if result.finished:
         print(f'done: {arguments.workdir}; python -m convert {arguments.workdir} model.safetensors --to torch')
     return 0
+
+
+def printed_config(config: TrainConfig, recipe: str | None) -> dict[str, Any]:
+    """Return what --print-config prints: the configuration with the images of the weights, and where values come from.
+
+    Args:
+        config: the configuration.
+        recipe: the recipe it began with; None: no recipe.
+
+    Raises:
+        ConversionError, HubError, ValueError: the model is unknown, or its weights state its images and cannot be read.
+    """
+    origin: dict[str, Any] = {'recipe': find_recipe(recipe).describe(config)} if recipe else {}
+    if options := open_images(config):
+        images: Any = config.model  # a row of the table describes its weights, which are not needed
+        if config.checkpoint is not None or split_source(config.model):
+            weights = {'pretrained': config.pretrained, 'checkpoint': config.checkpoint}
+            images = create_model(config.model, **weights, in_chans=config.in_chans)
+        data_config = resolve_data_config(images)
+        config = with_images_of(config, for_channels(data_config, config.in_chans or data_config['input_size'][0]))
+        origin['of_the_model'] = options
+    return dataclasses.asdict(config) | origin
 
 
 def _train(arguments: TrainArguments, links: Links) -> 'Result':
@@ -111,6 +137,7 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument('--recipe')
     early.add_argument('--workdir', type=Path)
+    early.add_argument('--print-config', action='store_true')
     known, _ = early.parse_known_args(argv)
     if known.workdir:
         check_version(known.workdir)
@@ -125,7 +152,7 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
     arguments = parse(
         TrainArguments,
         argv,
-        default=TrainArguments(workdir=tyro.MISSING, config=base),
+        default=TrainArguments(workdir=Path() if known.print_config else tyro.MISSING, config=base),
         description=f'{inspect.getdoc(TrainArguments)}\n\nRecipes: {", ".join([*RECIPES, *OTHER_NAMES])}.',
         pairs=True,
     )

@@ -93,6 +93,12 @@ class EvalTransform:
     crop_mode: str
     channels: int = 3
 
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """The arguments of `create_transform`, in the form of `resolve_data_config`."""
+        names = ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+        return {'input_size': (self.channels, self.height, self.width)} | {name: getattr(self, name) for name in names}
+
     def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """Return the prepared image.
 

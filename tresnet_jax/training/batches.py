@@ -11,15 +11,16 @@ from tresnet_jax.data.sources import Source
 from tresnet_jax.data.train_transforms import TrainTransform, create_train_transform
 from tresnet_jax.data.transforms import EvalTransform, create_transform
 from tresnet_jax.errors import TrainingError, amount
-from tresnet_jax.options import as_flag
+from tresnet_jax.options import LARGEST_INT, as_flag
 from tresnet_jax.training.batch_augment import minmax_edges
 from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.preprocessing import FORMER_DEFAULTS, IMAGE_OPTIONS
 
 UNREADABLE_FILE = 'unreadable.log'
 
 
 def train_transform(config: TrainConfig) -> TrainTransform:
-    """Return the host's part of the augmentation. `config.mean` must be set."""
+    """Return the host's part of the augmentation. The options IMAGE_OPTIONS must be set."""
     assert config.mean is not None
     return create_train_transform(
         (config.channels, *config.height_width),
@@ -40,30 +41,26 @@ def train_transform(config: TrainConfig) -> TrainTransform:
 def eval_data_config(config: TrainConfig) -> dict[str, Any]:
     """Return how images are preprocessed for evaluation: the arguments of `create_transform`.
 
-    `config.mean` and `config.std` must be set.
+    The options IMAGE_OPTIONS must be set.
     """
-    assert config.mean is not None and config.std is not None
-    return {
-        'input_size': (config.channels, *config.height_width),
-        'interpolation': config.interpolation,
-        'mean': config.mean,
-        'std': config.std,
-        'crop_pct': config.crop_pct,
-        'crop_mode': config.crop_mode,
-    }
+    values = {name: getattr(config, name) for name in IMAGE_OPTIONS[1:]}
+    assert None not in values.values()
+    return {'input_size': (config.channels, *config.height_width), **values}
 
 
 def eval_transform(config: TrainConfig) -> EvalTransform:
-    """Return the evaluation transform. `config.mean` and `config.std` must be set."""
+    """Return the evaluation transform. The options IMAGE_OPTIONS must be set."""
     return create_transform(**eval_data_config(config))
 
 
 def check_transforms(config: TrainConfig) -> None:
     """Raise TrainingError if an option of the augmentation or the preprocessing is invalid, before a run starts.
 
-    If the number of channels is open, it is not compared with those of `mean` and `std`.
+    If the number of channels is open, it is not compared with those of `mean` and `std`. Options that are open are not
+    compared with others.
     """
-    channels, resolved = config.channels, config
+    missing = {name: value for name, value in FORMER_DEFAULTS.items() if getattr(config, name) is None}
+    channels, resolved = config.channels, dataclasses.replace(config, **missing)
     for name in ('mean', 'std'):
         values = getattr(config, name)
         if values is None or len(values) not in (1, channels):
@@ -82,7 +79,7 @@ def check_transforms(config: TrainConfig) -> None:
         raise TrainingError(f'--train-crop-mode {config.train_crop_mode} and --crop {config.crop}: give one of them')
     if config.cutmix_minmax is not None:
         try:
-            for length in config.height_width:
+            for length in (LARGEST_INT,) if config.image_size is None else config.height_width:
                 minmax_edges(length, config.cutmix_minmax)
         except ValueError as error:
             raise TrainingError(f'training images: {error}') from None

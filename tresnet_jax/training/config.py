@@ -80,7 +80,9 @@ class TrainConfig:
     """Names of the classes in the order of their labels, one per line."""
     max_value: Annotated[float | None, POSITIVE, flag('WHITE', '65535 in 16 bits')] = None
     """Value of white in grey images of more than 8 bits: 4095 for 12 bits in 16-bit files."""
-    image_size: Annotated[int | tuple[int, int], POSITIVE, flag('PIXELS | HEIGHT WIDTH')] = 224
+    image_size: Annotated[
+        int | tuple[int, int] | None, POSITIVE, flag('PIXELS | HEIGHT WIDTH', 'that of the model')
+    ] = None
     """Edge of the square images in pixels, or height and width."""
     num_samples: Annotated[int | None, POSITIVE, flag('N', 'the images of the training split')] = None
     """Number of images that count as one epoch. The run still goes through every image of the split."""
@@ -211,11 +213,13 @@ class TrainConfig:
     """Factor of the loss of the labels."""
 
     # Evaluation
-    interpolation: str = 'bicubic'
+    interpolation: Annotated[str | None, flag('FILTER', 'that of the model')] = None
     """Filter for resizing images for evaluation."""
-    crop_pct: Annotated[float, POSITIVE] = 0.875
+    crop_pct: Annotated[float | None, POSITIVE, flag('SHARE', 'that of the model')] = None
     """Edge of the crop over the edge of the resized image."""
-    crop_mode: Literal['center', 'squash', 'border'] = 'center'
+    crop_mode: Annotated[
+        Literal['center', 'squash', 'border'] | None, flag('{center,squash,border}', 'that of the model')
+    ] = None
     """How images that are not square are evaluated: cut, squashed, or with a border."""
     eval_metric: Annotated[
         Literal['top1', 'top5', 'semantic_top1', 'map', 'micro_f1', 'macro_f1', 'sample_f1'] | None,
@@ -347,7 +351,8 @@ class TrainConfig:
 
     @property
     def height_width(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
+        """Height and width of the images in pixels. `image_size` must be set."""
+        assert self.image_size is not None
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
     @property

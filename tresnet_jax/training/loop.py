@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.checkpoints.run import save_description, stored_network
 from tresnet_jax.data.sources import Source, check_channels
-from tresnet_jax.data.transforms import per_channel
+from tresnet_jax.data.transforms import per_channel, resolve_data_config
 from tresnet_jax.errors import TrainingError, amount, reason
 from tresnet_jax.factory import create_model
 from tresnet_jax.models.base import ImageModel
@@ -38,6 +39,7 @@ from tresnet_jax.training.losses import create_loss
 from tresnet_jax.training.metrics import METRICS_FILE, Interval, PendingSteps, RunLog, has_evaluation
 from tresnet_jax.training.multilabel import MultiLabelResult
 from tresnet_jax.training.optim import create_optimizer
+from tresnet_jax.training.preprocessing import with_images_of
 from tresnet_jax.training.provenance import (
     check_processes,
     check_weights,
@@ -193,6 +195,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
         for line in [*([abandoned] if abandoned else []), *about_damage, *remarks, *about_teacher]:
             log.say(line)
         log.say(opening(config, data, step, len(devices)))
+        log.say(f'images {describe_images(data_config)}')
         interrupted = stack.enter_context(interruption())
         evaluation: _Evaluation | None = None
         # Evaluate before the first step if requested; after a resume, finish the interrupted evaluation.
@@ -322,15 +325,15 @@ def _resolved(config: TrainConfig, model: ImageModel) -> TrainConfig:
     Raises:
         TrainingError: the preprocessing does not suit the channels of the model.
     """
-    assert model.pretrained_cfg is not None
-    config = dataclasses.replace(config, in_chans=model.in_chans)
+    config = with_images_of(dataclasses.replace(config, in_chans=model.in_chans), resolve_data_config(model))
     check_transforms(config)
+    assert config.mean is not None and config.std is not None
     return dataclasses.replace(
         config,
         num_classes=model.num_classes,
         abn_slope=model.abn_slope,
-        mean=per_channel(config.mean or model.pretrained_cfg.mean, model.in_chans),
-        std=per_channel(config.std or model.pretrained_cfg.std, model.in_chans),
+        mean=per_channel(config.mean, model.in_chans),
+        std=per_channel(config.std, model.in_chans),
     )
 
 

@@ -332,7 +332,7 @@ _README_COMMAND = Recipe(
         "timm's defaults of today, not those of 2020": {
             'weight_decay': 2e-5, 'warmup_epochs': 5.0, 'warmup_lr': 1e-5, 'min_lr': 0.0, 'smoothing': 0.1,
         },
-        'as in evaluation': {'interpolation': 'bilinear'},
+        'as for the weights in timm': {'interpolation': 'bilinear', 'image_size': 224, 'crop_pct': 0.875},
         **_TIMM,
         **_AMP,
     },
@@ -353,6 +353,7 @@ _USI = Recipe(
     },
     {
         'to begin with': {'model': 'tresnet_m', 'data': 'tfds:imagenet2012'},
+        'as for the weights of TResNet in timm': {'image_size': 224, 'crop_pct': 0.875},
         'its published weights': {'kd_model_name': 'tresnet_v2_l.miil_in21k_ft_in1k'},
         **_TIMM,
         **_AMP,

@@ -13,7 +13,7 @@ from tresnet_jax.variants import ALIASES
 _OWN = (
     Recipe(
         'finetune',
-        'Fine-tune pretrained weights on your own images, at 224 pixels',
+        'Fine-tune pretrained weights on your own images, at their size',
         'depends on the data',
         chosen={
             # `--freeze backbone` suits very few images, and `--layer-decay 0.75` changes early layers less.

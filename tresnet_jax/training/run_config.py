@@ -10,10 +10,11 @@ from tresnet_jax.errors import TrainingError, shown
 from tresnet_jax.files import read_json, save_text
 from tresnet_jax.options import faults, from_json
 from tresnet_jax.training.config import TrainConfig
+from tresnet_jax.training.preprocessing import FORMER_DEFAULTS, IMAGE_OPTIONS
 
 CONFIG_FILE = 'config.json'
 # Options whose None is replaced by the value of the data or the model when a run starts.
-RESOLVED = ('num_classes', 'in_chans', 'abn_slope', 'mean', 'std')
+RESOLVED = ('num_classes', 'in_chans', 'abn_slope', *IMAGE_OPTIONS)
 # Options that may change when a run resumes. They leave the weights unchanged, except for rounding. A run keeps the
 # last values, because it is resumed by its folder alone.
 CHANGEABLE = ('devices', 'log_every', 'eval_every', 'checkpoint_every', 'keep_last', 'keep_best', 'skip_nonfinite')
@@ -79,7 +80,7 @@ def load_config(workdir: Path) -> TrainConfig:
     unknown = sorted(values.keys() - kinds.keys())
     if unknown:
         raise TrainingError(f'{path}: unknown keys {", ".join(map(repr, unknown))}; expected fields of TrainConfig')
-    config = TrainConfig(**from_json(kinds, values))
+    config = TrainConfig(**from_json(kinds, FORMER_DEFAULTS | values))
     for name, what in faults(config):
         raise TrainingError(shown(f'{path}: {name} {what}'))
     return config
