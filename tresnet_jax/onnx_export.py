@@ -278,9 +278,8 @@ def _global_pool(graph: Graph, pool_type: str, x: str) -> str:
 def _outputs(graph: Graph, model: ImageModel) -> dict[str, str]:
     """Add all layers and return the tensor of each output by the output's name."""
     if model.out_indices is not None:
-        names = [info['module'] for info in model.feature_info]
-        maps = zip(names, _feature_maps(graph, model), strict=True)
-        return {name: x for index, (name, x) in enumerate(maps) if index in model.out_indices}
+        names, maps = model.feature_info.module_name(range(5)), enumerate(_feature_maps(graph, model))
+        return {names[index]: x for index, x in maps if index in model.out_indices}
     *_, last = _feature_maps(graph, model)
     x = _global_pool(graph, model.global_pool, last)
     x = graph.layer(model.get_classifier(name_only=True), model.get_classifier(), x)

@@ -104,12 +104,14 @@ def test_the_first_map_of_a_tresnet_backbone():
     assert backbone.feature_info.module_name() == ['body.conv1', 'body.layer4']
 
 
-def test_descriptions_of_maps():
-    """Of the returned maps, of one and of several, in timm's words."""
-    options = {'features_only': True, 'out_indices': (2, 4)}
+@pytest.mark.parametrize('out_indices', [(2, 4), (1, 2)])
+def test_descriptions_of_maps(out_indices):
+    """Of the returned maps, of one and of several, in timm's words; of removed stages too."""
+    options = {'features_only': True, 'out_indices': out_indices}
     theirs = timm.create_model('test_resnet', **options).feature_info
     ours = tresnet_jax.create_model('test_resnet', **options).feature_info
     keys = ('num_chs', 'reduction', 'module')
+    assert len(ours) == len(theirs) == 5
     for idx in (None, 1, -1, [0], (3, 1)):
         for method in ('channels', 'reduction', 'module_name'):
             assert getattr(ours, method)(idx) == getattr(theirs, method)(idx)

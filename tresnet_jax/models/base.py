@@ -197,8 +197,12 @@ class ImageModel(nnx.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Channels, reduction and timm's name of each feature map; for a backbone, of those it returns."""
-        return FeatureInfo(self._all_feature_info()[: len(self._stages()) + 1], self.out_indices)
+        """Channels, reduction and timm's name of each feature map; for a backbone, of those it returns.
+
+        `channels(4)` and the like also describe the maps of stages that were removed, as in timm.
+        """
+        kept = tuple(range(len(self._stages()) + 1))
+        return FeatureInfo(self._all_feature_info(), kept if self.out_indices is None else self.out_indices)
 
     @property
     def default_cfg(self) -> PretrainedConfig | None:

@@ -17,10 +17,13 @@ CLASSES = {TRESNET.name: TResNet, RESNETD.name: ResNetD}
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
 
-def _check_dtype(dtype: Any) -> jnp.dtype:
-    dtype = jnp.dtype(dtype)
-    if dtype.name not in DTYPES:
-        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype.name}')
+def _check_dtype(value: Any) -> jnp.dtype:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in DTYPES:
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {value!r}')
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True) at the start of the program")
     return dtype
@@ -90,6 +93,8 @@ def build_model(
     if abn_slope is not None and family.default_slope is None:
         raise ValueError(f'{architecture} has ReLUs; abn_slope is for the leaky ReLUs of TResNet')
     if abn_slope is not None:
+        if not np.isfinite(abn_slope):
+            raise ValueError(f'abn_slope must be a finite number, got {abn_slope}')
         options['abn_slope'] = abn_slope
     if output_stride != 32:  # TResNet's class does not have this argument
         options['output_stride'] = output_stride

@@ -12,7 +12,7 @@ class FeatureInfo(Sequence[dict[str, Any]]):
     selects other maps, counted among all maps of the model: a number returns one item, a sequence returns a list.
 
     Args:
-        info: the dicts of all feature maps.
+        info: the dicts of all feature maps, of removed stages too.
         out_indices: indices of the maps that a backbone returns. None: all.
     """
 
