@@ -155,12 +155,22 @@ def test_an_overlay_replaces_what_a_checkpoint_states(tmp_path):
         create('test_resnet', input_size=(1, 40, 40))
 
 
+def test_an_overlay_leaves_the_other_numbers_of_a_new_model():
+    """A name without a tag means 1,000 classes and 3 channels, whatever its default tag has."""
+    for overlay, numbers in (({'mean': [0.1]}, (1000, 3)), ({'num_classes': 7, 'input_size': (1, 32, 32)}, (7, 1))):
+        model = tresnet_jax.create_model('test_tresnet', pretrained_cfg_overlay=overlay)
+        assert (model.num_classes, model.in_chans) == numbers
+
+
 def test_the_tag_that_a_file_of_ours_names(tmp_path):
     """Images are prepared as for that tag, not as for the default one. A tag in the name of the model has priority."""
     file = tmp_path / 'flax.safetensors'
     params, stats, report = convert.to_flax(convert.read(embedded_path(FASHION)), FASHION.name)
     convert.save_flax(file, params, stats, report)
     assert tresnet_jax.create_model('test_resnet', checkpoint=file).pretrained_cfg is FASHION
+    overlay = {'crop_pct': 0.5}
+    config = tresnet_jax.create_model('test_resnet', checkpoint=file, pretrained_cfg_overlay=overlay).pretrained_cfg
+    assert config == dataclasses.replace(FASHION, **overlay)
     other = tresnet_jax.create_model('test_resnet.r160_in1k', checkpoint=file, num_classes=3)
     assert other.pretrained_cfg is PRETRAINED['test_resnet.r160_in1k']
 

@@ -125,10 +125,10 @@ def create_model(
     """
     saved = read_config(name, cache_dir) if split_source(name) else None
     architecture, tagged = (saved.architecture, saved) if saved else split_name(name)
-    overlay = pretrained_cfg_overlay or {}
-    if overlay:
-        tagged = _overlaid(tagged or pretrained_config(architecture), overlay)
-        saved = tagged if isinstance(tagged, SavedConfig) else None
+    # The overlay has priority over the row here, and over what a checkpoint states at the end.
+    overlay, default = pretrained_cfg_overlay or {}, tagged or pretrained_config(architecture)
+    wanted = _overlaid(default, overlay)
+    saved = wanted if isinstance(wanted, SavedConfig) else None
     if saved and saved.features_only and num_classes is None and not features_only:
         features_only, out_indices = True, saved.out_indices if out_indices is None else out_indices
     if out_indices is not None and not features_only:
@@ -137,7 +137,7 @@ def create_model(
         raise ValueError('features_only=True builds a backbone, which has no head')
     check_head(head, num_of_groups, decoder_embedding, global_pool, drop_rate)
     requested = HeadOptions(head, num_of_groups, decoder_embedding)
-    path = _weights_path(tagged or pretrained_config(architecture), pretrained, checkpoint, cache_dir)
+    path = _weights_path(wanted, pretrained, checkpoint, cache_dir)
     options: dict[str, Any] = {
         'global_pool': global_pool,
         'output_stride': output_stride,
@@ -155,8 +155,10 @@ def create_model(
         draws = path is None or num_classes is not None or head is not None
         rngs = nnx.Rngs(0) if draws else ShapesOnly()
     if path is None:
-        classes = num_classes if num_classes is not None else tagged.num_classes if tagged else 1000
-        channels = in_chans if in_chans is not None else tagged.input_size[0] if tagged else 3
+        classes = wanted.num_classes if tagged or 'num_classes' in overlay else 1000
+        classes = classes if num_classes is None else num_classes
+        channels = wanted.input_size[0] if tagged or 'input_size' in overlay else 3
+        channels = channels if in_chans is None else in_chans
         if saved and head is None:
             requested = HeadOptions(saved.head, saved.num_of_groups, saved.decoder_embedding)
         options = defaults | options | requested._asdict()
@@ -174,10 +176,9 @@ def create_model(
         # The row of a tag describes its weights, whatever lies beside them in the cache.
         if saved or checkpoint is not None:
             # A file of ours can name the tag of its weights, whose images are not those of the default tag.
-            row = tagged or PRETRAINED.get(report.name) or pretrained_config(architecture)
+            row = tagged or PRETRAINED.get(report.name) or default
             tagged = _stated_config(row, own, model, report)
-    tagged = tagged or pretrained_config(architecture)
-    model.pretrained_cfg = _overlaid(tagged, overlay) if overlay else tagged
+    model.pretrained_cfg = _overlaid(tagged or default, overlay)
     if features_only:
         indices = model.config.family.feature_indices if out_indices is None else out_indices
         model.out_indices = tuple(model.prune_intermediate_layers(indices))
@@ -191,11 +192,13 @@ def _saved_options(saved: SavedConfig, head: str | None) -> dict[str, Any]:
 
 
 def _overlaid(config: PretrainedConfig, overlay: Mapping[str, Any]) -> PretrainedConfig:
-    """Return a row with some fields replaced.
+    """Return a row with some fields replaced; the row itself if there are none.
 
     Raises:
         ValueError: a field is unknown, or identifies the weights; or a value is of another kind.
     """
+    if not overlay:
+        return config
     fields = {field.name for field in dataclasses.fields(PretrainedConfig)} - {
         'architecture',
         'tag',
