@@ -30,6 +30,7 @@ from tresnet_jax.cli.evaluate import (
 from tresnet_jax.cli.inputs import match_inputs
 from tresnet_jax.cli.measuring import with_labels, with_outputs
 from tresnet_jax.cli.results import read_results, write_result
+from tresnet_jax.data.examples import Unreadable
 from tresnet_jax.data.sources import open_source
 from tresnet_jax.data.transforms import create_transform, resolve_data_config
 from tresnet_jax.errors import DataError, TrainingError
@@ -313,6 +314,21 @@ def test_a_part_of_imagenet(evaluate, dogs):
     assert 'top-1     75.000 %' in out and 'top-5     100.000 %' in out
     code, out, err = evaluate(*flags, '--batch-size', 4)
     assert (code, out) == (2, '') and err.startswith('error: ') and 'b.png' in err and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('labels', [(), ('--task', 'multilabel')])
+def test_unreadable_images_of_all_processes(evaluate, dogs, monkeypatch, labels):
+    """Each process counts its own images; together they must keep to the share too."""
+    folder, weights = dogs
+    (folder / TENCH / 'b.png').write_bytes(b'no image')
+    table = folder / 'table.csv'
+    rows = [f'{path.parent.name}/{path.name},{path.parent.name}\n' for path in folder.glob('*/*')]
+    table.write_text(''.join(['path,label\n', *rows]))
+    monkeypatch.setattr(Unreadable, '_record', lambda self, new: None)  # as if other processes had read it
+    flags = ('--model', 'test_resnet', '--checkpoint', weights, '--image-size', 32, '--batch-size', 4, *labels)
+    code, out, err = evaluate(*flags, '--data', f'csv:{table}')
+    assert (code, out) == (2, '') and '1 of 5 images cannot be read, more than the allowed share of 0.01' in err
+    assert evaluate(*flags, '--data', f'csv:{table}', '--max-unreadable', 0.2)[0] == 0
 
 
 @pytest.fixture

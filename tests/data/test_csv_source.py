@@ -91,6 +91,10 @@ def test_headers_quotes_and_encodings(tmp_path):
         ('path,label,split', ['a.png,a,train', 'b.png,b,'], 'line 3 has no split'),
         ('path,label', ['a.png,a', 'b.png,b', 'a.png,b'], 'a.png has two labels: a (line 2) and b (line 4)'),
         ('path,label,split', ['a.png,a,train', 'a.png,a,val'], 'a.png has two splits: train (line 2) and val (line 3)'),
+        ('path,label', ['a.png,a', 'b.png,b', './a.png,b'], './a.png, which is a.png, has two labels: a (line 2)'),
+        ('path,label,split', ['b//a.png,a,train', 'b/./a.png,a,val'], 'b/./a.png, which is b//a.png, has two splits'),
+        ('path,label', ['a.png,a', 'b.png,b', 'a.png,a'], 'a.png is listed twice (lines 2 and 4); leave out one'),
+        ('path,label', ['b/a.png,a', 'b/../b/a.png,a'], 'b/../b/a.png, which is b/a.png, is listed twice (lines 2'),
         ('path,label', ['a.png,a', 'b.png,a'], 'only one class, a; expected at least two'),
         ('path,label', [], 'has no rows'),
         ('path,label,split', ['a.png,a,train', 'b.png,b,Train'], 'Train are splits of the same kind'),
@@ -99,6 +103,23 @@ def test_headers_quotes_and_encodings(tmp_path):
 )
 def test_wrong_rows(tmp_path, header, rows, message):
     assert message in refuse(make(tmp_path, *rows, header=header))
+
+
+def test_absolute_paths(tmp_path, monkeypatch):
+    """An absolute path is an image of the folder too; a name that differs in case is another file, if it is one."""
+    data = make(tmp_path, 'a.png,a', f'{tmp_path}/a.png,b', header='path,label')
+    assert f'{tmp_path}/a.png, which is a.png, has two labels: a (line 2) and b (line 3)' in refuse(data)
+    monkeypatch.chdir(tmp_path)
+    assert 'has two labels' in refuse('csv:all.csv') and 'has two labels' in refuse('csv:./all.csv')
+    for label in ('a', 'b'):
+        (tmp_path / 'A.png').unlink(missing_ok=True)
+        make(tmp_path, 'a.png,a', 'A.png,b', header='path,label')
+        if label == 'b':
+            (tmp_path / 'A.png').unlink()
+            (tmp_path / 'A.png').hardlink_to(tmp_path / 'a.png')  # as a file system without case has it
+            assert 'A.png, which is a.png, has two labels' in refuse('csv:all.csv')
+        else:
+            assert len(open_source('csv:all.csv', None, for_evaluation=True)) == 2
 
 
 def test_other_classes_in_validation(tmp_path):

@@ -22,7 +22,7 @@ from tests.helpers.closeness import assert_identical
 from tests.helpers.images import encode, grey_image, noise_image
 from tests.helpers.paths import ROOT
 from tresnet_jax.data.arrays import ArraySource
-from tresnet_jax.data.examples import epoch_size
+from tresnet_jax.data.examples import EpochOrders, SpreadExamples, check_total, epoch_size
 from tresnet_jax.data.pipeline import eval_dataset, to_devices, train_dataset
 from tresnet_jax.data.transforms import create_transform
 from tresnet_jax.errors import DataError
@@ -121,6 +121,19 @@ def test_repeated_augmentation(train, repeats):
     restored.set_state({'batches': 11})
     assert_identical(take(restored, 5), {name: x[11:] for name, x in found.items()})
     assert epoch_size(600, repeats) == 512 and epoch_size(600) == 600 and epoch_size(200, repeats) == 200
+
+
+@pytest.mark.parametrize('repeats', [1.5, 2, 2.5, 3, 4, 5])
+def test_copies_are_no_neighbours(repeats):
+    """In every batch of at least twice the copies; smaller ones can have an image beside itself."""
+    orders, copies = EpochOrders(4096, 0, repeats), math.ceil(repeats)
+    beside_itself = {}
+    for batch in range(2, 50, 2):
+        spread = SpreadExamples(orders.__getitem__, batch, copies)
+        index = np.asarray([spread(slot) for slot in range(4096 // batch * batch)]).reshape(-1, 2)
+        beside_itself[batch] = bool((index[:, 0] == index[:, 1]).any())
+    assert not any(found for batch, found in beside_itself.items() if batch >= 2 * copies)
+    assert any(beside_itself.values())
 
 
 @pytest.mark.parametrize('processes', [2, 4, 8])
@@ -318,6 +331,13 @@ def test_too_many_unreadable_images(train):
         next(train(nothing, max_unreadable=0.1))
     with pytest.raises(DataError, match='images cannot be read'):
         evaluate(nothing)
+
+
+def test_total():
+    """The limit is the same for one process and for all together."""
+    check_total(damaged(), 3, 0.15)
+    with pytest.raises(DataError, match=r'^encoded train: 4 of 23 images cannot be read, more than the allowed share'):
+        check_total(damaged(), 4, 0.15)
 
 
 def test_images_that_the_transform_refuses():

@@ -336,6 +336,7 @@ def test_one_file_of_coco(tmp_path):
         ({'annotations': [{'image_id': 'a\n', 'category_id': 1}]}, r'image a\n and category 1, which are not in it'),
         ({'annotations': [{'image_id': [7], 'category_id': 1}]}, "is not a file of COCO's instances"),
         ({'images': [*COCO['images'], {'id': 9, 'file_name': 'd.png'}]}, 'different ids'),
+        ({'images': [*COCO['images'], {'id': 2, 'file_name': './b.png'}]}, 'lists an image twice, as b.png and ./b.p'),
         ({'images': [{'id': 7, 'file_name': '../b.png'}], 'annotations': []}, 'leaves the folder of the images'),
         ({'images': [{'id': 7, 'file_name': '/b.png'}], 'annotations': []}, 'is not a path below the folder'),
         ({'annotations': []}, 'has no image with annotations'),

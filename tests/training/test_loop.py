@@ -354,6 +354,7 @@ def test_readable_errors(uninterrupted, tmp_path, capsys):
         (('--train-crop-mode', 'rkrc', '--crop', 'none'), '--train-crop-mode rkrc and --crop none: give one of them'),
         (('--cutmix-minmax', '0.5', '0.5'), 'cutmix_minmax must be two shares that leave a range of edges'),
         (('--aug-repeats', '0.5'), '--aug-repeats must be 0 or at least 1, got 0.5'),
+        (('--aug-repeats', '2.5', '--mixup', '1', '--batch-size', '4'), 'at least 6, twice --aug-repeats 2.5, got 4'),
         (('--image-size', '0', '32'), '--image-size must be positive, got [0, 32]'),
         (('--train-interpolation', 'cubic'), 'training images: interpolation must be one of random'),
         (('--interpolation', 'cubic'), 'evaluation images: interpolation must be one of nearest'),

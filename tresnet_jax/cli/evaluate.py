@@ -22,6 +22,7 @@ from tresnet_jax.cli.measuring import measure_all, with_accepted, with_labels
 from tresnet_jax.cli.outputs import check_plot_folder
 from tresnet_jax.cli.report import write_multilabel_report, write_report
 from tresnet_jax.cli.results import read_results, timm_row, write_result
+from tresnet_jax.data.examples import check_total
 from tresnet_jax.data.real_labels import accepted_labels, read_real_labels
 from tresnet_jax.data.targets import MultiLabelSource
 from tresnet_jax.data.transforms import resolve_data_config
@@ -145,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             read_results(arguments.results)
         images: list[Arrays] | None = None if arguments.report is None else []
         result = measure(inputs, arguments.flags, classes, images)
+        check_total(inputs.source, _skipped(inputs, classes, result), arguments.flags.max_unreadable)
     except (ValueError, OSError, KeyboardInterrupt) as error:  # those of the library are ValueErrors of one line
         return fail(error)
     top1 = figure(result, result.top1, published and published.top1)
@@ -269,6 +271,7 @@ def print_multilabel(arguments: EvaluateArguments, inputs: Inputs) -> None:
         threshold=threshold,
         images=images,
     )
+    check_total(source, len(source) - result.count, arguments.flags.max_unreadable)
     if jax.process_index() != 0:
         return
     if arguments.json:
@@ -344,10 +347,15 @@ def _nothing_to_check(inputs: Inputs, test_set: TestSetName | None) -> str:
     return f'{what} at {describe_images(inputs.data_config)}; published: {", ".join(published)}'
 
 
+def _skipped(inputs: Inputs, classes: Classes, result: EvalResult) -> int:
+    """Return the number of unreadable images."""
+    return len(inputs.source) - classes.unlabelled - result.count
+
+
 def _as_text(
     inputs: Inputs, classes: Classes, result: EvalResult, top1: Figure, top5: Figure, test_set: TestSetName | None
 ) -> str:
-    skipped = len(inputs.source) - classes.unlabelled - result.count
+    skipped = _skipped(inputs, classes, result)
     return '\n'.join(
         [
             f'{inputs.name} on {inputs.source.name}: {amount(result.count, "image")}'

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tresnet_jax.data.class_matching import check_order, normal_name
-from tresnet_jax.data.file_source import FileSource
+from tresnet_jax.data.file_source import FileSource, repeated_files
 from tresnet_jax.data.splits import Split, choose_drawn, choose_split, split_kind
 from tresnet_jax.data.target_values import TargetKeys, target_source
 from tresnet_jax.data.targets import MultiLabelSource
@@ -83,6 +83,9 @@ def open_coco(
         )
     if not kept:
         raise DataError(f'{where}: {shown(file)} has no image with annotations')
+    for one, two in repeated_files(found.files, images):
+        names = ' and '.join(dict.fromkeys(shown(found.files[place]) for place in (one, two)))
+        raise DataError(f'{where}: {shown(file)} lists an image twice, as {names}; leave out one')
 
     def make(part: np.ndarray) -> FileSource:
         files = tuple(found.files[kept[index]] for index in part)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tresnet_jax.data.class_matching import normal_name
-from tresnet_jax.data.file_source import FileSource, class_order, labels_of, make_source, share
+from tresnet_jax.data.file_source import FileSource, class_order, labels_of, make_source, repeated_files, share
 from tresnet_jax.data.splits import Split, choose_drawn, choose_split, split_kind
 from tresnet_jax.data.target_values import TargetFormat, TargetKeys, parse_target_keys, target_source
 from tresnet_jax.data.targets import MultiLabelSource
@@ -71,7 +71,7 @@ def open_csv(
     """
     file = _find(name, data_dir, where)
     keys = None if target_format is None else parse_target_keys(target_key, target_format, where)
-    rows = read_rows(file, where, keys)
+    rows = read_rows(file, where, data_dir or file.parent, keys)
     splits = list(dict.fromkeys(row.split for row in rows if row.split))
     if not splits:
         chosen = choose_drawn(split, where, for_evaluation=for_evaluation)
@@ -170,16 +170,17 @@ def _number(text: str) -> float | str:
         return text
 
 
-def read_rows(file: Path, where: str, keys: TargetKeys | None = None) -> list[Row]:
+def read_rows(file: Path, where: str, root: Path, keys: TargetKeys | None = None) -> list[Row]:
     """Read the rows of a CSV file.
 
     Args:
         file, where: the file, and the data set for errors.
+        root: where the paths start.
         keys: the columns with any number of labels, which may be empty; None: one label, in the column label.
 
     Raises:
-        DataError: the file cannot be read, has other columns or no rows, a row is incomplete, or an image has two
-            labels or is in two splits.
+        DataError: the file cannot be read, has other columns or no rows, a row is incomplete, or an image is listed
+            twice.
     """
     try:
         # File names need not be UTF-8: their bytes are kept.
@@ -192,15 +193,17 @@ def read_rows(file: Path, where: str, keys: TargetKeys | None = None) -> list[Ro
         raise DataError(f'{where}: {shown(file)} cannot be read as a CSV file: {reason(error)}') from error
     if not rows:
         raise DataError(f'{where}: {shown(file)} has no rows')
-    first: dict[str, Row] = {}
-    for row in rows:
-        other = first.setdefault(row.path, row)
-        for what, one, two in (('labels', other.label, row.label), ('splits', other.split, row.split)):
-            if one != two:
+    for one, two in repeated_files([row.path for row in rows], root):
+        other, row = rows[one], rows[two]
+        image = shown(row.path) if row.path == other.path else f'{shown(row.path)}, which is {shown(other.path)},'
+        for what, before, now in (('labels', other.label, row.label), ('splits', other.split, row.split)):
+            if before != now:
                 raise DataError(
-                    f'{where}: {shown(row.path)} has two {what}: {shown(one)} (line {other.line}) and {shown(two)} '
+                    f'{where}: {image} has two {what}: {shown(before)} (line {other.line}) and {shown(now)} '
                     f'(line {row.line})'
                 )
+        # Evaluation would count it twice, and a part of a split could hold one of the two.
+        raise DataError(f'{where}: {image} is listed twice (lines {other.line} and {row.line}); leave out one')
     return rows
 
 

@@ -211,11 +211,35 @@ def _transformed(
         raise
 
 
+def allowed_unreadable(size: int, share: float) -> int:
+    """Return how many of `size` images may be unreadable if a share of them may be."""
+    return math.floor(share * size + 1e-6)
+
+
+def check_total(source: Source, skipped: int, share: float) -> None:
+    """Check the unreadable images of all processes, each of which has counted its own.
+
+    Args:
+        source: the source of the images.
+        skipped: number of unreadable images.
+        share: the largest share of the images that may be unreadable.
+
+    Raises:
+        DataError: there are more.
+    """
+    if skipped > allowed_unreadable(len(source), share):
+        raise DataError(f'{source.name}: {_too_many(skipped, len(source), share)}')
+
+
+def _too_many(skipped: int, size: int, share: float) -> str:
+    return f'{skipped} of {size} images cannot be read, more than the allowed share of {share:g} (max_unreadable)'
+
+
 class Unreadable:
     """Counts the unreadable images of batches, logs each once, and raises when there are too many.
 
     It runs in the process that consumes the batches, whichever process decoded them, and counts the images of that
-    process's batches.
+    process's batches. `check_total` counts those of several processes.
 
     Args:
         source: the source of the images.
@@ -225,7 +249,7 @@ class Unreadable:
 
     def __init__(self, source: Source, share: float, log: Path | None):
         self.source, self.share, self.log = source, share, log
-        self.allowed = math.floor(share * len(source) + 1e-6)
+        self.allowed = allowed_unreadable(len(source), share)
         self.known: dict[int, str] = {}
 
     def check(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -253,9 +277,7 @@ class Unreadable:
                 raise DataError(f'{self.log}: cannot be written: {reason(error)}; it would get {lines[-1]}') from error
         where = '' if self.log is None else f'; {self.log} lists all of them'
         if len(self.known) > self.allowed:
-            raise DataError(
-                f'{self.source.name}: {len(self.known)} of {len(self.source)} images cannot be read, more than the '
-                f'allowed share of {self.share:g} (max_unreadable); the last is {lines[-1]}{where}'
-            )
+            what = _too_many(len(self.known), len(self.source), self.share)
+            raise DataError(f'{self.source.name}: {what}; the last is {lines[-1]}{where}')
         if first:
             logging.getLogger(__name__).warning('an unreadable image is skipped: %s%s', lines[0], where)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,6 +83,34 @@ def labels_of(classes: Sequence[str], class_names: Sequence[str], split: str, wh
         if other != normal_name(name):
             raise DataError(f'{where}: {shown(other)} and {shown(name)} of {shown(split)} are the same class of train')
     return found.places
+
+
+def repeated_files(paths: Sequence[str], root: Path) -> Iterator[tuple[int, int]]:
+    """Yield the places of two paths of the same file, for each path that repeats an earlier one.
+
+    The paths may differ: 'a.png' and './a.png', 'b//a.png' or an absolute path; on some file systems 'A.png' too.
+
+    Args:
+        paths: paths below `root`, or absolute ones.
+        root: where the paths start.
+    """
+    root = root.absolute()
+    places: dict[str, tuple[int, ...]] = {}
+    for place, path in enumerate(paths):
+        alike = normal_name(os.path.normpath(os.path.join(root, path))).casefold()
+        earlier = places.get(alike, ())
+        same = next((other for other in earlier if _is_same_file(root / paths[other], root / path)), None)
+        if same is None:
+            places[alike] = (*earlier, place)
+        else:
+            yield same, place
+
+
+def _is_same_file(one: Path, two: Path) -> bool:
+    try:
+        return one == two or one.samefile(two)
+    except OSError:
+        return False
 
 
 def fixed_order(size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The batches of a run, on its devices, and how its images are preprocessed: the data part of a configuration."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ def check_transforms(config: TrainConfig) -> None:
             raise TrainingError(f'training images: {error}') from None
     if 0 < config.aug_repeats < 1:
         raise TrainingError(f'--aug-repeats must be 0 or at least 1, got {config.aug_repeats:g}')
+    copies = math.ceil(config.aug_repeats)
+    if config.mixes and copies > 1 and config.batch_size < 2 * copies:
+        raise TrainingError(
+            f'--batch-size must be at least {2 * copies}, twice --aug-repeats {config.aug_repeats:g}, got '
+            f'{config.batch_size}: in smaller batches, --mixup and --cutmix would mix an image with itself'
+        )
 
 
 def train_batches(config: TrainConfig, source: Source, devices: list[Any], workdir: Path) -> Any:

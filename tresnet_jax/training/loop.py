@@ -15,6 +15,7 @@ from flax import nnx
 
 from tresnet_jax.checkpoints.report import describe_images
 from tresnet_jax.checkpoints.run import save_description, stored_network
+from tresnet_jax.data.examples import check_total
 from tresnet_jax.data.sources import Source, check_channels
 from tresnet_jax.data.transforms import per_channel, resolve_data_config
 from tresnet_jax.errors import TrainingError, amount, reason
@@ -374,6 +375,7 @@ def _evaluate(
 
     Raises:
         _Interrupted: the run was asked to stop, which `interrupted` returns after each batch.
+        DataError: too many images are unreadable.
     """
 
     def tick(count: int) -> None:
@@ -383,7 +385,9 @@ def _evaluate(
 
     def result(params: Any, batch_stats: Any) -> EvalResult | MultiLabelResult:
         given = eval_step, (params, batch_stats), eval_batches(config, source, devices, workdir), tick
-        return evaluate_multilabel(*given, config.multilabel_threshold) if config.multilabel else evaluate(*given)
+        found = evaluate_multilabel(*given, config.multilabel_threshold) if config.multilabel else evaluate(*given)
+        check_total(source, len(source) - found.count, config.max_unreadable)
+        return found
 
     raw = result(state.params, state.batch_stats)
     return _Evaluation(raw, None if state.ema is None else result(**state.ema))
