@@ -114,7 +114,7 @@ def test_a_sheet_of_nearest_neighbours(embed, tmp_path, monkeypatch):
     apply = lambda params, batch_stats, x: x.mean((2, 3))  # noqa: E731
     monkeypatch.setattr(embed_command, 'functional', lambda model: (apply, *functional(model)[1:]))
     monkeypatch.setattr(neighbours, 'contact_sheet', lambda *arguments, **options: sheets.append((arguments, options)))
-    out, sheet = tmp_path / 'out', tmp_path / 'sheet.png'
+    out, sheet = tmp_path / 'out', tmp_path / 'out' / 'sheet.png'  # in the folder that the program makes
     flags = (*MODEL, *DATA, '--shard-size', 16, '--batch-size', 16, '--out', out, '--sheet', sheet, '--neighbours', 3)
     code, said, err = embed(*flags)
     assert (code, err) == (0, '') and said.endswith(f'{sheet}: 8 images and 3 neighbours of each\n')

@@ -49,15 +49,15 @@ def test_maps_are_those_of_the_library(monkeypatch, run, tmp_path):
     """For chosen classes, with probabilities as of any number of classes per image."""
     drawn = []
     monkeypatch.setattr(command, '_draw', lambda image, transform, explained, *rest: drawn.append(explained))
-    flags = ('--class', 'Sandal', 8, '--image-size', 64, '--batch-size', 1, '--task', 'multilabel')
+    flags = ('--class', 'Sandal', 8, '--image-size', 64, 96, '--batch-size', 1, '--task', 'multilabel')
     assert run(BAG, '--model', NAME, '--out', tmp_path, *flags)[0] == 0
     model = tresnet_jax.create_model(NAME, pretrained=True)
-    transform = create_transform(**{**resolve_data_config(model), 'input_size': 64})
+    transform = create_transform(**{**resolve_data_config(model), 'input_size': (64, 96)})
     x = transform(Image.open(BAG))[None]
     expected = jax.jit(tresnet_jax.grad_cam)(model, x, np.array([[5, 8]]))
     logits = jax.jit(lambda model, x: model(x))(model, x)[0, np.array([5, 8])]
     np.testing.assert_allclose(drawn[0].probabilities, jax.nn.sigmoid(logits), rtol=1e-4)
-    assert drawn[0].classes.tolist() == [5, 8] and drawn[0].maps.shape == (2, 2, 2)
+    assert drawn[0].classes.tolist() == [5, 8] and drawn[0].maps.shape == (2, 2, 3)
     np.testing.assert_allclose(drawn[0].maps, expected[0], rtol=1e-3, atol=1e-4)
 
 
@@ -98,8 +98,14 @@ IMAGENET = (class_names(1000), class_synsets(1000))
         ('10', FASHION, None, '--class 10: expected a name or an index from 0 to 9'),
         ('-1', None, None, '--class -1: expected an index from 0 to 9'),
         ('n0', *IMAGENET, '--class n0: expected a name, a synset or an index from 0 to 999'),
-        ('crane', ('crane', 'Crane', 'x'), None, 'may be class 0 (crane) or 1 (Crane); give its index or its name'),
-        ('2', ('2', '1', '0'), None, '--class 2: may be class 0 (2) or 2 (0)'),
+        ('crane', ('crane', 'Crane', 'x'), None, 'may be class 0 (crane) or 1 (Crane); give index:0 or index:1'),
+        ('2', ('2', '1', '0'), None, '--class 2: may be class 0 (2) or 2 (0); give index:0 or index:2'),
+        ('index:2', ('2', '1', '0'), None, 2),
+        ('name:2', ('2', '1', '0'), None, 0),
+        ('name:2', ('2', '1', 'Name:2'), None, 2),
+        ('index:3', ('2', '1', '0'), None, '--class index:3: expected a name or an index from 0 to 2'),
+        ('name:bag', FASHION, None, 8),
+        ('index:٢', None, None, 2),
     ],
 )
 def test_classes_by_name(text, names, synsets, expected):

@@ -97,6 +97,18 @@ def test_some_outputs_and_classes_without_names(tmp_path):
     assert {row[1] for row in rows(tmp_path / 'confused.csv')[1:]} <= {*DATA_CLASSES}
 
 
+@pytest.mark.parametrize('names', [('crane', 'cow', 'dog', 'crane', 'owl'), None])
+def test_names_that_look_alike(tmp_path, names):
+    """Two classes of one name, or a class '3' beside an output 3 without a name: with the index of the output."""
+    found = inputs(names)
+    found.source.class_names = ('dog', '3', 'owl')
+    result = EvalResult(loss=0.45, top1=0.5, top5=0.9, count=8)
+    report.write_report(tmp_path, found, PLACES, None, result, images(LABELS, PREDICTED))
+    name = 'crane' if names else '3'
+    assert rows(tmp_path / 'confusion.csv')[0] == ['class', 'dog', f'{name} (output 0)', 'owl', 'another class']
+    assert rows(tmp_path / 'confused.csv')[1][:2] == ['owl', f'{name} (output 3)']
+
+
 @pytest.mark.parametrize('names', [OUTPUTS, None])
 def test_a_class_without_images(tmp_path, names):
     """With --valid-labels the model's output for it is not compared, so the report leaves it out."""

@@ -79,7 +79,7 @@ def check_sheet(arguments: EmbedArguments) -> list[Path]:
         if arguments.query or arguments.neighbours:
             raise TrainingError('--query and --neighbours are for --sheet FILE.png, which is not given')
         return []
-    check_plot('--sheet', arguments.sheet)
+    check_plot('--sheet', arguments.sheet, made=arguments.out)
     queries = find_images(arguments.query)
     for query in queries:
         load_image(query, max_value=arguments.flags.max_value)

@@ -27,7 +27,7 @@ from tresnet_jax.cli.image_files import (
 from tresnet_jax.cli.outputs import check_plot_folder, make_folder
 from tresnet_jax.compilation_cache import use_compilation_cache
 from tresnet_jax.data.images import load_image
-from tresnet_jax.data.transforms import EvalTransform, create_transform, resolve_data_config
+from tresnet_jax.data.transforms import EvalTransform, create_transform, height_width, resolve_data_config
 from tresnet_jax.errors import shown
 from tresnet_jax.explaining import grad_cam, heat_map, overlay
 from tresnet_jax.labels import class_names, class_synsets
@@ -58,13 +58,15 @@ class ExplainArguments(ImageFileFlags):
         tuple[str, ...],
         tyro.conf.arg(name='class', metavar='CLASS', help_behavior_hint='(default: the likeliest of each image)'),
     ] = ()
-    """Classes to explain: indices, names or synsets."""
+    """Classes to explain: indices, names or synsets. Where names are numbers: name:7 or index:7."""
 
     topk: Annotated[int | None, POSITIVE, flag('N', '1')] = None
     """Number of classes to explain per image, the likeliest first."""
 
-    image_size: Annotated[int | None, POSITIVE, flag('PIXELS', 'that of the weights')] = None
-    """Edge of the square that the model sees, in pixels."""
+    image_size: Annotated[
+        int | tuple[int, int] | None, POSITIVE, flag('PIXELS | HEIGHT WIDTH', 'that of the weights')
+    ] = None
+    """Edge of the square that the model sees in pixels, or its height and width."""
 
     layer: Literal['layer1', 'layer2', 'layer3', 'layer4'] = 'layer4'
     """Stage whose output is explained. Earlier ones have more pixels and say less about the class."""
@@ -151,18 +153,30 @@ def explained(
 def find_class(text: str, names: Sequence[str] | None, synsets: Sequence[str] | None, num_classes: int) -> int:
     """Return the index of a class by its index, its name in any case, or its synset.
 
+    'index:7' is the class of this index and 'name:7' that of this name, unless a class has the whole text as its name.
+
     Raises:
         ValueError: there is no such class, or there are several.
     """
-    found = {int(text)} if text.isdecimal() and int(text) < num_classes else set()
-    for known in (names or (), synsets or ()):
-        found |= {index for index, name in enumerate(known) if name.casefold() == text.casefold()}
+
+    def by_name(name: str, *lists: Sequence[str] | None) -> set[int]:
+        return {i for known in lists for i, other in enumerate(known or ()) if other.casefold() == name.casefold()}
+
+    def by_index(digits: str) -> set[int]:
+        return {int(digits)} if digits.isdecimal() and int(digits) < num_classes else set()
+
+    found = by_index(text) | by_name(text, names, synsets)
+    if not found and text.startswith('index:'):
+        found = by_index(text.removeprefix('index:'))
+    elif not found and text.startswith('name:'):
+        found = by_name(text.removeprefix('name:'), names)
     if len(found) == 1:
         return found.pop()
     if found:
-        listed = ' or '.join(f'{index} ({names[index]})' if names else str(index) for index in sorted(found))
-        other = 'index or its synset' if synsets else 'index or its name'
-        raise ValueError(f'--class {shown(text)}: may be class {listed}; give its {other}')
+        ordered = sorted(found)
+        listed = ' or '.join(f'{index} ({names[index]})' if names else str(index) for index in ordered)
+        ways = ' or '.join(f'index:{index}' for index in ordered)
+        raise ValueError(f'--class {shown(text)}: may be class {listed}; give {ways}')
     near = difflib.get_close_matches(text, names or (), 1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     kinds = 'a name, a synset or an index' if synsets else 'a name or an index' if names else 'an index'
@@ -199,7 +213,7 @@ def _explain_all(arguments: ExplainArguments, model: Any, paths: list[Path]) -> 
     classes = list(given) or min(arguments.topk or 1, model.num_classes)
     data_config = resolve_data_config(model, use_test_size=arguments.test_size)
     if arguments.image_size is not None:
-        data_config['input_size'] = (model.in_chans, arguments.image_size, arguments.image_size)
+        data_config['input_size'] = (model.in_chans, *height_width(arguments.image_size, '--image-size'))
     transform = create_transform(**data_config)
     blank = np.zeros((1, transform.height, transform.width, model.in_chans), np.float32)
     shape = jax.eval_shape(functools.partial(grad_cam, layer=arguments.layer), model, blank).shape

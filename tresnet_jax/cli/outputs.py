@@ -7,9 +7,17 @@ from tresnet_jax.errors import ConversionError, reason
 from tresnet_jax.plotting import new_figure
 
 
-def check_plot(flag: str, path: Path) -> None:
-    """Raise ValueError if a PNG file cannot be written there, or if Matplotlib is not installed."""
+def check_plot(flag: str, path: Path, made: Path | None = None) -> None:
+    """Raise ValueError if a PNG file cannot be written there, or if Matplotlib is not installed.
+
+    Args:
+        flag: the flag that names the file.
+        path: the file. Its folder must exist.
+        made: a folder that the program makes before it writes the file; None: there is none.
+    """
     folder = path.parent
+    if made is not None and folder.absolute() == made.absolute() and not path.is_dir():
+        return check_plot_folder(flag, folder)
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f'{flag} {path}: cannot be written there')
     new_figure(1, 1)  # raises if Matplotlib is not installed

@@ -1,5 +1,6 @@
 """`evaluate.py --report`: CSV and PNG files about single classes and images."""
 
+import collections
 import csv
 import io
 from collections.abc import Iterable, Sequence
@@ -50,15 +51,15 @@ def write_report(
     make_folder(folder)
     values = _joined(images)
     known = class_names(inputs.model)
-    output_names = [shown(name) for name in known or map(str, range(inputs.model.num_classes))]
-    if outputs is not None:
-        output_names = [output_names[index] for index in outputs]
+    indices = np.arange(inputs.model.num_classes) if outputs is None else outputs
+    output_names = [shown(known[index]) if known else str(index) for index in indices]
     # With some outputs only, a class without images has no place among them.
     kept = [*range(len(labels))] if outputs is None else sorted(inputs.source.present)
     places = labels[kept]
     if known is None:
         for place, label in zip(places, kept, strict=True):
             output_names[place] = shown(inputs.source.class_names[label])
+    output_names = _distinct(output_names, indices)
     names = [output_names[place] for place in places]
 
     count = len(kept)
@@ -138,6 +139,16 @@ def write_multilabel_report(
         return '; '.join(names[index] for index in np.flatnonzero(labels[row])), '; '.join(found)
 
     _save_worst(folder, inputs, values, describe)
+
+
+def _distinct(names: Sequence[str], indices: Sequence[int] | np.ndarray) -> list[str]:
+    """Return the names of outputs, with the index behind those of several: two classes of ImageNet are 'crane'.
+
+    A class of the data that is named '3' and the output 3, which has no name, also look alike.
+    """
+    count = collections.Counter(names)
+    pairs = zip(names, indices, strict=True)
+    return [f'{name} (output {index})' if count[name] > 1 else name for name, index in pairs]
 
 
 def _joined(images: Sequence[Arrays]) -> Arrays:
