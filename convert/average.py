@@ -14,7 +14,7 @@ import numpy as np
 from tresnet_jax.checkpoints.match import to_flax
 from tresnet_jax.checkpoints.names import flatten, split_collections
 from tresnet_jax.checkpoints.report import Report
-from tresnet_jax.checkpoints.run import CHECKPOINTS, rated_steps
+from tresnet_jax.checkpoints.run import is_run, rated_steps
 from tresnet_jax.errors import ConversionError, listing
 from tresnet_jax.models.base import Tree
 
@@ -51,7 +51,7 @@ def choose(sources: Sequence[Path], *, count: int = 10, steps: Sequence[int] = (
         ConversionError: a run has no rated checkpoint or not these steps, runs have different metrics, there are fewer
             than two checkpoints, or one is given twice.
     """
-    runs = [path for path in sources if (path / CHECKPOINTS).is_dir()]
+    runs = [path for path in sources if is_run(path)]
     parts = [Part(path) for path in sources if path not in runs]
     if steps and not runs:
         raise ConversionError('--steps selects checkpoints of training runs; none is given')

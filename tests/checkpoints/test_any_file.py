@@ -86,6 +86,18 @@ def test_headers_of_safetensors(tmp_path, header, length, more):
     outcome(inspect, path, f'{path}: ')
 
 
+@pytest.mark.parametrize(
+    'dtype, bits', [('F8_E4M3', 8), ('F8_E5M2', 8), ('F8_E8M0', 8), ('F8_E4M3FNUZ', 8), ('F6_E2M3', 6), ('F4', 4)]
+)
+def test_dtypes_of_safetensors_that_numpy_lacks(tmp_path, dtype, bits):
+    header = {'a': {'dtype': dtype, 'shape': [8], 'data_offsets': [0, bits]}}
+    path = with_header(tmp_path / 'a.safetensors', json.dumps(header).encode(), bytes(bits))
+    with pytest.raises(
+        convert.ConversionError, match=r'[^\n]*(lacks.*float[84]_.*float32|Dtype not understood)[^\n]*$'
+    ):
+        convert.read(path)
+
+
 FIELDS = {
     'source_dtypes': metadata.source_dtypes,
     'num_batches_tracked': metadata.counters,

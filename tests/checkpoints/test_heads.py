@@ -124,6 +124,33 @@ def test_a_classifier_outside_of_the_network_is_taken_and_named(tmp_path):
         convert.to_flax(convert.read(saved(tmp_path, state)), 'test_resnet.fashion_mnist')
 
 
+@pytest.mark.parametrize(
+    'key, shape, left_out',
+    [
+        ('criterion.weight', (7,), True),
+        ('ce_loss.pos_weight', (7,), True),
+        ('module.loss_fn.weight', (7,), True),
+        ('val_acc.tp', (7,), True),
+        ('total', (), False),
+        ('criterion.W', (7, 96), False),  # the classifier of ArcFace
+        ('neck.weight', (96,), False),
+    ],
+)
+def test_the_loss_beside_a_classifier(key, shape, left_out, tmp_path):
+    """As in Lightning's checkpoints: what training alone calls is left out, anything else can be part of the head."""
+    state = {**prefixed(body(RESNET), 'backbone.'), **prefixed(linear(7), 'head.'), key: np.ones(shape, np.float32)}
+    checkpoint = convert.read(saved(tmp_path, {'state_dict': state}))
+    if left_out:
+        report = convert.to_flax(checkpoint)[2]
+        owner = key.rpartition('.')[0]
+        assert report.num_classes == 7 and report.notes[-2:] == (
+            'took head as the classifier', f'left out 1 tensor ({owner})',
+        )  # fmt: skip
+    else:
+        with pytest.raises(convert.ConversionError, match='another head than one linear layer'):
+            convert.to_flax(checkpoint)
+
+
 HEAD, BODY, RAW_BODY = linear(7), body(RESNET), body(RAW)
 AVERAGED = {key: value * np.float32(2) for key, value in HEAD.items()}
 ELSEWHERE = {

@@ -87,6 +87,10 @@ CONTENT = {
         b'\x93NUMPY\1\0',
         "one array of NumPy, without the names of tensors; save all of them: np.savez('w",
     ),
+    'a NumPy array of a dictionary': (
+        b"\x93NUMPY\1\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (), }",
+        "np.savez('weights.npz', **np.load('model.pth', allow_pickle=True).item())",
+    ),
     'torch.export': (
         zipped('m/archive_format', 'm/data/weights/weight_0'),
         "torch.save(torch.export.load('model.pth').state",
@@ -121,6 +125,11 @@ def test_names_in_commands_are_quoted(tmp_path):
         assert line in str(recognise(tmp_path / name))
 
 
+def test_parts_of_a_distributed_checkpoint(tmp_path):
+    path = write_zip(tmp_path / '__0_0.distcp', WEIGHT, {'0': bytes(16)})
+    assert 'dcp_to_torch . weights.pth' in str(recognise(path))
+
+
 @pytest.mark.parametrize('name', ['model.ckpt.data-00000-of-00001', 'model.ckpt.index', 'frozen.pb'])
 def test_files_of_tensorflow_are_known_by_their_names(tmp_path, name):
     (tmp_path / name).write_bytes(b'\xff\1\2\3' * 200)
@@ -136,7 +145,15 @@ QUANTISED = Call(
 )
 OPTIMIZER = {'state': {0: {'momentum_buffer': WEIGHT}}, 'param_groups': [{'lr': 0.1, 'params': [0]}]}
 META = Call(Name('torch._utils', '_rebuild_meta_tensor_no_storage'), (Name('torch', 'float32'), (4,), (1,), False))
-DTENSOR = Call(Name('torch._utils', '_rebuild_wrapper_subclass'), (Name('torch.distributed.tensor', 'DTensor'),))
+
+
+def wrapper(kind: Name) -> Call:
+    """A subclass of torch.Tensor that wraps other tensors, as torch 2.14 writes it."""
+    function = Name('torch._utils', '_rebuild_wrapper_subclass')
+    sizes = (kind, Name('torch', 'float32'), (4,), (1,), 0, Name('torch', 'strided'), 'cpu', False)
+    return Call(Name('torch._tensor', '_rebuild_from_type_v2'), (function, kind, sizes, (None, {'_local': WEIGHT})))
+
+
 STRUCTURES = {
     'quantised': (
         {'conv.weight': QUANTISED, 'conv.bias': WEIGHT},
@@ -168,6 +185,18 @@ STRUCTURES = {
     'DTensor': (
         {'conv.weight': Call(Name('torch.distributed.tensor', 'DTensor'), ())},
         'parts of distributed ones; run there',
+    ),
+    'FSDP 2': (
+        {'conv.weight': wrapper(Name('torch.distributed.tensor', 'DTensor')), 'bn.running_mean': WEIGHT},
+        'parts of distributed ones; run there',
+    ),
+    'ShardedTensor': (
+        {'conv.weight': wrapper(Name('torch.distributed._shard.sharded_tensor.api', 'ShardedTensor'))},
+        'parts of distributed ones; run there',
+    ),
+    'torchao': (
+        {'conv.weight': wrapper(Name('torchao.quantization', 'Int8Tensor')), 'conv.bias': WEIGHT},
+        f'objects of torchao.quantization.Int8Tensor; save plain tensors from its program: {SAVE}',
     ),
     'sparse': (
         {'conv.weight': Call(Name('torch._utils', '_rebuild_sparse_tensor'), (0, ())), 'conv.bias': WEIGHT},
@@ -226,6 +255,7 @@ def test_safetensors_are_left_to_their_own_reader(tmp_path):
         (['saved_model.pb', 'variables/variables.index'], 'a TensorFlow model'),
         (['.metadata', '__0_0.distcp'], 'dcp_to_torch'),
         (['global_step3/zero_pp_rank_0_mp_rank_00_optim_states.pt'], 'zero_to_fp32.py'),
+        (['latest', 'global_step3/mp_rank_00_model_states.pt'], 'give one of the folders in it: global_step3'),
         (['config.json', 'model.safetensors'], None),
         ([], None),
     ],

@@ -145,6 +145,29 @@ def test_a_folder_of_other_files(tmp_path):
         convert.read(tmp_path)
 
 
+def test_a_folder_of_lightning(tmp_path):
+    """It has a folder `checkpoints` too, with files in it."""
+    file = tmp_path / 'checkpoints' / 'epoch=3-step=9.ckpt'
+    file.parent.mkdir()
+    file.write_bytes(pickle.dumps({'state_dict': {f'model.{key}': value for key, value in RESNET.items()}}))
+    with pytest.raises(convert.ConversionError, match=r'give one of its files \(checkpoints/epoch=3-step=9.ckpt\)'):
+        convert.read(tmp_path)
+    assert_is(to_timm(convert.read(file)).tensors, RESNET)
+
+
+@pytest.mark.parametrize(
+    'names', [('model.safetensors', 'model_1.safetensors'), ('pytorch_model.bin', 'pytorch_model_1.bin')]
+)
+def test_several_models_in_a_folder(names, tmp_path):
+    """As accelerate saves them; the first need not be the one that is meant."""
+    for name in names:
+        safetensors.numpy.save_file(RESNET, tmp_path / name)
+    (tmp_path / 'optimizer.bin').write_bytes(b'')
+    with pytest.raises(convert.ConversionError, match=f'has several models; give one of {", ".join(names)}$'):
+        convert.read(tmp_path)
+    assert_is(to_timm(convert.read(tmp_path / names[1])).tensors, RESNET)
+
+
 def test_several_indices_in_a_folder(tmp_path):
     shard(tmp_path, stem='one')
     shard(tmp_path, stem='two')

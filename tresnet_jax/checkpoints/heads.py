@@ -17,6 +17,11 @@ from tresnet_jax.variants import ARCHITECTURES, family_of
 # ASL's bottleneck head, two linear layers with nothing between them: features -> 512 -> classes.
 BOTTLENECK_HEAD = re.compile(r'(.*\.)?(embedding_generator\.0|FC)\.(weight|bias)')
 LARGEST_FOLDED = 2**28  # elements of their product; 20,000 classes have 2**25
+# Modules that training alone calls: losses, with the weights of classes, and metrics, with their counts.
+TRAINING_ONLY = re.compile(
+    r'criterion|criteria|loss(es)?|\w+_loss|loss_(fn|func|function)|((train|val|valid|test)_)?(acc(uracy)?|f1|metrics?)',
+    re.I,
+)
 ML_DECODER = re.compile(r'(.*\.)?(query_embed|embed_standart|duplicate_pooling(_bias)?)(\..*)?')
 
 
@@ -43,6 +48,21 @@ def find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], archi
         beside: key in the checkpoint -> tensor that belongs to neither.
         architecture: the architecture of the body.
     """
+    training = {key: value for key, value in beside.items() if _is_training_only(key, value)}
+    if training:
+        rest = {key: value for key, value in beside.items() if key not in training}
+        found = _find_head(tensors, rest, architecture)
+        if found.tensors:
+            return found._replace(notes=(*found.notes, f'left out {parts(training)}'))
+    return _find_head(tensors, beside, architecture)
+
+
+def _is_training_only(key: str, value: Tensor) -> bool:
+    """Whether a tensor is one of a module that training alone calls. The matrix of ArcFace may be the classifier."""
+    return len(value.shape) < 2 and any(map(TRAINING_ONLY.fullmatch, key.split('.')[:-1]))
+
+
+def _find_head(tensors: Mapping[str, Tensor], beside: Mapping[str, Tensor], architecture: str) -> Head:
     head, width = head_key(architecture), ARCHITECTURES[architecture].num_features
     if f'{head}.weight' in tensors or f'{head}.bias' in tensors:
         weight = tensors.get(f'{head}.weight')

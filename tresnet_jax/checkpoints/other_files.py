@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tresnet_jax.checkpoints.records import Record, children, printable, walk
+from tresnet_jax.checkpoints.records import Global, Record, children, printable, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
 
 SAVE = "torch.save(model.state_dict(), 'weights.pth')"
@@ -58,6 +58,8 @@ def of_bytes(head: bytes, name: str) -> str | None:
         return SAFETENSORS
     if head.startswith(b'\x80') and b'joblib.numpy_pickle' in head:
         return f'a file of joblib; run: import joblib, numpy as np; {JOBLIB.format(name)}'
+    if name.endswith('.distcp'):
+        return _distributed_checkpoint('.')
     if head.startswith((b'PK\x03\x04', b'\x80', *OLD_PICKLES)):
         return None
     if not head.strip(b'\0'):
@@ -77,6 +79,9 @@ def of_bytes(head: bytes, name: str) -> str | None:
     if head.startswith(b'\x12\x01\0\0\0\0\0\0'):
         arrays = f'{{k: v.asnumpy() for k, v in mx.nd.load({name!r}).items()}}'
         return f"a .params file of MXNet; run: import mxnet as mx, numpy as np; np.savez('weights.npz', **{arrays})"
+    if head.startswith(b'\x93NUMPY') and b"'|O'" in head:
+        arrays = f'**np.load({name!r}, allow_pickle=True).item()'
+        return f"a NumPy array of Python objects; if it is a dictionary, run: np.savez('weights.npz', {arrays})"
     if head.startswith(b'\x93NUMPY'):
         return "one array of NumPy, without the names of tensors; save all of them: np.savez('weights.npz', **arrays)"
     if head.startswith(b'GGUF'):
@@ -163,6 +168,9 @@ def of_structure(root: Any) -> str | None:
             'its tensors are parts of distributed ones; run there, from torch.distributed.checkpoint.state_dict: '
             "torch.save(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), 'weights.pth')"
         )
+    wrappers = [value.class_name for _, value in containers if isinstance(value, Record) and _wraps_tensors(value)]
+    if wrappers:
+        return f'its tensors are objects of {printable(wrappers[0], 100)}; save plain tensors from its program: {SAVE}'
     if 'torch._utils._rebuild_meta_tensor_no_storage' in classes:
         return f'its tensors are on the meta device and have no values; load weights into the model, then: {SAVE}'
     if isinstance(root, Record) and root.class_name.startswith('__torch__.') and not holders:
@@ -184,6 +192,12 @@ def of_structure(root: Any) -> str | None:
     return None
 
 
+def _wraps_tensors(record: Record) -> bool:
+    """Whether a record is a tensor made of other tensors, as torchao's and nested ones are."""
+    function = record.arguments[0] if record.arguments else None
+    return isinstance(function, Global) and function.name == 'torch._utils._rebuild_wrapper_subclass'
+
+
 def _zero_3(root: Any) -> bool:
     """Whether all tensors of 'module' are empty, as ZeRO stage 3 saves them."""
     module = root.get('module') if isinstance(root, dict) else None
@@ -202,6 +216,10 @@ def of_folder(path: Path) -> str | None:
         return TENSORFLOW
     if (path / '.metadata').exists() and any(path.glob('*.distcp')):
         return _distributed_checkpoint(shlex.quote(printable(path)))
+    models = sorted(path.glob('*/mp_rank_00_model_states.pt'))
     if any(path.glob('zero_pp_rank_*')) or any(path.glob('*/zero_pp_rank_*')):
         return DEEPSPEED
+    if models:
+        steps = ', '.join(printable(model.parent.name, 60) for model in models[:5])
+        return f'a folder of DeepSpeed; give one of the folders in it: {steps}'
     return None

@@ -17,8 +17,8 @@ from tresnet_jax.checkpoints.choose import Choice, choose, rows
 from tresnet_jax.checkpoints.find import State, find, state_dicts
 from tresnet_jax.checkpoints.heads import classifiers_elsewhere
 from tresnet_jax.checkpoints.layout import Layout, Tensor
-from tresnet_jax.checkpoints.records import Record, Unreadable, children, printable
-from tresnet_jax.checkpoints.run import CHECKPOINTS, read_run
+from tresnet_jax.checkpoints.records import Record, Unreadable, children, described, printable
+from tresnet_jax.checkpoints.run import CHECKPOINTS, is_run, read_run
 from tresnet_jax.checkpoints.stated import class_name_lists, data_config, is_number, task
 from tresnet_jax.checkpoints.timm_layouts import TIMM_LAYOUTS
 from tresnet_jax.errors import ConversionError, reason
@@ -53,7 +53,7 @@ def read(
     path = Path(path)
     if not os.path.exists(path):  # False for a name that is too long, where `exists` of a path raises OSError
         raise ConversionError(f'{path}: no such file')
-    if (path / CHECKPOINTS).is_dir():
+    if is_run(path):
         if key is not None:
             raise ConversionError(f'{path}: --key (key) is for files with several networks, and this is a training run')
         return read_run(path, ema=ema, step='best' if step is None else step)
@@ -61,7 +61,9 @@ def read(
     if path.is_dir():
         source = shards.file_of_folder(path)
         if source is None:
-            files = ', '.join(printable(name, 40) for name in shards.checkpoint_files(path)[:5])
+            below = [f'{CHECKPOINTS}/{name}' for name in shards.checkpoint_files(path / CHECKPOINTS)]
+            found = shards.checkpoint_files(path) or below
+            files = ', '.join(printable(name, 60) for name in found[:5])
             usual = (
                 f'not a file; give one of its files ({files})'
                 if files
@@ -120,6 +122,10 @@ def _read_safetensors(path: Path) -> _Content:
     try:
         with safetensors.safe_open(path, framework='np') as file:
             return _Content('safetensors', file.get_tensors(), dict(file.metadata() or {}), path.stat().st_size)
+    except AttributeError as error:  # of safetensors, which looks for the dtype in NumPy
+        raise ConversionError(
+            f'{path}: has tensors of a dtype that NumPy lacks ({reason(error)}); save them in float32'
+        ) from error
     # ValueError: more dimensions than NumPy's arrays have.
     except (safetensors.SafetensorError, TypeError, ValueError, MemoryError, OSError) as error:
         raise ConversionError(f'{path}: cannot be read as safetensors: {reason(error)}; fetch it again') from error
@@ -203,7 +209,7 @@ def _largest_state(path: Path, tree: Any) -> State:
     if not states and isinstance(tree, dict) and not tree:  # an empty safetensors file
         return State((), {}, {})
     if not states:
-        found = ', '.join(map(_shown, list(children(tree))[:5])) or type(tree).__name__
+        found = ', '.join(map(_shown, list(children(tree))[:5])) or described(tree)
         raise ConversionError(f'{path}: loads, but holds no state dict of tensors (it has {found})')
     usual = next((states[location] for location in USUAL_KEYS if location in states), None)
     return usual or max(states.values(), key=lambda state: len(state.tensors))

@@ -74,6 +74,8 @@ def described(value: Any) -> str:
         return f'the class {value.name}'
     if isinstance(value, Record):
         return f'an object of {value.class_name}'
+    if isinstance(value, Leaf):
+        return 'a tensor'
     return f'a value of type {type(value).__name__}'
 
 

@@ -16,6 +16,7 @@ from tresnet_jax.checkpoints.checkpoint import COUNTER, FLAX_FORMAT, METRICS, Ch
 from tresnet_jax.checkpoints.digests import check_digests
 from tresnet_jax.checkpoints.names import flatten, flax_key_to_torch, unflatten
 from tresnet_jax.checkpoints.run_arrays import find_arrays, read_arrays
+from tresnet_jax.checkpoints.shards import checkpoint_files
 from tresnet_jax.errors import ConversionError, reason, shown
 from tresnet_jax.files import LARGEST_JSON, read_json, save_text
 from tresnet_jax.formats import CHECKPOINT
@@ -70,6 +71,11 @@ def save_description(
     text = json.dumps(description, indent=1, ensure_ascii=False) + '\n'
     # Names of folders that are not UTF-8 hold surrogates, which JSON can only escape.
     save_text(workdir / MODEL_FILE, text.encode('utf-8', 'backslashreplace').decode('utf-8'))
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run; Lightning also has a folder `checkpoints`, with files in it."""
+    return (folder / CHECKPOINTS).is_dir() and not checkpoint_files(folder / CHECKPOINTS)
 
 
 def has_checkpoint(workdir: Path) -> bool:

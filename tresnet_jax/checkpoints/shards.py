@@ -13,6 +13,7 @@ INDEX_NAME = re.compile(
     r'.+\.index(\.[\w-]+)?\.json'
 )  # transformers writes a variant as 'model.safetensors.index.fp16.json'
 VARIANT = re.compile(r'(pytorch_)?model\.[\w-]+\.(safetensors|bin)')
+MODEL_NUMBER = re.compile(r'(pytorch_)?model_\d+\.(safetensors|bin)')  # accelerate's second model, and so on
 SHARD = re.compile(r'(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(safetensors|bin))')
 MOST_FILES = 1000  # of one index; each is downloaded
 # What a repository of the hub can hold, in order of preference.
@@ -31,11 +32,14 @@ def file_of_folder(folder: Path) -> Path | None:
     """Return the file, or the index of files, that holds the weights in a folder; None if there is none.
 
     Raises:
-        ConversionError: the folder has several indices or variants, none of a usual name.
+        ConversionError: the folder has several indices or variants, none of a usual name; or several models.
     """
-    for name in FOLDER_FILES:
-        if (folder / name).is_file():
-            return folder / name
+    usual = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
+    if usual is not None:
+        others = sorted(name for name in checkpoint_files(folder) if MODEL_NUMBER.fullmatch(name))
+        if others:
+            raise ConversionError(f'{folder}: has several models; give one of {", ".join([usual.name, *others])}')
+        return usual
     found = sorted(path for path in folder.iterdir() if is_index(path) or _is_variant(path))
     if len(found) > 1:
         names = ', '.join(path.name for path in found)
@@ -44,7 +48,9 @@ def file_of_folder(folder: Path) -> Path | None:
 
 
 def checkpoint_files(folder: Path) -> list[str]:
-    """Return the names of files in a folder that can be checkpoints, by their suffixes."""
+    """Return the names of files in a folder that can be checkpoints, by their suffixes; none if there is no folder."""
+    if not folder.is_dir():
+        return []
     return sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
 
 

@@ -372,7 +372,9 @@ TENSORS: dict[str, Callable[..., Any]] = {
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """A subclass of torch.Tensor: the plain tensor."""
-    if type(function) is not Global or function.name not in TENSORS:
-        return Record('torch._tensor._rebuild_from_type_v2', (function, kind, arguments, state))
+    """A subclass of torch.Tensor: the plain tensor; a record of the subclass if it wraps other tensors."""
+    if type(function) is not Global or type(kind) is not Global:
+        raise TypeError
+    if function.name not in TENSORS:
+        return Record(kind.name, (function, arguments, state))
     return TENSORS[function.name](*arguments)
