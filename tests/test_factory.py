@@ -16,7 +16,7 @@ from tests.helpers.closeness import assert_identical
 from tests.helpers.images import normal_images
 from tests.helpers.models import EMBEDDED_TAGS, as_trained
 from tresnet_jax.factory import embedded_path
-from tresnet_jax.variants import ALIASES, ARCHITECTURES, PRETRAINED
+from tresnet_jax.variants import ALIASES, PRETRAINED
 
 call = jax.jit(lambda model, x: model(x))
 FASHION = PRETRAINED['test_resnet.fashion_mnist']
@@ -191,11 +191,3 @@ def test_the_tag_that_a_file_of_ours_names(tmp_path):
 def test_values_of_an_overlay(overlay, message):
     with pytest.raises(ValueError, match=f'^pretrained_cfg_overlay: {message}'):
         tresnet_jax.create_model('test_resnet', pretrained_cfg_overlay=overlay)
-
-
-def test_lists_of_models_and_tags():
-    assert tresnet_jax.list_models('tresnet*') == ['tresnet_l', 'tresnet_m', 'tresnet_v2_l', 'tresnet_xl']
-    assert set(tresnet_jax.list_models()) == set(ARCHITECTURES)
-    assert len(tresnet_jax.list_pretrained('resnet50d*')) == 6
-    assert tresnet_jax.list_pretrained('resnet26d') == ['resnet26d.bt_in1k']
-    assert set(tresnet_jax.list_pretrained()) == set(PRETRAINED)

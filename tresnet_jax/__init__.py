@@ -18,11 +18,12 @@ from tresnet_jax.folding import fold_batchnorm as fold_batchnorm
 from tresnet_jax.hub.config import save_pretrained as save_pretrained
 from tresnet_jax.hub.upload import push_to_hub as push_to_hub
 from tresnet_jax.labels import class_names as class_names
+from tresnet_jax.listing import is_model as is_model
+from tresnet_jax.listing import list_models as list_models
+from tresnet_jax.listing import list_pretrained as list_pretrained
 from tresnet_jax.models.build import add_ml_decoder_head as add_ml_decoder_head
 from tresnet_jax.models.functional import functional as functional
 from tresnet_jax.profiling import card_image_size as card_image_size
 from tresnet_jax.profiling import profile as profile
 from tresnet_jax.program_cache import cached_jit as cached_jit
-from tresnet_jax.variants import list_models as list_models
-from tresnet_jax.variants import list_pretrained as list_pretrained
 from tresnet_jax.version import __version__ as __version__

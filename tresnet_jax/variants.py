@@ -7,7 +7,6 @@ tags are this package's own.
 
 import dataclasses
 import difflib
-import fnmatch
 from typing import Any, ClassVar
 
 from tresnet_jax.published import PublishedAccuracy, published_accuracies
@@ -342,7 +341,8 @@ def split_name(name: str) -> tuple[str, PretrainedConfig | None]:
     if not tag:
         return architecture, None
     if name not in PRETRAINED:
-        raise ValueError(f'unknown tag {name!r}; {architecture} has {", ".join(list_pretrained(architecture + ".*"))}')
+        known = sorted(row.name for row in PRETRAINED.values() if row.architecture == architecture)
+        raise ValueError(f'unknown tag {name!r}; {architecture} has {", ".join(known)}')
     return architecture, PRETRAINED[name]
 
 
@@ -354,30 +354,3 @@ def pretrained_config(name: str) -> PretrainedConfig:
     """
     architecture, config = split_name(name)
     return config or next(row for row in PRETRAINED.values() if row.architecture == architecture)
-
-
-def list_models(pattern: str = '*') -> list[str]:
-    """Return the sorted names of the architectures that match a shell pattern.
-
-    Example:
-        >>> import tresnet_jax
-        >>> tresnet_jax.list_models('tresnet*')
-        ['tresnet_l', 'tresnet_m', 'tresnet_v2_l', 'tresnet_xl']
-    """
-    return sorted(fnmatch.filter(ARCHITECTURES, pattern))
-
-
-def list_pretrained(pattern: str = '*') -> list[str]:
-    """Return the sorted names, with tags, of the pretrained weights that match a shell pattern.
-
-    The name of an architecture matches all its tags.
-
-    Example:
-        >>> import tresnet_jax
-        >>> tresnet_jax.list_pretrained('resnet18d')
-        ['resnet18d.ra2_in1k', 'resnet18d.ra4_e3600_r224_in1k']
-        >>> tresnet_jax.list_pretrained('*.fashion_mnist')
-        ['test_resnet.fashion_mnist', 'test_tresnet.fashion_mnist']
-    """
-    pattern = pattern + '.*' if pattern in ARCHITECTURES else pattern
-    return sorted(fnmatch.filter(PRETRAINED, pattern))

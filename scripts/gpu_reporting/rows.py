@@ -7,7 +7,7 @@ from largest_batch import largest_by_bytes
 
 from gpu_reporting.program import Figures, Program
 from tresnet_jax.models.memory import MODES, memory_mode
-from tresnet_jax.variants import family_of, list_models
+from tresnet_jax.variants import ARCHITECTURES, family_of
 
 TRAIN_BATCH, INFER_BATCH = 128, 256
 IN_EVERY_MODE = ('tresnet_m', 'tresnet_l', 'tresnet_xl', 'resnet50d')  # with the largest batch of each mode
@@ -78,7 +78,7 @@ def memory_modes(model: str) -> list[tuple[str, bool]]:
 
 
 def _training(device: str) -> Iterator[ReportRow]:
-    for model in (*IN_EVERY_MODE, *(name for name in list_models() if name not in IN_EVERY_MODE)):
+    for model in (*IN_EVERY_MODE, *(name for name in sorted(ARCHITECTURES) if name not in IN_EVERY_MODE)):
         every = model in IN_EVERY_MODE
         for abn_memory, remat in memory_modes(model) if every else [('plain', False)]:
             program = Program('train', model, TRAIN_BATCH, abn_memory=abn_memory, remat=remat, device=device)
@@ -86,7 +86,7 @@ def _training(device: str) -> Iterator[ReportRow]:
 
 
 def _inference(device: str) -> Iterator[ReportRow]:
-    for model in list_models():
+    for model in sorted(ARCHITECTURES):
         yield ReportRow(Program('infer', model, INFER_BATCH, device=device))
         if model in UNFOLDED_TOO:
             yield ReportRow(Program('infer', model, INFER_BATCH, fold=False, device=device))

@@ -24,6 +24,26 @@ def test_no_tag_is_missing():
     assert len(TIMM_TAGS) == 25 + 1  # 25 and test_resnet's
 
 
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'filter': 'resnet*d'},
+        {'filter': ['tresnet*', 'resnet?0d'], 'exclude_filters': '*_l'},
+        {'pretrained': True},
+        {'pretrained': True, 'filter': 'resnet50d*'},
+        {'pretrained': True, 'filter': 'tresnet_m', 'exclude_filters': ['*448', '*.miil_in21k']},
+        {'pretrained': True, 'filter': '*.ra2_in1k', 'exclude_filters': 'resnet1*'},
+        {'pretrained': True, 'include_tags': False, 'filter': '*d'},
+        {'include_tags': True, 'exclude_filters': 'resnet*'},
+    ],
+)
+def test_names_are_listed_as_by_timm(options):
+    both = {*TIMM_ARCHITECTURES, *TIMM_TAGS}
+    listed = [name for name in tresnet_jax.list_models(**options) if name in both]
+    assert listed == [name for name in timm.list_models(**options) if name in both] != []
+
+
 @pytest.mark.parametrize('name', TIMM_TAGS)
 def test_the_fields_of_a_tag_are_timms(name):
     row, theirs = PRETRAINED[name], timm.models.get_pretrained_cfg(name)

@@ -20,7 +20,7 @@ from gpu_checking.records import CheckError, Finding, PartResult, Report, read_r
 from gpu_checking.sizes import BY_SIZE, TINY, sizes_of
 
 from tests.helpers.paths import FILES
-from tresnet_jax.variants import list_models
+from tresnet_jax.variants import ARCHITECTURES
 
 ABOUT = {
     'platform': 'gpu', 'device': 'NVIDIA H100 80GB HBM3', 'devices': 1, 'memory_bytes': 80 * 10**9, 'runtime': 'cuda',
@@ -243,7 +243,7 @@ def test_levels(ran, tmp_path, monkeypatch):
     monkeypatch.setattr(command.time, 'monotonic', lambda: 0.0)
     assert command.main(['--out', str(tmp_path / 'a'), '--quick', '--only', 'parity', 'training']) == 0
     assert limits == pytest.approx([120 * 0.3 / 0.5, 120])
-    assert set(BY_SIZE) == set(list_models()) == set(sizes_of('default', False).architectures)
+    assert set(BY_SIZE) == set(ARCHITECTURES) == set(sizes_of('default', False).architectures)
     assert sizes_of('full', True) == TINY != sizes_of('full', False)
 
 

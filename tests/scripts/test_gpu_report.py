@@ -25,7 +25,7 @@ from largest_batch import largest_by_bytes
 
 from tests.helpers.paths import FILES, ROOT, SCRIPTS
 from tresnet_jax.models.memory import MODES, memory_mode
-from tresnet_jax.variants import list_models
+from tresnet_jax.variants import ARCHITECTURES
 
 # XLA's text for an H100, reduced to two small layers so that it can be counted by hand.
 TEXT = (FILES / 'gpu_program.hlo').read_text(encoding='utf-8')
@@ -195,7 +195,7 @@ def test_plan():
     for row in plan:
         row.program.check()
     for mode in ('train {} plain', 'infer {}'):
-        assert {mode.format(model) for model in list_models()} <= set(names)
+        assert {mode.format(model) for model in ARCHITECTURES} <= set(names)
     assert {'train tresnet_xl lean', 'train tresnet_m inplace remat', 'train resnet50d plain remat'} <= set(names)
 
 

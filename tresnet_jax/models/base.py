@@ -182,6 +182,8 @@ class ImageModel(nnx.Module):
         """Yield the outputs of the stem and of each stage; each is computed when it is requested."""
         if x.ndim != 4 or x.shape[-1] != self.in_chans:
             raise ValueError(f'expected images of shape (B, H, W, {self.in_chans}), got {tuple(x.shape)}')
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f'expected normalised images, as create_transform returns them, got {x.dtype} values')
         self._check_input(x.shape[1], x.shape[2])
         first, x = self._stem(x.astype(self.dtype))
         yield first

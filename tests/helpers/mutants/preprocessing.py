@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers.mutants.table import Patch, row
-from tresnet_jax import variants
+from tresnet_jax import list_pretrained, variants
 from tresnet_jax.checkpoints import timm_layouts
 from tresnet_jax.data import transforms
 
@@ -111,7 +111,7 @@ def border(smaller: Callable[[float], int] = math.floor, larger: Callable[[float
 
 def rows_with(pattern: str, **fields: Any) -> tuple[Patch, ...]:
     """Return patches of the matching tags with changed fields."""
-    rows = {name: variants.PRETRAINED[name] for name in variants.list_pretrained(pattern)}
+    rows = {name: variants.PRETRAINED[name] for name in list_pretrained(pattern)}
     changed = {name: dataclasses.replace(tag, **fields) for name, tag in rows.items()}
     return tuple((variants.PRETRAINED, name, tag) for name, tag in changed.items() if tag != rows[name])
 
