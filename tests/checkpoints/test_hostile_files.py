@@ -7,6 +7,7 @@ import re
 import resource
 import struct
 import time
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.pickle_files import CODES, Call, Name, Raw, legacy, nonsense, storage, stream, tensor, write_zip
-from tresnet_jax.checkpoints.read import read
+from tresnet_jax.checkpoints.read import _largest_state, read
 from tresnet_jax.checkpoints.records import children, walk
 from tresnet_jax.checkpoints.stored import StoredTensor
 from tresnet_jax.checkpoints.timm_layouts import INPLACE_ABN
@@ -316,3 +317,15 @@ def test_a_network_that_repeats_elements(tmp_path):
     path = write_zip(tmp_path / 'a.pth', tensors, {'0': bytes(256)})
     with pytest.raises(ConversionError, match='its network repeat elements, or are compressed: 3,'):
         read(path)
+
+
+def test_what_a_file_has_instead_of_tensors_is_not_copied(tmp_path):
+    """The message shows five of the numbers in a file."""
+    tree = set(range(100_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConversionError, match=r'no state dict of tensors \(it has 0, 1, 2, 3, 4\)'):
+            _largest_state(tmp_path, tree)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()

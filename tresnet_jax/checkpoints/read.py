@@ -1,5 +1,6 @@
 """Read a file, files with an index, or a training run, and find the network in it. No code in a file is ever run."""
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -209,7 +210,7 @@ def _largest_state(path: Path, tree: Any) -> State:
     if not states and isinstance(tree, dict) and not tree:  # an empty safetensors file
         return State((), {}, {})
     if not states:
-        found = ', '.join(map(_shown, list(children(tree))[:5])) or described(tree)
+        found = ', '.join(map(_shown, itertools.islice(children(tree), 5))) or described(tree)
         raise ConversionError(f'{path}: loads, but holds no state dict of tensors (it has {found})')
     usual = next((states[location] for location in USUAL_KEYS if location in states), None)
     return usual or max(states.values(), key=lambda state: len(state.tensors))
