@@ -15,6 +15,7 @@ import convert
 from convert.inspect import inspect
 from tests.helpers.pickle_files import CODES, Call, Name, Raw, legacy, storage, stream, tensor
 from tresnet_jax.checkpoints import config_file, metadata
+from tresnet_jax.checkpoints import read as reading
 from tresnet_jax.checkpoints.run import stored_label_names, stored_metrics, stored_network
 from tresnet_jax.checkpoints.shards import read_index
 from tresnet_jax.checkpoints.torch_file import load
@@ -96,6 +97,18 @@ def test_dtypes_of_safetensors_that_numpy_lacks(tmp_path, dtype, bits):
         convert.ConversionError, match=r'[^\n]*(lacks.*float[84]_.*float32|Dtype not understood)[^\n]*$'
     ):
         convert.read(path)
+
+
+def test_a_flood_of_tensors_in_safetensors(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, 'MOST_TENSORS', 2)
+    for count in (2, 3):
+        header = {f'a{number}': {'dtype': 'F32', 'shape': [0], 'data_offsets': [0, 0]} for number in range(count)}
+        path = with_header(tmp_path / 'a.safetensors', json.dumps(header).encode(), b'')
+        if count == 2:
+            assert len(convert.read(path).tensors) == 2
+        else:
+            with pytest.raises(convert.ConversionError, match='has 3 tensors; expected at most 2$'):
+                convert.read(path)
 
 
 FIELDS = {

@@ -27,6 +27,7 @@ from tresnet_jax.files import check_regular
 from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.variants import CLASSIFICATION
 
+MOST_TENSORS = 100_000  # of a safetensors file; a ResNet-200-D has 1,232, and each takes a kilobyte of memory
 TRAINING_KEYS = ('epoch', 'metric', 'arch')
 # Where a file without a network of ours has the tensors to describe, in this order.
 USUAL_KEYS = (('state_dict_ema',), ('model_ema',), ('state_dict',), ('model',), ())
@@ -122,7 +123,11 @@ def _read_torch(path: Path) -> _Content:
 def _read_safetensors(path: Path) -> _Content:
     try:
         with safetensors.safe_open(path, framework='np') as file:
+            if (count := len(file.keys())) > MOST_TENSORS:
+                raise ConversionError(f'{path}: has {count:,} tensors; expected at most {MOST_TENSORS:,}')
             return _Content('safetensors', file.get_tensors(), dict(file.metadata() or {}), path.stat().st_size)
+    except ConversionError:
+        raise
     except AttributeError as error:  # of safetensors, which looks for the dtype in NumPy
         raise ConversionError(
             f'{path}: has tensors of a dtype that NumPy lacks ({reason(error)}); save them in float32'
