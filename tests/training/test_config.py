@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tresnet_jax.checkpoints.run import CHECKPOINTS
-from tresnet_jax.cli import train
+from tresnet_jax.cli import evaluate, train
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.run_config import CONFIG_FILE, load_config
@@ -110,6 +110,31 @@ def test_other_flags_than_the_run_has(tmp_path, capsys):
     assert train.main(['--workdir', str(tmp_path), *flags]) == 2
     expected = f'error: {tmp_path} holds a run with --sync-bn, --remat, no --clip-grad, --freeze stem layer1; to resume'
     assert capsys.readouterr().err.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--amp'], "--amp is a flag of timm's: give --dtype bfloat16"),
+        (['--lr', '0.1', '--img_size=224'], "--img-size is a flag of timm's: give --image-size"),
+        (['-b', '64'], "-b is a flag of timm's: give --batch-size, which is the total over all devices"),
+        (['--recount', '2'], "--recount is a flag of timm's: has no counterpart here; leave it out"),
+        (['/data'], '/data: for a folder of images, give --data folder:/data'),
+    ],
+)
+@pytest.mark.parametrize('program', [train, evaluate])
+def test_flags_of_timm(program, flags, message, tmp_path, capsys):
+    if flags[0] == '--recount' and program is evaluate:
+        flags, message = ['--metrics-avg', 'macro'], message.replace('--recount', '--metrics-avg')
+    assert program.main([*flags, '--workdir' if program is train else '--checkpoint', str(tmp_path / 'run')]) == 2
+    assert capsys.readouterr().err == f'error: {message}\n'
+
+
+def test_a_folder_without_data(tmp_path, capsys):
+    """timm's --data-dir is the data; here the run would train on the images of the package."""
+    assert train.main(['--workdir', str(tmp_path / 'run'), '--data-dir', str(tmp_path)]) == 2
+    expected = f'error: --data-dir {tmp_path}: for a --data with files, not for --data embedded:fashion_mnist\n'
+    assert capsys.readouterr().err == expected
 
 
 def test_hosts(capsys, tmp_path):

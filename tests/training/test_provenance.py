@@ -234,12 +234,15 @@ def test_every_process_has_the_same(record, options, latest, message, run, confi
 
 
 def test_every_process_starts_from_the_same_weights(monkeypatch):
-    def check(value: float):
-        return lambda: provenance.check_weights(({'kernel': np.full(3, value, np.float32)}, {}), 'resnet50d')
+    def check(value: float, crop: float = 1.0):
+        variables = {'kernel': np.full(3, value, np.float32)}, {}
+        return lambda: provenance.check_weights(variables, {'crop_pct': crop}, 'resnet50d')
 
     as_two_processes(monkeypatch, check(0.5), check(0.5))
     with pytest.raises(TrainingError, match='^resnet50d: process 1 starts from other weights than the first process'):
         as_two_processes(monkeypatch, check(0.5), check(0.25))
+    with pytest.raises(TrainingError, match='^resnet50d: the weights of process 1 state other images than those of'):
+        as_two_processes(monkeypatch, check(0.5), check(0.5, crop=0.9))
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{}', '{"train": 5}', '[' * 100_000])

@@ -6,6 +6,7 @@ With any number of classes per image: mean average precision and F1.
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -22,6 +23,7 @@ from tresnet_jax.cli.measuring import measure_all, with_accepted, with_labels
 from tresnet_jax.cli.outputs import check_plot_folder
 from tresnet_jax.cli.report import write_multilabel_report, write_report
 from tresnet_jax.cli.results import read_results, timm_row, write_result
+from tresnet_jax.cli.timm_flags import EVALUATE, check_timm_flags
 from tresnet_jax.data.examples import check_total
 from tresnet_jax.data.real_labels import accepted_labels, read_real_labels
 from tresnet_jax.data.targets import MultiLabelSource
@@ -122,6 +124,11 @@ class Figure:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Wrong usage and ``--help`` raise SystemExit."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        check_timm_flags(argv, EVALUATE)
+    except TrainingError as error:
+        return fail(error)
     arguments = parse(EvaluateArguments, argv, default=EvaluateArguments(InputFlags()))
     quiet_libraries()
     try:

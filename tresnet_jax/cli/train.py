@@ -14,6 +14,7 @@ import tyro
 
 from tresnet_jax.checkpoints.run import check_version, has_checkpoint
 from tresnet_jax.cli.common import fail, parse, quiet_libraries
+from tresnet_jax.cli.timm_flags import TRAIN, check_timm_flags
 from tresnet_jax.data.transforms import for_channels, resolve_data_config
 from tresnet_jax.errors import TrainingError, reason, shown
 from tresnet_jax.factory import create_model
@@ -131,9 +132,11 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
     """Parse a command line whose defaults are the configuration of the run, or else the recipe, or TrainConfig's.
 
     Raises:
-        TrainingError: the recipe is unknown, the configuration of the run is damaged, or a flag contradicts it.
+        TrainingError: the recipe is unknown, the configuration of the run is damaged, a flag contradicts it, or a flag
+            is timm's and has another name here.
         ConversionError: the run is of a newer release.
     """
+    check_timm_flags(argv, TRAIN)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument('--recipe')
     early.add_argument('--workdir', type=Path)

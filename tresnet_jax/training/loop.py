@@ -147,7 +147,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changes: bool = False) -
             distillation, extra, line = create_distillation(config, teacher, model, data.train)
             apply, params, about_teacher = without_projection(apply), params | extra, [line]
         if not resumes:
-            check_weights((params, batch_stats), config.model)
+            check_weights((params, batch_stats), data_config, config.model)
 
         # State and steps.
         schedule = create_schedule(config, data.steps, data.steps_per_epoch)

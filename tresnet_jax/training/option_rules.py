@@ -53,6 +53,9 @@ USES = (
     _loss(('loss_pos_weight', 'loss_class_weight'), 'bce', 'asl'),
     _loss(('asl_gamma_neg', 'asl_gamma_pos', 'asl_clip', 'asl_focal_gradient', 'asl_reduction'), 'asl'),
     _loss(('poly_epsilon', 'poly_gamma', 'poly_alpha'), 'poly'),
+    Use(
+        ('data_dir',), 'a --data with files', lambda c: not c.data.startswith('embedded:'), lambda c: f'--data {c.data}'
+    ),
     Use(('poly_gamma', 'poly_alpha'), '--task multilabel', lambda c: c.multilabel, lambda c: f'--task {c.task}'),
     _loss(('semantic_tree',), 'semantic'),
     Use(

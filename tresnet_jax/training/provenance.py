@@ -150,20 +150,28 @@ def check_processes(now: Provenance, config: TrainConfig, workdir: Path, latest:
         raise TrainingError(f'{flags}: the file of process {other} has other content than that of the first process')
 
 
-def check_weights(variables: Any, name: str) -> None:
-    """Check that all processes start from the same weights. Every process calls this.
+def check_weights(variables: Any, data_config: dict[str, Any], name: str) -> None:
+    """Check that all processes start from the same weights and prepare images alike. Every process calls this.
 
     Args:
         variables: parameters and statistics.
+        data_config: how images are prepared, which a file of weights may state.
         name: the model.
 
     Raises:
         TrainingError: they differ, in all processes.
     """
-    if jax.process_count() > 1 and (other := differing_process(bytes.fromhex(digest(variables)))) is not None:
+    if jax.process_count() == 1:
+        return
+    if (other := differing_process(bytes.fromhex(digest(variables)))) is not None:
         raise TrainingError(
             f'{name}: process {other} starts from other weights than the first process; all hosts need the same files '
             'and the same kind of devices'
+        )
+    if (other := differing_process(_hash(data_config))) is not None:
+        raise TrainingError(
+            f'{name}: the weights of process {other} state other images than those of the first process; all hosts '
+            'need the same files'
         )
 
 
