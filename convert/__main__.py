@@ -20,15 +20,16 @@ import ml_dtypes  # noqa: F401  teaches NumPy the name 'bfloat16'
 import numpy as np
 import tyro
 
+from tresnet_jax.checkpoints.checkpoint import FLAX_FORMAT
 from tresnet_jax.checkpoints.choose import SeveralNetworksError
 from tresnet_jax.checkpoints.match import match, to_torch
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.checkpoints.twins import UNSETTLED
-from tresnet_jax.checkpoints.write import save_flax, save_torch
+from tresnet_jax.checkpoints.write import check_target, save_flax, save_torch
 from tresnet_jax.cli.common import closed_output, fail, parse, quiet_libraries
 from tresnet_jax.errors import ConversionError, MissingExtraError
 from tresnet_jax.factory import embedded_path
-from tresnet_jax.files import sha256
+from tresnet_jax.files import check_place, sha256
 from tresnet_jax.models.base import ImageModel
 from tresnet_jax.models.build import fill
 from tresnet_jax.options import NOT_NEGATIVE, POSITIVE, check_options, flag
@@ -174,8 +175,13 @@ def convert(arguments: ConvertArguments) -> None:
         raise ConversionError('--plot shows the errors that --verify measures; give --verify too')
     if arguments.drop_head and arguments.num_classes:
         raise ConversionError('--drop-head and --num-classes contradict each other; give one of them')
+    checkpoint = read(source, ema=arguments.ema, step=arguments.step, key=arguments.key)
+    to = arguments.to or ('torch' if checkpoint.metadata.get('format') == FLAX_FORMAT else 'flax')
+    check_target(target, to)
+    if arguments.plot is not None:
+        check_place(arguments.plot)
     model, params, batch_stats, report = match(
-        read(source, ema=arguments.ema, step=arguments.step, key=arguments.key),
+        checkpoint,
         arguments.model,
         num_classes=0 if arguments.drop_head else arguments.num_classes,
         abn_slope=arguments.abn_slope,
@@ -184,7 +190,6 @@ def convert(arguments: ConvertArguments) -> None:
     )
     if arguments.verify:
         _verify(arguments, fill(model, params, batch_stats), report)
-    to = arguments.to or ('torch' if report.layout == 'flax' else 'flax')
     if to == 'flax':
         save_flax(target, params, batch_stats, report, sha256(source))
     else:
@@ -226,6 +231,7 @@ def _average(arguments: AverageArguments) -> None:
     Raises:
         ConversionError: the checkpoints do not fit together; nothing is written.
     """
+    check_target(arguments.output, arguments.to)
     parts = choose(arguments.sources, count=arguments.n, steps=arguments.steps)
     params, batch_stats, report = average(parts, model=arguments.model, ema=arguments.ema, key=arguments.key)
     if arguments.to == 'flax':

@@ -28,9 +28,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         ConversionError: the folder is missing or cannot be written, or the disk is full. Other errors in the block pass
             unchanged.
     """
-    if not path.parent.is_dir():
-        raise ConversionError(f'{path}: the folder {path.parent} does not exist; make it first')
-    check_no_folder(path)
+    check_place(path)
     beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.part')  # unique among processes and threads
     try:
         beside.touch()
@@ -47,8 +45,10 @@ def written_beside(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-def check_no_folder(path: Path) -> None:
-    """Raise ConversionError if the target of a file is a folder."""
+def check_place(path: Path) -> None:
+    """Raise ConversionError if the target of a file is a folder, or in a folder that does not exist."""
+    if not path.parent.is_dir():
+        raise ConversionError(f'{path}: the folder {path.parent} does not exist; make it first')
     if os.path.isdir(path):  # False for a name that is too long, where `is_dir` raises OSError
         raise ConversionError(f'{path}: is a folder; give a file name')
 

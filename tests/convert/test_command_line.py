@@ -81,6 +81,26 @@ def test_wrong_values(arguments, message, capsys):
     assert capsys.readouterr().err == f'error: {message}\n'
 
 
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['a.pth'], 'a Flax file is a .safetensors file; name it a.safetensors'),
+        (['a.h5', '--to', 'torch'], 'unknown suffix; use one of '),
+        (['missing/a.safetensors'], 'the folder missing does not exist; make it first'),
+        (['a.safetensors', '--verify', '--plot', '.'], 'is a folder; give a file name'),
+        (['average', '--output', 'a.pth'], 'a Flax file is a .safetensors file'),
+    ],
+)
+def test_targets_are_checked_before_the_work(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('convert.__main__.match', lambda *arguments, **options: pytest.fail('converts'))
+    monkeypatch.setattr('convert.__main__.average', lambda *arguments, **options: pytest.fail('averages'))
+    averages = arguments[0] == 'average'
+    assert main([*arguments, str(RESNET), str(RESNET)] if averages else [str(RESNET), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith('error: ') and error.count('\n') == 1
+
+
 def test_convert_is_the_default(tmp_path):
     """SOURCE TARGET with options anywhere, and after the name of the subcommand."""
     orders = (

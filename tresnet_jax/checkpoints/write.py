@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import flax
 import jax
@@ -13,12 +14,26 @@ from tresnet_jax.checkpoints.checkpoint import COUNTER
 from tresnet_jax.checkpoints.names import flatten
 from tresnet_jax.checkpoints.report import Report
 from tresnet_jax.errors import ConversionError, reason, shown
-from tresnet_jax.files import check_no_folder, written_beside
+from tresnet_jax.files import check_place, written_beside
 from tresnet_jax.formats import CHECKPOINT
 from tresnet_jax.models.base import Tree
 from tresnet_jax.version import __version__
 
 TORCH_SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
+
+
+def check_target(path: Path, to: Literal['flax', 'torch']) -> None:
+    """Check what can be checked before the work of a conversion: the place and the suffix of the file to write.
+
+    Raises:
+        ConversionError: the path is a folder, or in a folder that does not exist; or the layout has other suffixes.
+    """
+    check_place(path)
+    if to == 'flax' and path.suffix != '.safetensors':
+        better = path.parent / f'{path.stem}.safetensors'
+        raise ConversionError(f'{path}: a Flax file is a .safetensors file; name it {better}')
+    if path.suffix not in TORCH_SUFFIXES:
+        raise ConversionError(f'{path}: unknown suffix; use one of {", ".join(TORCH_SUFFIXES)}')
 
 
 def save_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
@@ -42,7 +57,7 @@ def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report,
         source_sha256: digest of the source in hexadecimal, for the metadata.
 
     Raises:
-        ConversionError: the path is a folder, the suffix is not .safetensors, or the file cannot be written.
+        ConversionError: the suffix is not .safetensors, or the file cannot be written.
 
     Example:
         >>> import tempfile, convert
@@ -56,10 +71,7 @@ def save_flax(path: str | Path, params: Tree, batch_stats: Tree, report: Report,
         ('test_tresnet', (512, 10))
     """
     path = Path(path)
-    check_no_folder(path)
-    if path.suffix != '.safetensors':
-        better = path.parent / f'{path.stem}.safetensors'
-        raise ConversionError(f'{path}: a Flax file is a .safetensors file; name it {better}')
+    check_target(path, 'flax')
     tensors = {f'params.{key}': np.asarray(value) for key, value in flatten(params).items()}
     tensors |= {f'batch_stats.{key}': np.asarray(value) for key, value in flatten(batch_stats).items()}
     versions = {'tresnet_jax': __version__} | {package.__name__: package.__version__ for package in (flax, jax, np)}
@@ -89,8 +101,7 @@ def save_torch(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
     """Write timm's tensors as `.safetensors`, or as `.pth`, `.pt` or `.bin` for ``torch.load``, which needs torch.
 
     Raises:
-        ConversionError: the path is a folder, the suffix is unknown, torch is not installed, or the file cannot be
-            written.
+        ConversionError: the suffix is unknown, torch is not installed, or the file cannot be written.
 
     Example:
         >>> import tempfile, convert, tresnet_jax
@@ -102,9 +113,7 @@ def save_torch(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
         (10,)
     """
     path = Path(path)
-    check_no_folder(path)
-    if path.suffix not in TORCH_SUFFIXES:
-        raise ConversionError(f'{path}: unknown suffix; use one of {", ".join(TORCH_SUFFIXES)}')
+    check_target(path, 'torch')
     if path.suffix == '.safetensors':
         return save_safetensors(path, tensors, {'format': 'pt'})
     try:
