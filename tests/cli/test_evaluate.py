@@ -415,7 +415,7 @@ def test_a_run_on_its_own_data(evaluate, run, logits):
         ((*PLAIN, '--multilabel-threshold', 0.3), '--multilabel-threshold: for --task multilabel, not for one class'),
         (('--model', 'resnet50x', *PLAIN[2:]), "unknown architecture 'resnet50x'"),
         (('--model', NAME, '--checkpoint', 'a.safetensors', '--data', DATA), 'a.safetensors: no such file'),
-        (('--checkpoint', '.'), '.: not a training run (no checkpoints/ in it); which model? give --model NAME'),
+        (('--checkpoint', '.'), '.: not the folder of a training run; which model? give --model NAME'),
         (('--model', NAME, '--checkpoint', '.', '--data', DATA), '.: not a file; give the checkpoint itself'),
         ((*PLAIN, '--num-processes', 2), 'also needs --coordinator, --process-id'),
     ],

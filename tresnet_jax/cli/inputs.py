@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tresnet_jax.checkpoints.run import CHECKPOINTS, MODEL_FILE, stored_label_names, stored_network
+from tresnet_jax.checkpoints.run import MODEL_FILE, is_run, stored_label_names, stored_network
 from tresnet_jax.data.class_matching import ClassMatch, match_classes
 from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.pipeline import eval_dataset, to_devices
@@ -148,11 +148,11 @@ def load_inputs(
         DataError, ValueError: as `open_source` and `create_model`.
     """
     folder = flags.checkpoint if flags.checkpoint is not None and flags.checkpoint.is_dir() else None
-    is_run = folder is not None and any((folder / name).exists() for name in (CHECKPOINTS, MODEL_FILE))
-    run = load_config(folder) if folder is not None and is_run else None
+    of_run = folder is not None and (is_run(folder) or (folder / MODEL_FILE).exists())
+    run = load_config(folder) if folder is not None and of_run else None
     name = flags.model or (_name_of(run, folder) if run and folder else None)
     if name is None and folder is not None:
-        raise TrainingError(f'{folder}: not a training run (no {CHECKPOINTS}/ in it); which model? give --model NAME')
+        raise TrainingError(f'{folder}: not the folder of a training run; which model? give --model NAME')
     if name is None:
         raise TrainingError('which model? give --model NAME, or --checkpoint RUN')
     _check(flags, name, run)
