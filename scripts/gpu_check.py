@@ -1,7 +1,7 @@
 """Check this library on your GPU: parity, memory, speed, determinism, training, autotuning. Needs no network.
 
     python scripts/gpu_check.py                              # 10 minutes
-    python scripts/gpu_check.py --quick                      # 2 minutes
+    python scripts/gpu_check.py --quick                      # 4 minutes
     python scripts/gpu_check.py --full --compare OLD.json    # 40 minutes, and ratios to an earlier gpu_check.json
     python scripts/gpu_check.py --only speed --again
     JAX_PLATFORMS=cpu python scripts/gpu_check.py --quick    # a trial with small sizes, without a GPU
@@ -11,7 +11,11 @@
 
 import sys
 
-from gpu_checking.command import main
+try:
+    from gpu_checking.command import main
+except ModuleNotFoundError as missing:
+    print(f"error: {missing.name} is not installed: pip install -e '.[train]', or run make gpu-check", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == '__main__':
     sys.exit(main())

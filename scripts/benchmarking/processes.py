@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
 from tresnet_jax.errors import reason
 
+TRACEBACKS = 'BENCHMARK_TRACEBACKS'  # an environment variable: print the traceback of each failure
 JOBS, PROGRAM = f'{__package__}.jobs', f'{__package__}.processes'
-# Messages of XLA, torch and cuDNN.
-OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory', 'ALLOC_FAILED')
+# In lower case, from messages of XLA, torch, cuDNN and cuBLAS.
+OUT_OF_MEMORY = ('resource_exhausted', 'out of memory', 'alloc_failed', 'allocation_failed', 'failed to allocate')
 
 
 class JobError(Exception):
@@ -67,12 +69,15 @@ def in_new_process(
 
 def failure(error: Exception) -> tuple[str, bool]:
     """Return an exception as one line, and whether it means that memory ran out."""
-    return f'{type(error).__name__}: {reason(error)}', is_out_of_memory(str(error))
+    out_of_memory = is_out_of_memory(str(error))
+    if os.environ.get(TRACEBACKS) and not out_of_memory:
+        traceback.print_exception(error)
+    return f'{type(error).__name__}: {reason(error)}', out_of_memory
 
 
 def is_out_of_memory(message: str) -> bool:
     """Return whether the message of an exception means that memory ran out."""
-    return any(words in message for words in OUT_OF_MEMORY)
+    return any(words in message.lower() for words in OUT_OF_MEMORY)
 
 
 def main(job: str, arguments: str, threads: str, result: str, module: str = JOBS) -> None:

@@ -12,28 +12,38 @@ from benchmarking.processes import JobError
 
 from gpu_checking.charts import draw
 from gpu_checking.comparison import comparison
-from gpu_checking.machine import describe_machine
+from gpu_checking.machine import describe_machine, has_room_for_several
 from gpu_checking.page import page, summary_line
 from gpu_checking.plan import PARTS, parts_of
-from gpu_checking.records import FINISHED, LEFT_OUT, OUT_OF_TIME, CheckError, PartResult, Report, read_report
-from gpu_checking.runner import limit_of, run_part
+from gpu_checking.records import (
+    FINISHED,
+    LEFT_OUT,
+    OUT_OF_TIME,
+    UNFINISHED,
+    CheckError,
+    PartResult,
+    Report,
+    read_report,
+)  # fmt: skip
+from gpu_checking.runner import limit_of, run_parts, stages_of
 from gpu_checking.sizes import SECONDS, Level
 from tresnet_jax.cli.common import fail, parse
 from tresnet_jax.errors import MissingExtraError
 from tresnet_jax.files import save_text
-from tresnet_jax.options import flag
+from tresnet_jax.options import POSITIVE, check_options, flag
 
 NAME, EARLIER = 'gpu_check', 'gpu_check.earlier.json'
-PartName = Literal['parity', 'memory', 'speed', 'determinism', 'training', 'autotuning']
+LEAST_SECONDS = 15.0  # in less time, no part finds anything
+PartName = Literal['parity', 'memory', 'speed', 'determinism', 'training', 'autotuning', 'largest']
 
 
 @dataclasses.dataclass(frozen=True)
 class GpuCheckArguments:
     """Check parity, memory, speed, determinism, training and autotuning on this machine's GPU, in 10 minutes.
 
-    Each part runs in its own process with a share of the time; what it has found by then counts. After each part
-    OUT/gpu_check.json, OUT/gpu_check.md and, with Matplotlib, the charts are written. The same command resumes: parts
-    that were measured with the same device, versions, commit and level are not run again.
+    Each part runs in its own process with a share of the time; what it has found by then counts. OUT/gpu_check.json and
+    OUT/gpu_check.md are written every few seconds, and with Matplotlib charts at the end. The same command resumes:
+    parts that were measured with the same device, versions, variables, commit and level are not run again.
 
     With JAX_PLATFORMS=cpu the sizes are tiny: a trial of the check itself.
 
@@ -42,15 +52,16 @@ class GpuCheckArguments:
     """
 
     quick: bool = False
-    """Take 2 minutes instead of 10: fewer networks and batches."""
+    """Take 4 minutes instead of 10: fewer networks and batches."""
 
     full: bool = False
     """Take 40 minutes instead of 10: more networks and batches, and the largest batches."""
 
-    only: Annotated[
-        tuple[PartName, ...] | None, flag('PART ...', 'all; with --quick not determinism and autotuning')
-    ] = None
-    """Parts to run, except for determinism and autotuning with --quick."""
+    minutes: Annotated[float | None, POSITIVE, flag('MINUTES', 'the time of the level')] = None
+    """Take this long instead, with the sizes of the level."""
+
+    only: Annotated[tuple[PartName, ...] | None, flag('PART ...', 'all of the level')] = None
+    """Parts to run. --quick has no determinism and autotuning, and only --full has largest."""
 
     again: bool = False
     """Run parts again that were already measured."""
@@ -101,6 +112,8 @@ def check(arguments: GpuCheckArguments) -> int:
     Raises:
         CheckError: there is no GPU, or a file cannot be read.
     """
+    began = time.monotonic()
+    check_options(arguments, CheckError)
     level = arguments.level
     chosen = chosen_parts(arguments.only, level)
     old = read_report(arguments.compare) if arguments.compare else None
@@ -112,14 +125,17 @@ def check(arguments: GpuCheckArguments) -> int:
         name for name in PARTS if name in chosen and (arguments.again or not is_measured(report.parts.get(name)))
     ]
     print(f'{about["device"]}, driver {about["driver"]}, {level}: {", ".join(waiting) or "everything is measured"}')
-    began = time.monotonic()
-    while waiting:
-        limit = limit_of(waiting, SECONDS[level] - (time.monotonic() - began), level)
-        result = run_part(waiting.pop(0), settings, max(limit, 1.0), arguments.out)
-        parts = report.parts | {result.part: result}
-        report = dataclasses.replace(report, parts={name: parts[name] for name in PARTS if name in parts})
-        write_files(arguments.out, report, old)
-        print(summary_line(result), flush=True)
+    seconds = SECONDS[level] if arguments.minutes is None else 60 * arguments.minutes
+    stages = stages_of(waiting, has_room_for_several(about))
+    while stages:
+        limit, names = limit_of(stages, seconds - (time.monotonic() - began), level), stages.pop(0)
+        late = (PartResult(name, UNFINISHED, 'not started: no time was left', 0.0, ()) for name in names)
+        for result in run_parts(names, settings, limit, arguments.out) if limit >= LEAST_SECONDS else late:
+            parts = report.parts | {result.part: result}
+            report = dataclasses.replace(report, parts={name: parts[name] for name in PARTS if name in parts})
+            write_files(arguments.out, report, old, with_charts=False)
+            if result.status != UNFINISHED:
+                print(summary_line(result), flush=True)
     write_files(arguments.out, report, old)
     if old:
         print(comparison(old, report), end='')
@@ -138,7 +154,8 @@ def chosen_parts(only: Sequence[str] | None, level: Level) -> list[str]:
     """
     names = parts_of(level)
     if left_out := [name for name in only or () if name not in names]:
-        raise CheckError(f'--only {" ".join(left_out)}: --quick has no time for it; leave out --quick')
+        longer = 'use --full' if 'largest' in left_out else 'leave out --quick'
+        raise CheckError(f'--only {" ".join(left_out)}: this level has no time for it; {longer}')
     return [name for name in names if only is None or name in only]
 
 
@@ -166,12 +183,13 @@ def resumed(out: Path, fresh: Report) -> Report:
     return fresh
 
 
-def write_files(out: Path, report: Report, old: Report | None) -> None:
-    """Write the results, the page and the charts."""
+def write_files(out: Path, report: Report, old: Report | None, *, with_charts: bool = True) -> None:
+    """Write the results, the page and, if asked for, the charts."""
     report.write(out / f'{NAME}.json')
     charts: list[str] = []
-    try:
-        charts = draw(report, out)
-    except MissingExtraError as error:
-        print(f'no charts: {error}', file=sys.stderr)
+    if with_charts:
+        try:
+            charts = draw(report, out)
+        except MissingExtraError as error:
+            print(f'no charts: {error}', file=sys.stderr)
     save_text(out / f'{NAME}.md', page(report, charts, comparison(old, report) if old else ''))

@@ -16,7 +16,7 @@ from benchmarking.processes import JobError, in_new_process
 from convert.comparison import relative_error
 from gpu_checking.machine import JOBS, ROOT, missing_packages, pip_line
 from gpu_checking.models import seeded_workload
-from gpu_checking.records import CheckError, Finding
+from gpu_checking.records import CheckError, Finding, last_error
 from gpu_checking.sizes import Sizes
 from tresnet_jax.checkpoints.run import CHECKPOINTS, load_weights
 
@@ -109,10 +109,10 @@ def start(workdir: Path, steps: int) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, workdir: Path) -> None:
     """Wait for a run. Raises CheckError if it fails."""
-    if code := process.wait():
+    if process.wait():
         errors = workdir.with_suffix('.log').read_text(encoding='utf-8', errors='replace')
-        last = (errors.strip().splitlines() or [f'exit code {code}'])[-1]
-        raise CheckError(f'train.py: {last}')
+        print(errors, file=sys.stderr)
+        raise CheckError(f'train.py: {last_error(errors)}')
 
 
 def wait_for_checkpoint(process: subprocess.Popen, workdir: Path) -> int:

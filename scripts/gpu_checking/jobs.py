@@ -15,7 +15,7 @@ from benchmarking.turns import timed
 from flax import nnx
 
 import tresnet_jax
-from gpu_checking.models import Gradients, batch_of, gradients, largest_error, seeded_model
+from gpu_checking.models import Gradients, batch_of, gradients, largest_distance, seeded_model
 from gpu_checking.programs import compile_program, kernel_counts, needed_bytes
 from gpu_checking.stored_gradients import IMAGE_SIZE, IMAGES
 from tresnet_jax.training.devices import AXIS, set_up
@@ -43,8 +43,8 @@ def peak(workload: dict[str, Any], batch: int, options: Mapping[str, Any]) -> di
         options: arguments of `create_model`: abn_memory, remat.
 
     Returns:
-        'needed' (see `needed_bytes`), and on devices that count their memory 'peak' (bytes), 'after compiling' (the
-        peak before the first step) and 'expected': what was in use before the first step and what a step adds.
+        'needed' (see `needed_bytes`), and on devices that count their memory, in bytes: 'peak', 'after compiling' (the
+        peak before the first step) and 'in use' (before the first step).
     """
     given = Workload(**workload)
     program = compile_program(ours(given, **options), given, 'train', batch)
@@ -54,29 +54,36 @@ def peak(workload: dict[str, Any], batch: int, options: Mapping[str, Any]) -> di
     for _ in range(3):
         program.call()
     after = device.memory_stats()
-    if not before or not after:
+    if not before or not after or 'peak_bytes_in_use' not in after:  # as with some of JAX's allocators
         return {'needed': needed}
-    added = 0 if needed is None else needed['temporaries'] + needed['results']
     return {
         'needed': needed,
         'peak': after['peak_bytes_in_use'],
         'after compiling': before['peak_bytes_in_use'],
-        'expected': before['bytes_in_use'] + added,
+        'in use': before['bytes_in_use'],
     }
 
 
-def mode_errors(architecture: str, modes: Sequence[tuple[str, bool]]) -> list[float]:
-    """Return the largest relative difference of each mode's gradients from those of 'plain', in float32 'highest'."""
+def mode_errors(architecture: str, modes: Sequence[tuple[str, bool]]) -> dict[str, Any]:
+    """Compare the gradients of each mode with those of 'plain', in float32 'highest'.
+
+    Returns:
+        'errors': the `largest_distance` of each mode; 'noise': that of 'plain' with the images in another order.
+    """
     images, labels = batch_of(IMAGES, IMAGE_SIZE)
+    images = images.astype(np.float32)
     model = seeded_model(architecture)
 
     def gradients_of(abn_memory: str, remat: bool) -> Gradients:
         model.set_memory(abn_memory, remat)
-        return gradients(model, images.astype(np.float32), labels)
+        return gradients(model, images, labels)
 
     with jax.default_matmul_precision('highest'):
-        plain = gradients_of('plain', False)
-        return [largest_error(gradients_of(*mode), plain) for mode in modes]
+        plain, reversed_ = gradients(model, images, labels), gradients(model, images[::-1], labels[::-1])
+        return {
+            'errors': [largest_distance(gradients_of(*mode), plain) for mode in modes],
+            'noise': largest_distance(reversed_, plain),
+        }
 
 
 def time_program(

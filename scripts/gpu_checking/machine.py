@@ -3,11 +3,12 @@
 import importlib.util
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarking.processes import in_new_process
+from gpu_reporting.devices import plugin
 from gpu_reporting.fingerprint import versions
 
 from gpu_checking.records import CheckError
@@ -22,10 +23,14 @@ PACKAGES = (
 PIP = {'timm': 'pip install timm torch', 'torch': 'pip install timm torch', 'jax_resnet': 'pip install jax-resnet'}
 JOBS = 'gpu_checking.jobs'  # the module whose functions run in new processes
 SECONDS = 300  # after which JAX is considered hung, as with a broken driver
+ROOM = 24e9  # bytes of a device on which several parts can run at the same time
+# Variables that change what is measured. Those of folders and of the platform do not.
+VARIABLES = ('XLA_', 'JAX_', 'NVIDIA_TF32_OVERRIDE', 'CUDA_')
+IGNORED = ('JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR', 'CUDA_HOME', 'CUDA_VERSION', 'CUDA_PATH')
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return platform, device, devices, memory_bytes, runtime, driver, versions and commit.
+    """Return platform, device, devices, memory_bytes, runtime, driver, compute_mode, versions, variables and commit.
 
     JAX starts in another process, so that this one takes no memory of the device.
 
@@ -35,13 +40,23 @@ def describe_machine() -> dict[str, Any]:
     """
     found = in_new_process('about', {}, None, {}, JOBS, limit=SECONDS)
     if found['platform'] == 'cpu' and os.environ.get('JAX_PLATFORMS') != 'cpu':
-        raise CheckError(
-            "JAX sees no GPU: install its CUDA plugin, pip install 'jax[cuda12]' or 'jax[cuda13]', or run "
-            'make gpu-check; JAX_PLATFORMS=cpu tries the check without one'
+        installed = plugin()
+        remedy = (
+            "install its CUDA plugin, pip install 'jax[cuda12]' or 'jax[cuda13]', or run make gpu-check"
+            if installed is None
+            else f'its plugin {installed} is installed but finds none; what it says is printed above, and nvidia-smi '
+            'shows the driver and the GPUs'
         )
+        raise CheckError(f'JAX sees no GPU: {remedy}; JAX_PLATFORMS=cpu tries the check without one')
     return {
         **found,
-        'driver': _driver(),
+        'driver': _asked('driver_version'),
+        'compute_mode': _asked('compute_mode'),
+        'variables': {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(VARIABLES) and name not in IGNORED
+        },
         'versions': {'tresnet_jax': __version__, **versions(PACKAGES)},
         'commit': _commit(),
     }
@@ -59,8 +74,14 @@ def missing_packages(names: Sequence[str]) -> list[str]:
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-def _driver() -> str:
-    first = _output('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader').partition('\n')[0]
+def has_room_for_several(about: Mapping[str, Any]) -> bool:
+    """Return whether several processes can use the device of `describe_machine` at the same time."""
+    return (about.get('memory_bytes') or 0) >= ROOM and 'Exclusive' not in about.get('compute_mode', '')
+
+
+def _asked(what: str) -> str:
+    """Return what nvidia-smi says about the first GPU."""
+    first = _output('nvidia-smi', f'--query-gpu={what}', '--format=csv,noheader').partition('\n')[0]
     return first or 'unavailable: nvidia-smi does not answer'
 
 

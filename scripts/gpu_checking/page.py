@@ -32,7 +32,10 @@ def _head(report: Report) -> Iterator[str]:
     versions = ', '.join(f'{name} {version}' for name, version in about.get('versions', {}).items())
     sizes = 'tiny' if report.settings.get('tiny') else report.settings.get('level')
     yield f'* sizes: {sizes}\n* driver: {about.get("driver")}\n* runtime: {about.get("runtime")}'
-    yield f'* commit: {about.get("commit")}\n* versions: {versions}\n'
+    yield f'* commit: {about.get("commit")}\n* versions: {versions}'
+    if variables := about.get('variables'):
+        yield f'* environment: {" ".join(f"{name}={value}" for name, value in variables.items())}'
+    yield ''
 
 
 def _summary(report: Report) -> Iterator[str]:

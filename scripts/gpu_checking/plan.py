@@ -1,10 +1,10 @@
 """The parts of the check and their shares of the time."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from gpu_checking import autotuning, determinism, memory, parity, speed, training
+from gpu_checking import autotuning, determinism, largest, memory, parity, speed, training
 from gpu_checking.records import Finding
 from gpu_checking.sizes import Level, Sizes
 
@@ -19,35 +19,41 @@ class Part:
         title: for the page.
         run: yields findings, the most important first; the process is ended when its time is over. It may write into
             the folder.
-        share: of the time of the whole check. Time that a part does not use goes to later parts.
-        quick_share: the same for `quick`; 0: left out there, because starting its processes takes too long.
+        shares: of the time of each level. Time that a part does not use goes to later parts. 0: the level has no time
+            for it.
         needs: optional packages without which the whole part is left out, by the names they are imported by.
         on_device: its own process computes on the device. Otherwise only those that it starts do, and it must take no
             memory of the device from them.
+        together: it times nothing and needs little memory, and may run at the same time as other such parts. Compiling
+            takes most of its time, on few cores.
     """
 
     title: str
     run: Run
-    share: float
-    quick_share: float
+    shares: Mapping[Level, float]
     needs: tuple[str, ...] = ()
     on_device: bool = False
+    together: bool = False
 
-    def share_of(self, level: Level) -> float:
-        """Return the share of the time of a level."""
-        return self.quick_share if level == 'quick' else self.share
+
+def _shares(quick: float, default: float, full: float) -> dict[Level, float]:
+    return {'quick': quick, 'default': default, 'full': full}
 
 
 PARTS: dict[str, Part] = {
-    'parity': Part('Parity with timm', parity.run, 0.2, 0.3, on_device=True),
-    'memory': Part('Memory', memory.run, 0.18, 0.2),
-    'speed': Part('Speed', speed.run, 0.26, 0.3, on_device=True),
-    'determinism': Part('Determinism', determinism.run, 0.12, 0),
-    'training': Part('A real training', training.run, 0.1, 0.2, needs=('grain', 'orbax', 'tensorboardX')),
-    'autotuning': Part('Autotuning', autotuning.run, 0.14, 0),
-}
+    'parity': Part('Parity with timm', parity.run, _shares(0.2, 0.16, 0.12), on_device=True, together=True),
+    'memory': Part('Memory', memory.run, _shares(0.2, 0.18, 0.12), together=True),
+    'speed': Part('Speed', speed.run, _shares(0.4, 0.32, 0.3), on_device=True),
+    'determinism': Part('Determinism', determinism.run, _shares(0, 0.1, 0.08), together=True),
+    'training': Part(
+        'A real training', training.run, _shares(0.2, 0.08, 0.06), needs=('grain', 'orbax', 'tensorboardX'),
+        together=True,
+    ),
+    'autotuning': Part('Autotuning', autotuning.run, _shares(0, 0.16, 0.14)),
+    'largest': Part('Largest batches', largest.run, _shares(0, 0, 0.18)),
+}  # fmt: skip
 
 
 def parts_of(level: Level) -> list[str]:
     """Return the names of the parts of a level."""
-    return [name for name, part in PARTS.items() if part.share_of(level) > 0]
+    return [name for name, part in PARTS.items() if part.shares[level] > 0]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from tresnet_jax.files import read_json, save_text
 
 SCHEMA = 1  # of gpu_check.json; raised by a change that readers must know about
 
-FINISHED, OUT_OF_TIME, FAILED, LEFT_OUT = 'finished', 'out of time', 'failed', 'left out'
+FINISHED, OUT_OF_TIME, UNFINISHED = 'finished', 'out of time', 'not finished'
+FAILED, LEFT_OUT = 'failed', 'left out'
 Value = float | int | str | None
 
 
@@ -44,7 +46,8 @@ class PartResult:
 
     Attributes:
         part: its name, a key of `plan.PARTS`.
-        status: FINISHED, OUT_OF_TIME (the findings are those made before), FAILED or LEFT_OUT.
+        status: FINISHED, OUT_OF_TIME (the findings are those made before), UNFINISHED (the same, while it runs; the
+            whole check was ended if it stays so), FAILED or LEFT_OUT.
         message: why, unless it finished.
         seconds: how long it took.
         findings: the rows of its tables.
@@ -114,6 +117,13 @@ def read_report(path: Path) -> Report:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckError(f'{path}: not a gpu_check.json that gpu_check.py wrote ({reason(error)})') from None
     return Report(about, settings, {result.part: result for result in results})
+
+
+def last_error(printed: str) -> str:
+    """Return the line of a program's standard error that names its error; JAX adds lines of its own after it."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r'(error:|[\w.]*(Error|Exception|Interrupt)\b)', line)]
+    return (named or lines or ['it failed'])[-1][:300]
 
 
 def findings_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Finding, ...]:

@@ -17,6 +17,7 @@ from benchmarking.sides import Workload
 
 import tresnet_jax
 from gpu_checking import kernels, rates
+from gpu_checking.attempts import attempt
 from gpu_checking.machine import JOBS, missing_packages, pip_line
 from gpu_checking.models import seeded_workload
 from gpu_checking.programs import compile_program, work_of
@@ -36,13 +37,13 @@ TITLES = {
 # contender takes long to compile, and the first table should be there even if the time is short.
 CONTENDING = {
     'main': {
-        'inference': ('ours', 'ours-folded', 'timm-channels-last', 'jax-resnet'),
         'train': ('ours', 'timm-channels-last', 'jax-resnet'),
+        'inference': ('ours-folded', 'ours', 'timm-channels-last', 'jax-resnet'),
     },
     'modes': {'train': ('ours', 'ours-inplace', 'ours-lean', 'ours-recompute', 'ours-remat')},
     'timm': {
-        'inference': ('ours-folded', 'timm-eager', 'timm-channels-last', 'timm-compile'),
         'train': ('ours', 'timm-eager', 'timm-channels-last', 'timm-compile'),
+        'inference': ('ours-folded', 'timm-eager', 'timm-channels-last', 'timm-compile'),
     },
 }
 OURS = {'inference': 'ours-folded', 'train': 'ours'}  # whose bound is counted
@@ -57,19 +58,22 @@ class Rates:
 
 
 def run(sizes: Sizes, folder: Path) -> Iterator[Finding]:
-    """Yield the rates of the device, then per dtype and batch the speeds and the bound, then scaling and kernels."""
+    """Yield the rates of the device, then the speeds and the bound of each case.
+
+    The longest kernels follow the cases of the first model, whose kernels are then tuned, and scaling follows them.
+    """
     yield from left_out()
     measured = Rates(
         rates.bandwidth(sizes.stream_bytes, sizes.turn_seconds),
         {dtype: rates.arithmetic(sizes.product_edge, dtype, sizes.turn_seconds) for dtype in sizes.dtypes},
     )
     yield from rate_findings(measured)
-    first, *others = ordered_cases(sizes)
-    yield from time_case(sizes, folder, first, measured)
-    yield from profile(folder, sizes)
-    yield from scaling(folder, sizes)
-    for case in others:
-        yield from time_case(sizes, folder, case, measured)
+    cases = list(ordered_cases(sizes))
+    for place, case in enumerate(cases):
+        yield from attempt(TITLES[case.contenders], case.name, time_case(sizes, folder, case, measured))
+        if place + 1 == len(CONTENDING['main']):
+            yield from attempt(KERNELS, 'all', profile(folder, sizes))
+            yield from attempt(SCALING, 'all', scaling(folder, sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +92,16 @@ class Case:
 
 
 def ordered_cases(sizes: Sizes) -> Iterator[Case]:
-    """Yield all cases, the most important first: each table for the first batch, then the first for other batches."""
+    """Yield all cases, the most important first: by dtype the first table, the other tables and the other batches."""
     batches = {'train': sizes.train_batches, 'inference': sizes.infer_batches}
-    for which in sizes.contenders:
-        for dtype in sizes.dtypes:
-            for what in CONTENDING[which]:
-                for model in sizes.models:
+    for dtype in sizes.dtypes:
+        for which in sizes.contenders:
+            for model in sizes.models:
+                for what in CONTENDING[which]:
                     yield Case(which, what, model, dtype, batches[what][0])
-    for place in range(1, max(map(len, batches.values()))):
-        for dtype in sizes.dtypes:
-            for what in (what for what, numbers in batches.items() if place < len(numbers)):
-                for model in sizes.models:
+        for place in range(1, max(map(len, batches.values()))):
+            for model in sizes.models:
+                for what in (what for what, numbers in batches.items() if place < len(numbers)):
                     yield Case('main', what, model, dtype, batches[what][place])
 
 
@@ -136,8 +139,7 @@ def time_case(sizes: Sizes, folder: Path, case: Case, measured: Rates) -> Iterat
         passed = False if name.startswith('ours') and not is_out_of_memory(message) else None
         yield Finding(TITLES[case.contenders], f'{case.name}: {name}', passed=passed, note=message)
     if case.contenders == 'main' and OURS[case.what] in seconds:
-        side = ours(workload, folded=case.what == 'inference')
-        yield bound(case, workload, side, seconds[OURS[case.what]], measured)
+        yield from attempt(BOUND, case.name, bound(case, workload, seconds[OURS[case.what]], measured))
 
 
 def contenders(case: Case, workload: Workload) -> list[Contender]:
@@ -155,11 +157,12 @@ def speeds(case: Case, seconds: dict[str, float]) -> Iterator[Finding]:
         yield Finding(TITLES[case.contenders], f'{case.name}: {name}', values)
 
 
-def bound(case: Case, workload: Workload, side: JaxSide, seconds: float, measured: Rates) -> Finding:
-    """Compile our program once more, which the compilation cache may spare, and compare its time with the bound."""
+def bound(case: Case, workload: Workload, seconds: float, measured: Rates) -> Iterator[Finding]:
+    """Compile our program once more, which the compilation cache spares, and compare its time with the bound."""
+    side = ours(workload, folded=case.what == 'inference')
     work = work_of(compile_program(side, workload, case.what, case.batch))
     values = rates.bound(work, seconds, measured.moving, measured.computing[case.dtype])
-    return Finding(BOUND, case.name, values, note='' if work else 'unavailable: this compiler counts nothing')
+    yield Finding(BOUND, case.name, values, note='' if work else 'unavailable: this compiler counts nothing')
 
 
 def scaling(folder: Path, sizes: Sizes) -> Iterator[Finding]:

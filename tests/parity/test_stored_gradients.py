@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarking.command import draw_weights
-from gpu_checking.models import batch_of, largest_error
+from gpu_checking.models import batch_of, largest_distance
 from gpu_checking.stored_gradients import IMAGE_SIZE, IMAGES, NETWORKS, sampled, stored_gradients
 
 from convert.golden import timm_model
@@ -20,4 +20,4 @@ def test_stored_gradients(name):
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
     theirs = {key: value.grad.numpy() for key, value in model.named_parameters()}
     ours, _ = stored_gradients(name)
-    assert largest_error(ours, sampled(theirs)) < TRAINING
+    assert largest_distance(sampled(theirs), ours) < TRAINING

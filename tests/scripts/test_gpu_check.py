@@ -13,11 +13,12 @@ from typing import Any
 import gpu_python
 import jax
 import pytest
+from benchmarking.processes import TRACEBACKS
 from gpu_checking import child, command, machine, page, parity, plan, runner, speed
 from gpu_checking.charts import draw
 from gpu_checking.comparison import comparison
 from gpu_checking.records import CheckError, Finding, PartResult, Report, read_report
-from gpu_checking.sizes import BY_SIZE, TINY, sizes_of
+from gpu_checking.sizes import BY_SIZE, SECONDS, TINY, sizes_of
 
 from tests.helpers.paths import FILES
 from tresnet_jax.variants import ARCHITECTURES
@@ -62,21 +63,31 @@ def fake_child(tmp_path, monkeypatch) -> None:
 
 
 def test_a_part_that_finishes(fake_child, tmp_path):
-    found = runner.run_part('parity', {'level': 'quick', 'tiny': True}, 30, tmp_path)
+    (found,) = runner.run_parts(['parity'], {'level': 'quick', 'tiny': True}, 30, tmp_path)
     assert (found.status, found.message, found.findings[0].name) == ('finished', '', 'first')
     assert 'started {"level": "quick", "tiny": true}' in (tmp_path / 'logs' / 'parity.log').read_text()
 
 
-def test_a_part_that_runs_out_of_time(fake_child, tmp_path):
-    """It is stopped with the processes that it started, and what it found counts."""
+def test_a_part_that_runs_out_of_time(fake_child, tmp_path, monkeypatch):
+    """It is stopped with the processes that it started, and what it found counts. Others finish meanwhile."""
+    monkeypatch.setattr(runner, 'SAVE_SECONDS', 0.1)
     began = time.monotonic()
-    found = runner.run_part('memory', {}, 2, tmp_path)
+    *before, found = runner.run_parts(['parity', 'memory'], {}, 2, tmp_path)
     assert time.monotonic() - began < 30
     assert (found.status, found.message, len(found.findings)) == ('out of time', 'stopped after 2 s', 1)
-    pid = found.findings[0].values['pid']
-    deadline = time.monotonic() + 10
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert not is_alive(found.findings[0].values['pid'])
+    ended = [(one.part, one.status) for one in before if one.status != 'not finished']
+    assert ended == [('parity', 'finished')]
+    running = {one.part: one for one in before if one.status == 'not finished'}
+    assert running['memory'].findings[0].name == 'first' and not command.is_measured(running['memory'])
+
+
+def test_processes_end_with_the_command(fake_child, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, 'SAVE_SECONDS', 0.1)
+    parts = runner.run_parts(['memory'], {}, 60, tmp_path)
+    while (pid := next(parts).findings[0].values['pid']) is None:
+        pass
+    parts.close()
     assert not is_alive(pid)
 
 
@@ -89,31 +100,45 @@ def is_alive(pid) -> bool:
 
 
 def test_a_part_that_dies(fake_child, tmp_path):
-    found = runner.run_part('speed', {}, 30, tmp_path)
+    (found,) = runner.run_parts(['speed'], {}, 30, tmp_path)
     assert found.status == 'failed' and 'exit code -6; see' in found.message
     assert found.findings[0].passed and found.failures == [found.message]
 
 
 def test_a_part_without_its_packages(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, 'missing_packages', lambda names: [name for name in names if name != 'grain'])
-    found = runner.run_part('training', {}, 30, tmp_path)
+    (found,) = runner.run_parts(['training'], {}, 30, tmp_path)
     assert found.status == 'left out' and not found.failures
     assert found.message == "orbax, tensorboardX are not installed: pip install 'tresnet_jax[train]'"
 
 
 def test_time_that_a_part_leaves_goes_to_the_next(monkeypatch):
-    for level in ('quick', 'default'):
-        assert sum(part.share_of(level) for part in plan.PARTS.values()) == pytest.approx(1)
-    monkeypatch.setattr(
-        runner, 'PARTS', {name: plan.Part('', parity.run, share, 0.5) for name, share in SHARES.items()}
-    )
-    assert runner.limit_of(['a', 'b', 'c'], 600, 'default') == pytest.approx(120)
-    assert runner.limit_of(['b', 'c'], 300, 'full') == pytest.approx(300 * 0.3 / 0.8)
-    assert runner.limit_of(['b', 'c'], 300, 'quick') == 150
-    assert runner.limit_of(['c'], 50, 'default') == 50
+    for level in SECONDS:
+        assert sum(part.shares[level] for part in plan.PARTS.values()) == pytest.approx(1)
+    parts = {name: plan.Part('', parity.run, {'quick': 0.5, 'default': share}) for name, share in SHARES.items()}
+    monkeypatch.setattr(runner, 'PARTS', parts)
+    assert runner.limit_of([['a'], ['b'], ['c']], 600, 'default') == pytest.approx(120)
+    assert runner.limit_of([['a', 'b'], ['c']], 600, 'default') == pytest.approx(300)
+    assert runner.limit_of([['b'], ['c']], 300, 'default') == pytest.approx(300 * 0.3 / 0.8)
+    assert runner.limit_of([['b'], ['c']], 300, 'quick') == 150
+    assert runner.limit_of([['c']], 50, 'default') == 50
 
 
-def test_the_process_of_a_part(monkeypatch, tmp_path):
+def test_parts_that_run_at_the_same_time():
+    """Those that time nothing, if the device has room for them."""
+    names = plan.parts_of('default')
+    assert runner.stages_of(names, False) == [[name] for name in names]
+    together = ['parity', 'memory', 'determinism', 'training']
+    assert runner.stages_of(names, True) == [together, ['speed'], ['autotuning']]
+    assert runner.stages_of(['speed', 'memory'], True) == [['memory'], ['speed']]
+    assert runner.stages_of(['speed'], True) == [['speed']] and runner.stages_of([], True) == []
+    large, small = ABOUT | {'compute_mode': 'Default'}, ABOUT | {'memory_bytes': 8 * 10**9}
+    assert machine.has_room_for_several(large) and not machine.has_room_for_several(small)
+    assert not machine.has_room_for_several(large | {'compute_mode': 'Exclusive_Process'})
+    assert not machine.has_room_for_several({'memory_bytes': None})
+
+
+def test_the_process_of_a_part(monkeypatch, tmp_path, capsys):
     """Each finding is in the file before the next is looked for, and after an error."""
     out = tmp_path / 'result.json'
 
@@ -123,16 +148,19 @@ def test_the_process_of_a_part(monkeypatch, tmp_path):
         assert len(json.loads(out.read_text())['findings']) == 1
         raise RuntimeError('no such\nkernel')
 
-    monkeypatch.setitem(plan.PARTS, 'parity', plan.Part('', run, 1, 1))
+    monkeypatch.setitem(plan.PARTS, 'parity', plan.Part('', run, {}))
+    monkeypatch.setenv(TRACEBACKS, '1')
     child.main('parity', '{"level": "default", "tiny": true}', str(tmp_path), str(out))
     document = json.loads(out.read_text())
     assert (document['status'], document['message']) == ('failed', 'RuntimeError: no such kernel')
     assert document['findings'] == [dataclasses.asdict(FOUND)]
+    printed = capsys.readouterr()
+    assert f's  {FOUND.group}: {FOUND.name}' in printed.out and "raise RuntimeError('no such" in printed.err
 
 
 @pytest.mark.parametrize('part', [*plan.PARTS])
 def test_who_takes_the_device(part, tmp_path, monkeypatch):
-    """Only 'parity' and 'speed' compute in the process of the part itself, and then leave memory to others."""
+    """Only 'parity' and 'speed' compute in the process of the part itself. All but two leave memory to others."""
 
     config: Any = jax.config  # its attributes are defined at run time
     before = config.jax_platforms
@@ -149,10 +177,12 @@ def test_who_takes_the_device(part, tmp_path, monkeypatch):
         config.update('jax_platforms', before)
     found = json.loads((tmp_path / 'result.json').read_text())['findings'][0]['values']['platforms']
     environment = runner.environment(changed, tmp_path, str(tmp_path))
-    if part in ('parity', 'speed'):
-        assert found == 'cuda,cpu' and environment['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
+    assert found == ('cuda,cpu' if part in ('parity', 'speed') else 'cpu')
+    assert environment.get('JAX_PLATFORMS') == os.environ.get('JAX_PLATFORMS') and environment[TRACEBACKS]
+    if part in ('autotuning', 'largest'):
+        assert 'XLA_PYTHON_CLIENT_PREALLOCATE' not in environment
     else:
-        assert found == 'cpu' and environment.get('JAX_PLATFORMS') == os.environ.get('JAX_PLATFORMS')
+        assert environment['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
 
 
 # The command line, with fake parts.
@@ -163,11 +193,12 @@ def ran(monkeypatch) -> list[str]:
     """The names of the parts that ran; every part finishes, and 'speed' has a check that fails."""
     names: list[str] = []
 
-    def run_part(name, settings, limit, out):
-        names.append(name)
-        return result(name, dataclasses.replace(FOUND, passed=name != 'speed'))
+    def run_parts(parts, settings, limit, out):
+        for name in parts:
+            names.append(name)
+            yield result(name, dataclasses.replace(FOUND, passed=name != 'speed'))
 
-    monkeypatch.setattr(command, 'run_part', run_part)
+    monkeypatch.setattr(command, 'run_parts', run_parts)
     monkeypatch.setattr(command, 'describe_machine', lambda: ABOUT)
     monkeypatch.setattr(command, 'draw', lambda report, out: [])
     return names
@@ -178,14 +209,14 @@ def test_resuming(ran, tmp_path, monkeypatch, capsys):
     assert command.main([*out, '--only', 'parity', 'memory']) == 0
     assert ran == ['parity', 'memory']
     assert command.main(out) == 1, 'a check of speed fails'
-    assert ran[2:] == ['speed', 'determinism', 'training', 'autotuning']
+    assert ran[2:] == ['determinism', 'training', 'speed', 'autotuning']
     captured = capsys.readouterr()
     assert 'failed: speed: row' in captured.err and 'speed: finished, 0 passed, 1 failed, 1 s' in captured.out
     assert command.main(out) == 1 and len(ran) == 6, 'it still fails, and nothing runs again'
     assert command.main([*out, '--again', '--only', 'memory']) == 1 and ran[6:] == ['memory']
     document = json.loads((tmp_path / 'out' / 'gpu_check.json').read_text())
     assert document['schema'] == 1 and document['about'] == ABOUT
-    assert [row['part'] for row in document['parts']] == [*plan.PARTS]
+    assert [row['part'] for row in document['parts']] == plan.parts_of('default')
     monkeypatch.setattr(command, 'describe_machine', lambda: ABOUT | {'memory_bytes': 5})
     assert command.main(out) == 1 and len(ran) == 7
     monkeypatch.setattr(command, 'describe_machine', lambda: ABOUT | {'commit': 'def'})
@@ -205,11 +236,11 @@ def number(request):
 def test_signals(number, ran, tmp_path, monkeypatch, capsys):
     """They end the part that is running too, as Ctrl-C does; afterwards they do what they did before."""
 
-    def run_part(*arguments):
+    def run_parts(*arguments):
         assert signal.getsignal(number) is signal.default_int_handler
         signal.raise_signal(number)
 
-    monkeypatch.setattr(command, 'run_part', run_part)
+    monkeypatch.setattr(command, 'run_parts', run_parts)
     assert command.main(['--out', str(tmp_path)]) == 1
     assert 'to resume' in capsys.readouterr().err and signal.getsignal(number) == signal.SIG_DFL
 
@@ -219,11 +250,11 @@ def test_ignored_signals_stay_ignored(number, ran, tmp_path, monkeypatch):
     signal.signal(number, signal.SIG_IGN)
     handlers = []
 
-    def run_part(name, *arguments):
+    def run_parts(names, *arguments):
         handlers.append(signal.getsignal(number))
-        return result(name)
+        return map(result, names)
 
-    monkeypatch.setattr(command, 'run_part', run_part)
+    monkeypatch.setattr(command, 'run_parts', run_parts)
     assert command.main(['--out', str(tmp_path)]) == 0
     assert {*handlers, signal.getsignal(number)} == {signal.SIG_IGN}
 
@@ -239,10 +270,17 @@ def test_parts_that_run_again():
 
 def test_levels(ran, tmp_path, monkeypatch):
     limits = []
-    monkeypatch.setattr(command, 'run_part', lambda name, settings, limit, out: limits.append(limit) or result(name))
+    monkeypatch.setattr(
+        command, 'run_parts', lambda names, settings, limit, out: limits.append(limit) or map(result, names)
+    )
     monkeypatch.setattr(command.time, 'monotonic', lambda: 0.0)
-    assert command.main(['--out', str(tmp_path / 'a'), '--quick', '--only', 'parity', 'training']) == 0
-    assert limits == pytest.approx([120 * 0.3 / 0.5, 120])
+    assert command.main(['--out', str(tmp_path / 'a'), '--quick', '--only', 'parity', 'speed']) == 0
+    assert limits == pytest.approx([240 * 0.2 / 0.6, 240])
+    assert command.main(['--out', str(tmp_path / 'b'), '--only', 'parity', '--minutes', '8.5']) == 0
+    assert limits[2:] == pytest.approx([510])
+    assert command.main(['--out', str(tmp_path / 'c'), '--only', 'parity', '--minutes', '0.1']) == 0
+    late = read_report(tmp_path / 'c' / 'gpu_check.json').parts['parity']
+    assert late.message.startswith('not started') and not command.is_measured(late) and len(limits) == 3
     assert set(BY_SIZE) == set(ARCHITECTURES) == set(sizes_of('default', False).architectures)
     assert sizes_of('full', True) == TINY != sizes_of('full', False)
 
@@ -266,7 +304,9 @@ def test_comparing(ran, tmp_path, capsys):
     ('flags', 'message'),
     [
         (['--quick', '--full'], 'give --quick or --full, not both'),
-        (['--quick', '--only', 'parity', 'autotuning'], '--only autotuning: --quick has no time for it'),
+        (['--quick', '--only', 'parity', 'autotuning'], '--only autotuning: this level has no time for it; leave out'),
+        (['--only', 'largest'], '--only largest: this level has no time for it; use --full'),
+        (['--minutes', '0'], '--minutes must be positive, got 0'),
         (['--compare', 'absent.json'], 'absent.json: cannot be read as JSON'),
         (['--compare', str(FILES / 'gpu_program.hlo')], 'expected a gpu_check.json'),
     ],
@@ -290,23 +330,27 @@ def test_a_machine_without_a_gpu(monkeypatch):
     about = {key: ABOUT[key] for key in ('device', 'devices', 'memory_bytes', 'runtime')} | {'platform': 'cpu'}
     monkeypatch.setattr(machine, 'in_new_process', lambda *arguments, limit: about)
     monkeypatch.setattr(machine, '_output', lambda *words: '')
+    monkeypatch.setenv('XLA_FLAGS', '--xla_flag')
     found = machine.describe_machine()  # the tests run with JAX_PLATFORMS=cpu
+    assert found['variables']['XLA_FLAGS'] == '--xla_flag' and 'JAX_PLATFORMS' not in found['variables']
     assert found['driver'].startswith('unavailable') and found['commit'].startswith('unavailable')
     assert found['versions']['jax'] == jax.__version__
     monkeypatch.delenv('JAX_PLATFORMS')
-    with pytest.raises(CheckError, match='JAX sees no GPU'):
-        machine.describe_machine()
+    for plugin, remedy in ((None, 'install its CUDA plugin'), ('xla_cuda13', 'xla_cuda13 is installed but finds none')):
+        monkeypatch.setattr(machine, 'plugin', lambda plugin=plugin: plugin)
+        with pytest.raises(CheckError, match=f'JAX sees no GPU: .*{remedy}'):
+            machine.describe_machine()
 
 
 def test_the_environment_of_a_driver(monkeypatch):
     monkeypatch.delenv('JAX_PLATFORMS')
     line = '| NVIDIA-SMI 570.86    Driver Version: 570.86    CUDA Version: {}     |'
     found = [gpu_python.extra_for(line.format(version), '9.0') for version in ('12.8', '13.0')]
-    assert found == ['cuda12,train', 'cuda13,train']
+    assert found == ['cuda12', 'cuda13']
     newer = '| NVIDIA-SMI 595.1    KMD Version: 595.1    CUDA UMD Version: 13.2     |'
-    assert gpu_python.extra_for(newer, '7.5\n12.0') == 'cuda13,train'
-    assert gpu_python.extra_for(newer, '9.0\n7.0\n') == 'cuda12,train', 'CUDA 13 has no code for a V100'
-    assert gpu_python.extra_for(newer, 'Field "compute_cap" is not a valid field to query.') == 'cuda13,train'
+    assert gpu_python.extra_for(newer, '7.5\n12.0') == 'cuda13'
+    assert gpu_python.extra_for(newer, '9.0\n7.0\n') == 'cuda12', 'CUDA 13 has no code for a V100'
+    assert gpu_python.extra_for(newer, 'Field "compute_cap" is not a valid field to query.') == 'cuda13'
     for text in ('', line.format('11.4')):
         with pytest.raises(ValueError, match='install'):
             gpu_python.extra_for(text, '9.0')
@@ -321,27 +365,112 @@ def test_the_packages_that_it_needs():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_python_of_make(monkeypatch, tmp_path, capsys):
-    """The one that runs make if it can, else that of an environment, which is made once."""
-    folder, commands = tmp_path / 'env', []
-    able = {sys.executable}
-    monkeypatch.setattr(gpu_python, 'problem_of', lambda python: None if python in able else 'its JAX sees no GPU')
+NOTHING = gpu_python.Found("ModuleNotFoundError: No module named 'jax'")
+EVERYTHING = gpu_python.Found('')
+NO_TYRO = gpu_python.Found('', ('tyro', 'grain'), ('/opt/site-packages',))
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path) -> list[list[str]]:
+    """The commands that make the environment tmp_path / 'env', which then has everything; no package is installed."""
+    commands: list[list[str]] = []
+
+    def run(words, otherwise):
+        commands.append(words)
+        python = tmp_path / 'env' / 'bin' / 'python'
+        if 'venv' in words:
+            version = f'python{sys.version_info[0]}.{sys.version_info[1]}'
+            (tmp_path / 'env' / 'lib' / version / 'site-packages').mkdir(parents=True)
+            python.parent.mkdir()
+            python.touch()
+
+    monkeypatch.setattr(gpu_python, 'run', run)
     monkeypatch.setattr(gpu_python, 'nvidia_smi', lambda *flags: '' if flags else 'CUDA Version: 13.0')
     monkeypatch.delenv('JAX_PLATFORMS')
+    return commands
 
-    def run(words, **options):
-        commands.append(words)
-        able.add(str(folder / 'bin' / 'python'))
 
-    monkeypatch.setattr(gpu_python.subprocess, 'run', run)
-    assert gpu_python.main(folder) == 0 and capsys.readouterr().out == f'{sys.executable}\n' and not commands
-    able.clear()
-    assert gpu_python.main(folder) == 0 and capsys.readouterr().out == f'{folder / "bin" / "python"}\n'
-    assert [words[2] for words in commands] == ['venv', 'pip'] and commands[1][-1].endswith('[cuda13,train]')
-    able.clear()
+def looking_at(monkeypatch, this: gpu_python.Found, made: gpu_python.Found = EVERYTHING) -> None:
+    """Let `gpu_python` find this in the Python that runs it, and `made` in every other one."""
+    monkeypatch.setattr(gpu_python, 'look_at', lambda python: this if python == sys.executable else made)
+
+
+def test_the_python_that_runs_make(monkeypatch, tmp_path, capsys, installed):
+    looking_at(monkeypatch, gpu_python.Found('', ('grain',)))  # an optional package
+    assert gpu_python.main(tmp_path / 'env') == 0
+    assert capsys.readouterr().out == f'{sys.executable}\n' and not installed
+    monkeypatch.setattr(sys, 'version_info', (3, 10, 12))
+    assert gpu_python.main(tmp_path / 'env') == 1
+    assert 'this is Python 3.10, not 3.11 or newer: make gpu-check PYTHON=' in capsys.readouterr().err
+
+
+def test_an_environment_with_everything(monkeypatch, tmp_path, capsys, installed):
+    looking_at(monkeypatch, NOTHING)
+    assert gpu_python.main(tmp_path / 'env') == 0
+    captured = capsys.readouterr()
+    assert captured.out == f'{tmp_path / "env" / "bin" / "python"}\n' and "No module named 'jax'; using" in captured.err
+    venv, needed, optional = installed
+    assert 'venv' in venv and {'jax[cuda13]>=0.10,<0.13', 'optax>=0.2.5', 'tyro>=1.0.16'} <= set(needed)
+    assert {'grain>=0.2.18', 'matplotlib>=3.10.7'} <= set(optional)
+    assert gpu_python.main(tmp_path / 'env') == 0 and len(installed) == 3, 'it is made once'
+
+
+def test_an_environment_that_adds_packages(monkeypatch, tmp_path, capsys, installed):
+    """JAX is not installed a second time where one is that sees the GPU."""
+    looking_at(monkeypatch, NO_TYRO)
+    assert gpu_python.main(tmp_path / 'env') == 0
+    assert 'tyro is not installed; using' in capsys.readouterr().err
+    assert [words[-1] for words in installed[1:]] == ['tyro>=1.0.16', 'grain>=0.2.18']
+    (added,) = (tmp_path / 'env').rglob('gpu_check.pth')
+    assert added.read_text() == "import site; site.addsitedir('/opt/site-packages')\n"
+
+
+def test_packages_that_cannot_be_installed(monkeypatch, tmp_path, capsys, installed):
+    """As without a network: an error for those that are needed, and without the others it runs."""
+    failing = ['grain']
+    make = gpu_python.run
+
+    def run(words, otherwise):
+        make(words, otherwise)
+        if any(word.startswith(tuple(failing)) for word in words[-1:]):
+            raise ValueError(otherwise)
+
+    monkeypatch.setattr(gpu_python, 'run', run)
+    looking_at(monkeypatch, NO_TYRO)
+    assert gpu_python.main(tmp_path / 'env') == 0
+    assert 'without grain>=0.2.18: parts of the check are left out' in capsys.readouterr().err
+    failing.append('tyro')
+    (tmp_path / 'env').rename(tmp_path / 'before')
+    assert gpu_python.main(tmp_path / 'env') == 1
+    assert 'pip cannot install tyro>=1.0.16; without a network, PIP_NO_INDEX=1' in capsys.readouterr().err
+
+
+def test_a_python_without_its_packages_or_a_driver(monkeypatch, tmp_path, capsys, installed):
+    looking_at(monkeypatch, NO_TYRO, NO_TYRO)
+    assert gpu_python.main(tmp_path / 'env') == 1
+    assert capsys.readouterr().err.endswith(f'error: {tmp_path / "env"}: tyro is not installed\n')
     monkeypatch.setattr(gpu_python, 'nvidia_smi', lambda *flags: '')
-    assert gpu_python.main(folder) == 1
+    looking_at(monkeypatch, NOTHING, NOTHING)
+    assert gpu_python.main(tmp_path / 'absent') == 1
     assert 'nvidia-smi shows no driver' in capsys.readouterr().err
+
+
+def test_what_a_python_has(tmp_path):
+    found = gpu_python.look_at(sys.executable)  # the tests run with JAX_PLATFORMS=cpu
+    assert not found.problem and not found.needed and any(path.endswith('site-packages') for path in found.folders)
+    broken = tmp_path / 'python'
+    broken.write_text('#!/bin/sh\necho no such library >&2; exit 1\n')
+    broken.chmod(0o755)
+    assert gpu_python.look_at(str(broken)).problem == 'no such library'
+
+
+def test_requirements():
+    """Each package has one, so that none is installed in a version that does not work."""
+    assert gpu_python.requirements('dependencies')[0].startswith('jax>=')
+    assert 'matplotlib>=3.10.7' in gpu_python.requirements('train'), 'of the extra plot, which train includes'
+    for name in (*gpu_python.NEEDED, *gpu_python.OPTIONAL):
+        (text,) = gpu_python.requirements(gpu_python.ON_PYPI.get(name, name))
+        assert text.startswith(gpu_python.ON_PYPI.get(name, name))
 
 
 # The page and the charts.
