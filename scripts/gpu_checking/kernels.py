@@ -108,9 +108,11 @@ def _sums(planes: Sequence[Any]) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in streams or [line for plane in planes for line in plane.lines]:
         for event in line.events:
-            name = dict(event.stats).get(OP, event.name if streams else None)
+            name = dict(event.stats).get(OP)
             if name is not None:
-                found[str(name)] += event.duration_ns / 1e9
+                found[str(name).rpartition('::')[2]] += event.duration_ns / 1e9  # the innermost of nested ones
+            elif streams:
+                found[event.name] += event.duration_ns / 1e9
     return found
 
 
@@ -160,10 +162,11 @@ def layer_of(op_name: str, layers: Collection[str]) -> str:
 
 
 def rows(kernels: Iterable[Kernel]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and the figures of each kernel, for a table."""
+    """Yield the name and the figures of each kernel, for a table, and then those of all kernels of the program."""
+    kernels = list(kernels)
     for place, kernel in enumerate(kernels, start=1):
         yield (
-            f'{place}. {kernel.name}',
+            f'{place}. {kernel.name[:100]}',
             {
                 'layer': kernel.layer,
                 'operation': kernel.operation,
@@ -171,3 +174,4 @@ def rows(kernels: Iterable[Kernel]) -> Iterator[tuple[str, dict[str, Any]]]:
                 'share': kernel.share,
             },
         )
+    yield 'all kernels', {'ms': 1e3 * kernels[0].seconds / kernels[0].share, 'share': 1.0}

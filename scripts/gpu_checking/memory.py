@@ -9,9 +9,11 @@ from typing import Any
 
 from benchmarking.measures import ALONE
 from benchmarking.processes import JobError, in_new_process
+from gpu_reporting.program import Program
+from gpu_reporting.results import read_report
 from gpu_reporting.rows import memory_modes
 
-from gpu_checking.machine import JOBS
+from gpu_checking.machine import JOBS, ROOT
 from gpu_checking.models import seeded_workload
 from gpu_checking.parity import SIGN_CHANGE
 from gpu_checking.records import Finding
@@ -69,7 +71,14 @@ def peaks(folder: Path, name: str, sizes: Sizes) -> Iterator[Finding]:
             # A GPU may be too small for this batch, which is not a fault.
             yield Finding(PEAK, label, passed=None if error.out_of_memory else False, note=str(error))
             continue
-        yield peak_finding(label, found)
+        program = Program('train', name, batch, sizes.image_size, workload.dtype, abn_memory=abn_memory, remat=remat)
+        yield peak_finding(label, found, reported_bytes(program))
+
+
+def reported_bytes(program: Program) -> int | None:
+    """Return the temporaries in docs/gpu_report.json, for an H100 without autotuning; None if they are not there."""
+    rows = read_report(ROOT / 'docs' / 'gpu_report.json')['programs']
+    return next((row['figures']['temp_bytes'] for row in rows if Program(**row['program']) == program), None)
 
 
 def is_hidden(found: dict[str, Any]) -> bool:
@@ -77,10 +86,11 @@ def is_hidden(found: dict[str, Any]) -> bool:
     return 'peak' in found and found['after compiling'] >= found['peak']
 
 
-def peak_finding(label: str, found: dict[str, Any]) -> Finding:
-    """Return the row of a mode from what `jobs.peak` found."""
+def peak_finding(label: str, found: dict[str, Any], reported: int | None = None) -> Finding:
+    """Return the row of a mode from what `jobs.peak` found, beside the temporaries in docs/gpu_report.json."""
     needed = found['needed'] or {}
     values = {f'{what}, MB': value / 1e6 for what, value in needed.items()}
+    values |= {} if reported is None else {'temporaries in docs/gpu_report, MB': reported / 1e6}
     if 'peak' not in found:
         return Finding(PEAK, label, values, note='unavailable: this device does not count its memory')
     values['peak, MB'] = found['peak'] / 1e6

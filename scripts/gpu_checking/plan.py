@@ -43,13 +43,13 @@ def _shares(quick: float, default: float, full: float) -> dict[Level, float]:
 PARTS: dict[str, Part] = {
     'parity': Part('Parity with timm', parity.run, _shares(0.2, 0.16, 0.12), on_device=True, together=True),
     'memory': Part('Memory', memory.run, _shares(0.2, 0.18, 0.12), together=True),
-    'speed': Part('Speed', speed.run, _shares(0.4, 0.32, 0.3), on_device=True),
+    'speed': Part('Speed', speed.run, _shares(0.4, 0.36, 0.3), on_device=True),
     'determinism': Part('Determinism', determinism.run, _shares(0, 0.1, 0.08), together=True),
     'training': Part(
         'A real training', training.run, _shares(0.2, 0.08, 0.06), needs=('grain', 'orbax', 'tensorboardX'),
         together=True,
     ),
-    'autotuning': Part('Autotuning', autotuning.run, _shares(0, 0.16, 0.14)),
+    'autotuning': Part('Autotuning', autotuning.run, _shares(0, 0.12, 0.14)),
     'largest': Part('Largest batches', largest.run, _shares(0, 0, 0.18)),
 }  # fmt: skip
 

@@ -162,8 +162,10 @@ def environment(part: Part, out: Path, folder: str) -> dict[str, str]:
     """Return the environment variables of a part's process; what it and its processes leave behind is in `folder`."""
     # It imports the same code as this one, wherever that is.
     found = {**os.environ, 'PYTHONPATH': os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    # A part that was killed compiles less the next time.
-    found |= {'JAX_COMPILATION_CACHE_DIR': str((out / 'compiled').resolve()), 'TMPDIR': folder}
+    # A part that was killed compiles less the next time. Kernels that were chosen while other parts ran may be slow, so
+    # that parts that time something do not use them.
+    compiled = out / 'compiled' / ('together' if part.together else 'alone')
+    found |= {'JAX_COMPILATION_CACHE_DIR': str(compiled.resolve()), 'TMPDIR': folder}
     # The names of the layers are metadata: a program with them is another one. The lines of Python that called it are
     # metadata too, but would make another program of the same one.
     found |= {'JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY': 'true', 'JAX_TRACEBACK_IN_LOCATIONS_LIMIT': '0'}

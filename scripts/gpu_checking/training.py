@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from gpu_checking.machine import ROOT
 from gpu_checking.records import CheckError, Finding, last_error
@@ -35,19 +34,17 @@ def run(sizes: Sizes, folder: Path) -> Iterator[Finding]:
     cpu = [float(value) for value in json.loads(CPU_FILE.read_text(encoding='utf-8'))['accuracies'][: sizes.seeds]]
     found: list[float] = []
     for seed in range(len(cpu)):
-        accuracy, rate = train(folder / f'seed{seed}', seed, sizes.epochs)
-        found.append(accuracy)
-        yield verdict(found, cpu, rate, is_whole=sizes.epochs is None)
+        found.append(train(folder / f'seed{seed}', seed, sizes.epochs))
+        yield verdict(found, cpu, is_whole=sizes.epochs is None)
 
 
-def verdict(found: Sequence[float], cpu: Sequence[float], rate: float | None, *, is_whole: bool) -> Finding:
+def verdict(found: Sequence[float], cpu: Sequence[float], *, is_whole: bool) -> Finding:
     """Return the row of the last of the runs that are done: its accuracy, and the mean of all of them."""
     count = len(found)
     difference, bound = statistics.mean(found) - statistics.mean(cpu[:count]), MARGIN * (SEEDS / count) ** 0.5
     values = {
         'here': found[-1],
         'on a CPU': cpu[count - 1],
-        'images/s': rate,
         'mean difference so far': difference,
         'bound': bound if is_whole else None,
     }
@@ -57,10 +54,8 @@ def verdict(found: Sequence[float], cpu: Sequence[float], rate: float | None, *,
     return Finding(ACCURACY, name, values, passed=abs(difference) <= bound)
 
 
-def train(
-    workdir: Path, seed: int, epochs: float | None = None, environment: Mapping[str, str] = os.environ
-) -> tuple[float, float | None]:
-    """Run train.py on one device; return the final accuracy in percent, and the images per second of its last line.
+def train(workdir: Path, seed: int, epochs: float | None = None, environment: Mapping[str, str] = os.environ) -> float:
+    """Run train.py on one device; return the final accuracy in percent.
 
     Raises:
         CheckError: it failed.
@@ -75,16 +70,14 @@ def train(
     if done.returncode:
         raise CheckError(f'train.py: {last_error(done.stderr)}')
     records = read_records(workdir)
-    top1 = next(row['top1'] for row in reversed(records) if row['kind'] == 'eval')
-    speeds: list[Any] = [row.get('images_per_second') for row in records if row['kind'] == 'train']
-    return 100 * top1, speeds[-1] if speeds else None
+    return 100 * next(row['top1'] for row in reversed(records) if row['kind'] == 'eval')
 
 
 def write_cpu_accuracy() -> None:
     """Train on this machine's CPU and write `CPU_FILE`."""
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     with tempfile.TemporaryDirectory() as folder:
-        accuracies = [train(Path(folder) / str(seed), seed, environment=environment)[0] for seed in range(SEEDS)]
+        accuracies = [train(Path(folder) / str(seed), seed, environment=environment) for seed in range(SEEDS)]
     document = {'settings': SETTINGS, 'tresnet_jax': __version__, 'seeds': [*range(SEEDS)], 'accuracies': accuracies}
     save_text(CPU_FILE, json.dumps(document, indent=1) + '\n')
 

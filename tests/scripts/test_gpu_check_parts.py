@@ -36,6 +36,8 @@ def test_kernels_of_a_profile():
     assert first.seconds == pytest.approx(610e-6 / kernels.STEPS) and first.share == pytest.approx(610 / 860)
     assert (second.name, second.layer, second.operation) == ('loop_select_fusion', '', 'select_n')
     assert (third.name, third.layer) == ('wrapped_convert_1', 'conv1')
+    *_, (name, total) = kernels.rows([first, second])
+    assert name == 'all kernels' and total['ms'] == pytest.approx(0.86 / kernels.STEPS)
     with pytest.raises(ValueError, match='no kernels'):
         kernels.ranked(kernels.Counter(), {}, ())
 
@@ -105,6 +107,10 @@ def test_peaks():
     found = {'needed': needed, 'in use': 100, 'peak': 1050, 'after compiling': 300}
     assert memory.peak_finding('a', found).values['peak / expected'] == 1.05
     assert memory.peak_finding('a', found).passed
+    program = memory.Program('train', 'tresnet_m', 128, abn_memory='lean')
+    reported = memory.reported_bytes(program)
+    assert reported is not None and memory.reported_bytes(dataclasses.replace(program, batch=4)) is None
+    assert memory.peak_finding('a', found, reported).values['temporaries in docs/gpu_report, MB'] == reported / 1e6
     assert memory.peak_finding('a', found | {'peak': 1200}).passed is False
     assert memory.peak_finding('a', found | {'after compiling': 1050}).note.startswith('no verdict')
     for unknown in ({'needed': needed}, found | {'needed': None}):
@@ -201,12 +207,12 @@ def test_an_attempt_that_fails():
 def test_verdicts_of_a_training():
     """Each seed has one, because the time may not suffice for all; a mean of fewer may differ more."""
     cpu = [80.0, 82.0, 81.0]
-    assert training.verdict([82.5], cpu, None, is_whole=True).passed
-    assert training.verdict([82.5, 84.5], cpu, None, is_whole=True).passed is False
-    found = training.verdict([82.5, 82.0, 81.0], cpu, 9.0, is_whole=True)
+    assert training.verdict([82.5], cpu, is_whole=True).passed
+    assert training.verdict([82.5, 84.5], cpu, is_whole=True).passed is False
+    found = training.verdict([82.5, 82.0, 81.0], cpu, is_whole=True)
     assert found.passed and found.name == 'seed 2' and found.values['bound'] == training.MARGIN
     assert found.values['mean difference so far'] == pytest.approx(2.5 / 3)
-    assert training.verdict([0.0], cpu, None, is_whole=False).passed is None
+    assert training.verdict([0.0], cpu, is_whole=False).passed is None
 
 
 def test_errors_of_programs():
