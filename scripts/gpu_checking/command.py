@@ -18,7 +18,6 @@ from gpu_checking.plan import PARTS, parts_of
 from gpu_checking.records import (
     FINISHED,
     LEFT_OUT,
-    OUT_OF_TIME,
     UNFINISHED,
     CheckError,
     PartResult,
@@ -43,7 +42,7 @@ class GpuCheckArguments:
 
     Each part runs in its own process with a share of the time; what it has found by then counts. OUT/gpu_check.json and
     OUT/gpu_check.md are written every few seconds, and with Matplotlib charts at the end. The same command resumes:
-    parts that were measured with the same device, versions, variables, commit and level are not run again.
+    parts that finished with the same device, versions, variables, commit and level are not run again.
 
     With JAX_PLATFORMS=cpu the sizes are tiny: a trial of the check itself.
 
@@ -128,10 +127,11 @@ def check(arguments: GpuCheckArguments) -> int:
     seconds = SECONDS[level] if arguments.minutes is None else 60 * arguments.minutes
     stages = stages_of(waiting, has_room_for_several(about))
     while stages:
+        earlier = report.parts
         limit, names = limit_of(stages, seconds - (time.monotonic() - began), level), stages.pop(0)
         late = (PartResult(name, UNFINISHED, 'not started: no time was left', 0.0, ()) for name in names)
         for result in run_parts(names, settings, limit, arguments.out) if limit >= LEAST_SECONDS else late:
-            parts = report.parts | {result.part: result}
+            parts = report.parts | {result.part: result.after(earlier.get(result.part))}
             report = dataclasses.replace(report, parts={name: parts[name] for name in PARTS if name in parts})
             write_files(arguments.out, report, old, with_charts=False)
             if result.status != UNFINISHED:
@@ -160,10 +160,8 @@ def chosen_parts(only: Sequence[str] | None, level: Level) -> list[str]:
 
 
 def is_measured(result: PartResult | None) -> bool:
-    """Return whether a part need not run again. One that ran out of time with some findings would do so again."""
-    if result is None:
-        return False
-    return result.status in (FINISHED, LEFT_OUT) or (result.status == OUT_OF_TIME and bool(result.findings))
+    """Return whether a part need not run again. One that ran out of time gets further: it compiles less."""
+    return result is not None and result.status in (FINISHED, LEFT_OUT)
 
 
 def resumed(out: Path, fresh: Report) -> Report:

@@ -67,6 +67,14 @@ class PartResult:
             wrong.append(f'{self.part}: {self.message}, before it found anything')
         return wrong + ([self.message] if self.status == FAILED else [])
 
+    def after(self, earlier: 'PartResult | None') -> 'PartResult':
+        """Return this result with the rows of an earlier one that this one has not come to."""
+        if earlier is None or self.status in (FINISHED, LEFT_OUT):
+            return self
+        again = {(one.group, one.name) for one in self.findings}
+        kept = tuple(one for one in earlier.findings if (one.group, one.name) not in again)
+        return dataclasses.replace(self, findings=self.findings + kept)
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:

@@ -82,6 +82,14 @@ def test_a_part_that_runs_out_of_time(fake_child, tmp_path, monkeypatch):
     assert running['memory'].findings[0].name == 'first' and not command.is_measured(running['memory'])
 
 
+def test_the_next_part_waits_for_killed_processes(fake_child, tmp_path, monkeypatch):
+    """They hold memory of the device until they have ended."""
+    assert runner._is_alive(os.getpgid(0))
+    answers = [True, True, False]
+    monkeypatch.setattr(runner, '_is_alive', lambda group: answers.pop(0))
+    assert [one.status for one in runner.run_parts(['parity'], {}, 30, tmp_path)] == ['finished'] and not answers
+
+
 def test_processes_end_with_the_command(fake_child, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, 'SAVE_SECONDS', 0.1)
     parts = runner.run_parts(['memory'], {}, 60, tmp_path)
@@ -261,11 +269,42 @@ def test_ignored_signals_stay_ignored(number, ran, tmp_path, monkeypatch):
 
 def test_parts_that_run_again():
     assert not command.is_measured(None) and not command.is_measured(result(status='failed'))
-    assert command.is_measured(result()) and command.is_measured(result(status='out of time'))
+    assert command.is_measured(result()) and not command.is_measured(result(status='out of time'))
     stopped = PartResult('parity', 'out of time', 'stopped after 1 s', 1.0, ())
     assert not command.is_measured(stopped)
     assert stopped.failures == ['parity: stopped after 1 s, before it found anything']
     assert result(status='out of time').failures == []
+
+
+def test_rows_that_were_measured_before():
+    """They stay until they are measured again, unless the part finishes."""
+    first, second = FOUND, dataclasses.replace(FOUND, name='second')
+    better = dataclasses.replace(FOUND, values={})
+    before = result('speed', first, second, status='out of time')
+    for status in ('out of time', 'not finished', 'failed'):
+        now = result('speed', better, status=status)
+        assert now.after(before).findings == (better, second) and now.after(None) == now
+    assert result('speed', better).after(before).findings == (better,)
+
+
+def test_a_program_is_compiled_once(tmp_path):
+    """Where it is called from does not make it another one, and the names of its layers do."""
+    code = """
+import jax
+def call(name):
+    def run(x):
+        with jax.named_scope(name):
+            return x + 1
+    jax.clear_caches()
+    return jax.jit(run)(1.0)
+call('conv1')
+call('conv1')
+call('conv2')
+"""
+    environment = runner.environment(plan.PARTS['speed'], tmp_path, str(tmp_path))
+    environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_ENABLE_COMPILATION_CACHE': 'true'}
+    subprocess.run([sys.executable, '-c', code], env=environment, check=True)
+    assert len(list((tmp_path / 'compiled' / 'alone').glob('jit_run-*-cache'))) == 2
 
 
 def test_levels(ran, tmp_path, monkeypatch):
