@@ -193,6 +193,40 @@ def test_print_config(tmp_path, capsys):
     assert any('principal components' in what for what in origin['left_out'])
 
 
+@pytest.mark.parametrize(
+    'name, flags, dropped',
+    [
+        ('fashion_mosaics', '--loss bce', 'asl_gamma_pos'),
+        ('coco_asl', '--loss poly', 'asl_gamma_pos asl_reduction asl_focal_gradient'),
+        ('coco_asl', '--task classification --loss ce', 'asl_gamma_pos asl_reduction asl_focal_gradient target_format'),
+        ('resnet50d.a1_in1k', '--loss ce', 'bce_target_thresh'),
+        ('resnet50d.a1_in1k', '--opt sgd', 'opt_betas opt_eps opt_kwargs'),
+        ('resnet50d.ra2_in1k', '--opt=lion', 'opt_eps opt_kwargs'),
+        ('tresnet_m.miil_in21k', '--loss bce', 'semantic_tree'),
+        ('resnet50d.a1_in1k', '--opt lamb --lr 1e-3', ''),
+    ],
+)
+def test_another_loss_or_optimiser_than_the_recipes(name, flags, dropped):
+    """The recipe's options of its own loss and optimiser are dropped, and nothing else."""
+    config = command.resolve_arguments(['--recipe', name, *flags.split(), '--print-config']).config
+    config.check()
+    settings_of(config)
+    defaults, begun = TrainConfig(), recipe(name)
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in dropped.split():
+            assert getattr(config, field.name) == getattr(defaults, field.name), field.name
+        elif f'--{field.name}' not in flags:
+            assert getattr(config, field.name) == getattr(begun, field.name), field.name
+
+
+def test_an_option_of_the_recipes_loss_that_is_given_is_refused():
+    config = command.resolve_arguments(
+        '--recipe fashion_mosaics --loss bce --asl-gamma-pos 0 --print-config'.split()
+    ).config
+    with pytest.raises(TrainingError, match='--asl-gamma-pos 0.0: for --loss asl, not for bce'):
+        config.check()
+
+
 def tiny(config: TrainConfig, **options) -> TrainConfig:
     """Return a configuration with everything that a recipe says of training, on a tiny network and few images."""
     model = 'test_tresnet' if config.model.startswith('tresnet') else 'test_resnet'

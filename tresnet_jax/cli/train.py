@@ -24,6 +24,7 @@ from tresnet_jax.training.config import TrainConfig
 from tresnet_jax.training.devices import set_up
 from tresnet_jax.training.hosts import Hosts
 from tresnet_jax.training.links import Links
+from tresnet_jax.training.option_rules import replaced_details
 from tresnet_jax.training.preprocessing import open_images, with_images_of
 from tresnet_jax.training.provenance import load_provenance
 from tresnet_jax.training.recipes import OTHER_NAMES, RECIPES, find_recipe, recipe
@@ -159,6 +160,11 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
         description=f'{inspect.getdoc(TrainArguments)}\n\nRecipes: {", ".join([*RECIPES, *OTHER_NAMES])}.',
         pairs=True,
     )
+    if known.recipe:
+        given = {token.partition('=')[0].removeprefix('--').removeprefix('no-').replace('-', '_') for token in argv}
+        dropped = {name for name in replaced_details(arguments.config, base) if name not in given}
+        defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in dropped}
+        arguments = dataclasses.replace(arguments, config=dataclasses.replace(arguments.config, **defaults))
     return dataclasses.replace(arguments, config=_resumed_config(arguments, saved)) if saved and begun else arguments
 
 

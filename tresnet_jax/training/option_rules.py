@@ -23,18 +23,24 @@ class Use(NamedTuple):
         wanted: what a configuration must have for them, as text.
         holds: whether it has that; its argument is the configuration.
         has: what it has instead, as text; '' for nothing.
+        choice: the field that they are details of; '' if they are choices of their own.
     """
 
     names: tuple[str, ...]
     wanted: str
     holds: Callable[[Any], bool]
     has: Callable[[Any], str] = lambda config: ''
+    choice: str = ''
 
 
 def _loss(names: tuple[str, ...], *losses: str) -> Use:
     """Return the rule of options that only some losses have."""
     return Use(
-        names, f'--loss {" and ".join(losses)}', lambda config: config.loss_name in losses, lambda c: c.loss_name
+        names,
+        f'--loss {" and ".join(losses)}',
+        lambda config: config.loss_name in losses,
+        lambda c: c.loss_name,
+        'loss',
     )
 
 
@@ -78,8 +84,24 @@ USES = (
         '--task multilabel',
         lambda config: config.multilabel,
         lambda config: f'--task {config.task}',
+        'task',
     ),
 )
+OF_OPTIMIZER = ('opt_betas', 'opt_eps', 'opt_kwargs')  # each optimiser has its own
+
+
+def replaced_details(config: Any, recipe: Any) -> list[str]:
+    """Return the options that a recipe sets for its optimiser, loss or task, where a configuration has another one.
+
+    Args:
+        config: a TrainConfig that began as the recipe.
+        recipe: the TrainConfig of the recipe.
+    """
+    names = OF_OPTIMIZER if config.opt != recipe.opt else ()
+    for use in USES:
+        if use.choice and getattr(config, use.choice) != getattr(recipe, use.choice) and not use.holds(config):
+            names += use.names
+    return [name for name in names if getattr(config, name) == getattr(recipe, name)]
 
 
 def conflicts(config: Any, defaults: Any) -> Iterator[str]:
