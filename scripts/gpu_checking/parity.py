@@ -75,6 +75,7 @@ PRECISIONS = (
 def run(sizes: Sizes, folder: Path) -> Iterator[Finding]:
     """Yield one finding per network, precision and form: `FIRST` in each precision, then the others in each."""
     del folder
+    jax.local_devices()  # loads cuDNN before torch does, whose version may be too old for JAX
     torch_missing = missing_packages(('torch', 'timm'))
     if torch_missing:
         yield Finding(OUTPUTS, "torch's own error", note=f'left out: {pip_line(torch_missing)}')
