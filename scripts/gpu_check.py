@@ -1,7 +1,7 @@
 """Check this library on your GPU: parity, memory, speed, determinism, training, autotuning. Needs no network.
 
     python scripts/gpu_check.py                              # 10 minutes
-    python scripts/gpu_check.py --quick                      # 4 minutes
+    python scripts/gpu_check.py --quick                      # 2 minutes
     python scripts/gpu_check.py --full --compare OLD.json    # 40 minutes, and ratios to an earlier gpu_check.json
     python scripts/gpu_check.py --only speed --again
     JAX_PLATFORMS=cpu python scripts/gpu_check.py --quick    # a trial with small sizes, without a GPU

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 Level = Literal['quick', 'default', 'full']
-SECONDS: dict[str, float] = {'quick': 240.0, 'default': 600.0, 'full': 2400.0}  # of the whole check
+SECONDS: dict[str, float] = {'quick': 120.0, 'default': 600.0, 'full': 2400.0}  # of the whole check
 
 # By size, so that a part that runs out of time has checked the most.
 BY_SIZE = (

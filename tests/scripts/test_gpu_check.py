@@ -314,7 +314,7 @@ def test_levels(ran, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(command.time, 'monotonic', lambda: 0.0)
     assert command.main(['--out', str(tmp_path / 'a'), '--quick', '--only', 'parity', 'speed']) == 0
-    assert limits == pytest.approx([240 * 0.2 / 0.6, 240])
+    assert limits == pytest.approx([120 * 0.2 / 0.6, 120])
     assert command.main(['--out', str(tmp_path / 'b'), '--only', 'parity', '--minutes', '8.5']) == 0
     assert limits[2:] == pytest.approx([510])
     assert command.main(['--out', str(tmp_path / 'c'), '--only', 'parity', '--minutes', '0.1']) == 0
