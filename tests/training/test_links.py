@@ -119,7 +119,8 @@ holding.send(accepted.fileno(), b'hello', 5, 0)
 assert holding.recv(client.fileno(), buffer, 99, 0) == 5
 print('delivered', flush=True)
 if sys.argv[1] == 'lost':
-    client.shutdown(socket.SHUT_WR)
+    sys.setswitchinterval(60)  # the thread that listens does not get the lock between these calls
+    holding.shutdown(client.fileno(), socket.SHUT_WR)
     holding.sleep(60)
 """
 
