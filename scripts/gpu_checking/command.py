@@ -51,7 +51,7 @@ class GpuCheckArguments:
     """
 
     quick: bool = False
-    """Take 4 minutes instead of 10: fewer networks and batches."""
+    """Take 2 minutes instead of 10: fewer networks and batches."""
 
     full: bool = False
     """Take 40 minutes instead of 10: more networks and batches, and the largest batches."""
