@@ -127,9 +127,12 @@ def compare(name: str, precision: Precision, folded: bool, torchs: dict[str, flo
 
 def worst_of(rows: Sequence[Comparison], precision: Precision, torchs: dict[str, float]) -> Comparison:
     """Return the output whose error is the largest in proportion to its bound; NaN is the largest of all."""
-    return max(
-        rows, key=lambda row: math.inf if math.isnan(row.error) else row.error / bound_of(row, precision, torchs)
-    )
+    return max(rows, key=lambda row: excess(row.error, bound_of(row, precision, torchs)))
+
+
+def excess(error: float, bound: float) -> float:
+    """Return an error in proportion to its bound; infinity for NaN."""
+    return math.inf if math.isnan(error) else error / bound
 
 
 def bound_of(row: Comparison, precision: Precision, torchs: dict[str, float]) -> float:
@@ -176,7 +179,7 @@ def compare_gradients(name: str, precision: Precision) -> Iterator[Finding]:
     with jax.default_matmul_precision(precision.matmul):
         errors = distances(sampled(our_gradients(name, precision.dtype)), exact)
     bounds = gradient_bounds(noise, precision)
-    worst = max(errors, key=lambda key: math.inf if math.isnan(errors[key]) else errors[key] / bounds[key])
+    worst = max(errors, key=lambda key: excess(errors[key], bounds[key]))
     yield Finding(
         GRADIENTS,
         row_name(name, precision),

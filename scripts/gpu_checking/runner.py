@@ -99,17 +99,17 @@ def run_parts(names: Sequence[str], settings: Mapping[str, Any], limit: float, o
         limit: seconds after which the processes and those they started are killed.
         out: folder; the output goes to logs/NAME.log in it, compiled programs to compiled/.
     """
-    for name in names:
-        if missing := missing_packages(PARTS[name].needs):
-            yield PartResult(name, LEFT_OUT, pip_line(missing), 0.0, ())
     with contextlib.ExitStack() as stack:
         running: list[Running] = []
-        for name in (name for name in names if not missing_packages(PARTS[name].needs)):
-            # Processes that were killed may still hold files.
-            folder = tempfile.TemporaryDirectory(prefix='gpu_check', ignore_cleanup_errors=True)
-            stack.enter_context(folder)
-            running.append(_start(name, settings, folder, out))
         try:
+            for name in names:
+                if missing := missing_packages(PARTS[name].needs):
+                    yield PartResult(name, LEFT_OUT, pip_line(missing), 0.0, ())
+                    continue
+                # Processes that were killed may still hold files.
+                folder = tempfile.TemporaryDirectory(prefix='gpu_check', ignore_cleanup_errors=True)
+                stack.enter_context(folder)
+                running.append(_start(name, settings, folder, out))
             yield from _watch(running, limit)
         finally:
             for one in running:

@@ -13,7 +13,7 @@ from tresnet_jax.data.class_matching import ClassMatch, match_classes
 from tresnet_jax.data.images import warn_narrow_range
 from tresnet_jax.data.pipeline import eval_dataset, to_devices
 from tresnet_jax.data.sources import Source, check_channels, open_source
-from tresnet_jax.data.transforms import create_transform, height_width, resolve_data_config
+from tresnet_jax.data.transforms import OPTIONS, create_transform, height_width, resolve_data_config
 from tresnet_jax.errors import TrainingError
 from tresnet_jax.factory import create_model
 from tresnet_jax.hub.client import split_source
@@ -195,8 +195,7 @@ def _data_config(flags: InputFlags, model: ImageModel) -> dict[str, Any]:
     Raises:
         TrainingError: the flags do not suit one another or the model.
     """
-    names = ('crop_pct', 'crop_mode', 'interpolation', 'mean', 'std')
-    given = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    given = {name: value for name in OPTIONS if (value := getattr(flags, name)) is not None}
     if flags.image_size is not None:
         given['input_size'] = (model.in_chans, *height_width(flags.image_size, '--image-size'))
     try:

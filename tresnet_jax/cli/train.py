@@ -162,8 +162,8 @@ def resolve_arguments(argv: Sequence[str]) -> TrainArguments:
     )
     if known.recipe:
         given = {token.partition('=')[0].removeprefix('--').removeprefix('no-').replace('-', '_') for token in argv}
-        dropped = {name for name in replaced_details(arguments.config, base) if name not in given}
-        defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in dropped}
+        dropped = [name for name in replaced_details(arguments.config, base) if name not in given]
+        defaults = {name: getattr(TrainConfig(), name) for name in dropped}
         arguments = dataclasses.replace(arguments, config=dataclasses.replace(arguments.config, **defaults))
     return dataclasses.replace(arguments, config=_resumed_config(arguments, saved)) if saved and begun else arguments
 

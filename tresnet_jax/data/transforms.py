@@ -17,6 +17,7 @@ from tresnet_jax.data.images import MODES, pixels_of, planes
 from tresnet_jax.variants import IMAGENET, PretrainedConfig, pretrained_config
 
 CROP_MODES = ('center', 'squash', 'border')
+OPTIONS = ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')  # of `create_transform`, beside input_size
 INTERPOLATIONS = {
     name: Image.Resampling[name.upper()] for name in ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 }
@@ -96,8 +97,8 @@ class EvalTransform:
     @property
     def data_config(self) -> dict[str, Any]:
         """The arguments of `create_transform`, in the form of `resolve_data_config`."""
-        names = ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
-        return {'input_size': (self.channels, self.height, self.width)} | {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in OPTIONS}
+        return {'input_size': (self.channels, self.height, self.width), **values}
 
     def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """Return the prepared image.

@@ -10,12 +10,12 @@ import jax
 from tresnet_jax.data.pipeline import eval_dataset, to_devices, train_dataset
 from tresnet_jax.data.sources import Source
 from tresnet_jax.data.train_transforms import TrainTransform, create_train_transform
-from tresnet_jax.data.transforms import EvalTransform, create_transform
+from tresnet_jax.data.transforms import OPTIONS, EvalTransform, create_transform
 from tresnet_jax.errors import TrainingError, amount
 from tresnet_jax.options import LARGEST_INT, as_flag
 from tresnet_jax.training.batch_augment import minmax_edges
 from tresnet_jax.training.config import TrainConfig
-from tresnet_jax.training.preprocessing import FORMER_DEFAULTS, IMAGE_OPTIONS
+from tresnet_jax.training.preprocessing import FORMER_DEFAULTS
 
 UNREADABLE_FILE = 'unreadable.log'
 
@@ -44,7 +44,7 @@ def eval_data_config(config: TrainConfig) -> dict[str, Any]:
 
     The options IMAGE_OPTIONS must be set.
     """
-    values = {name: getattr(config, name) for name in IMAGE_OPTIONS[1:]}
+    values = {name: getattr(config, name) for name in OPTIONS}
     assert None not in values.values()
     return {'input_size': (config.channels, *config.height_width), **values}
 

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tresnet_jax.data.transforms import OPTIONS
 from tresnet_jax.training.config import TrainConfig
 
-IMAGE_OPTIONS = ('image_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+IMAGE_OPTIONS = ('image_size', *OPTIONS)
 # Fixed defaults of development versions of 0.1.0, which a config.json without these keys had.
 FORMER_DEFAULTS = {'image_size': 224, 'interpolation': 'bicubic', 'crop_pct': 0.875, 'crop_mode': 'center'}
 
