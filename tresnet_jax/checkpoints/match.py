@@ -5,17 +5,16 @@ Matching is strict: every leaf of the model is filled, and every tensor of the c
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
 
 from tresnet_jax.checkpoints import metadata
 from tresnet_jax.checkpoints.checkpoint import COUNTER, Checkpoint
-from tresnet_jax.checkpoints.heads import classes_of, decoder_of, foreign_classifier
-from tresnet_jax.checkpoints.identify import describe, head_key, identify, image_channels, split_weights, stem_key
+from tresnet_jax.checkpoints.identify import describe, identify, image_channels, split_weights, stem_key
+from tresnet_jax.checkpoints.kept_head import match_head
 from tresnet_jax.checkpoints.layouts import TimmState, to_timm
-from tresnet_jax.checkpoints.ml_decoder import Decoder
 from tresnet_jax.checkpoints.names import (
     FLOATS,
     flatten,
@@ -31,7 +30,7 @@ from tresnet_jax.errors import ConversionError, listing
 from tresnet_jax.models.base import ImageModel, Tree
 from tresnet_jax.models.build import ANY_HEAD, HeadOptions, build_model
 from tresnet_jax.models.initializers import ShapesOnly
-from tresnet_jax.variants import ARCHITECTURES, PretrainedConfig, family_of, split_name
+from tresnet_jax.variants import PretrainedConfig, family_of, split_name
 
 COPIED_CHANNELS = 64
 PROGRESS_FROM = 50_000_000  # bytes; smaller files convert within a second
@@ -129,7 +128,7 @@ def match(
 
     stored_channels = image_channels(tensors, architecture)
     channels, adapted = _adapt_stem(tensors, architecture, in_chans)
-    kept = _match_head(checkpoint, state, architecture, config, num_classes, head)
+    kept = match_head(checkpoint, state, architecture, config, num_classes, head)
     slope = state.abn_slope if abn_slope is None else abn_slope
     if slope is not None and family_of(architecture).default_slope is None:
         raise ConversionError(f'{checkpoint.path}: {architecture} has ReLUs; --abn-slope (abn_slope) is for TResNet')
@@ -221,82 +220,6 @@ def _adapt_stem(
         return in_file, ()
     tensors[key] = adapt_input(tensors[key], in_file, in_chans)
     return in_chans, ((key, f'{in_file} input channels to {in_chans}'),)
-
-
-class _Head(NamedTuple):
-    """The classifier that the trees will have.
-
-    Attributes:
-        num_classes: 0 without a classifier.
-        global_pool: 'catavgmax' if the classifier is twice as wide as the features, else None.
-        options: arguments of `build_model` for an ML-Decoder; empty for a linear layer.
-        in_file: the head of the checkpoint, 'linear' or 'ml_decoder', and its classes.
-        dropped: (key, why) of each tensor of the checkpoint's head that is dropped.
-    """
-
-    num_classes: int
-    global_pool: str | None
-    options: dict[str, Any]
-    in_file: tuple[str, int]
-    dropped: tuple[tuple[str, str], ...] = ()
-
-
-def _match_head(
-    checkpoint: Checkpoint,
-    state: TimmState,
-    architecture: str,
-    config: PretrainedConfig | None,
-    num_classes: int | None,
-    wanted: HeadOptions,
-) -> _Head:
-    """Decide whether the checkpoint's classifier is kept; if not, remove it from the tensors of `state`.
-
-    Raises:
-        ConversionError: `num_classes` is None, and the head is not timm's or has another number of classes than the
-            tag; or the metadata state another head.
-    """
-    tensors = state.tensors
-    weight, classes = tensors.get(f'{head_key(architecture)}.weight'), classes_of(tensors, architecture)
-    decoder = decoder_of(tensors, architecture)
-    kind = 'linear' if decoder is None else 'ml_decoder'
-    stated = state.metadata.get('head') or 'linear'
-    if state.layout == 'flax' and classes and stated != kind:
-        raise ConversionError(f'{checkpoint.path}: has the tensors of the head {kind!r}, but states {stated[:80]!r}')
-    foreign = state.head or foreign_classifier(tensors, architecture)
-    fits = identify(tensors) == (architecture, True)  # if the body does not fit, report that first
-    if num_classes is None and fits and foreign:
-        raise ConversionError(
-            f"{checkpoint.path}: has {foreign}, not {architecture}'s classifier; --drop-head (num_classes=0) converts "
-            'the body alone'
-        )
-    if num_classes is None and fits and classes and config is not None and config.num_classes != classes:
-        raise ConversionError(
-            f'{checkpoint.path}: has {classes} classes, but {config.name} has {config.num_classes}; to keep the '
-            f'classifier give --model {architecture} or --num-classes {classes} (num_classes={classes}), to drop it '
-            f'--drop-head (num_classes=0)'
-        )
-    other = classes > 0 and not _is_wanted(decoder, wanted)
-    if other or (num_classes is not None and (foreign or not num_classes or num_classes != classes)):
-        why = foreign or f'the file has {classes} classes, {num_classes} were requested'
-        why = 'another head was requested' if other and num_classes in (None, classes) else why
-        prefix = f'{family_of(architecture).head}.'
-        dropped = [key for key in tensors if key.startswith(prefix)]
-        for key in dropped:
-            del tensors[key]
-        dropped += state.beside if state.head else ()
-        return _Head(0, None, {}, (kind, classes), tuple((key, why) for key in dropped))
-    wide = weight is not None and weight.shape[-1:] == (2 * ARCHITECTURES[architecture].num_features,)
-    options = {} if decoder is None or decoder.problem else decoder.options
-    return _Head(classes, 'catavgmax' if classes and wide else None, options, (kind, classes))
-
-
-def _is_wanted(decoder: Decoder | None, wanted: HeadOptions) -> bool:
-    """Return whether a head, an ML-Decoder or None for a linear layer, is the one that was requested."""
-    if wanted.head is None or decoder is None or wanted.head == 'linear':
-        return wanted.head in (None, 'linear' if decoder is None else 'ml_decoder')
-    groups = decoder.num_of_groups if wanted.num_of_groups is None else wanted.num_of_groups
-    same = min(groups, decoder.num_classes) == decoder.num_of_groups
-    return same and wanted.decoder_embedding in (None, decoder.decoder_embedding)
 
 
 def _check_fit(checkpoint: Checkpoint, state: TimmState, architecture: str, shapes: dict[str, tuple[int, ...]]) -> None:
